@@ -1,0 +1,38 @@
+# Everything runs in .venv, which `make` itself fills with the tested versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo ui test lint notebooks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## make .venv and install the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## the whole path on drawn tyres: S3, training, registry, prediction
+	$(BIN)/python -m tyre_lightning.demo
+
+ui: ## open the MLflow UI on port 5000
+	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db
+
+test: install ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: install ## execute the notebooks on the demo's images and runs
+	$(BIN)/python -m tyre_lightning.demo --notebooks
+
+clean: ## remove what the demo and the tests leave
+	rm -rf demo outputs mlruns mlflow.db predictions.* .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,3 @@
+"""Tell good tyres from defective ones, from the pictures in the plant's data lake."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,126 @@
+"""What train.py and predict.py share: configs are checked first, and a user's mistake is one line, not a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tyre_lightning.config import SCHEMAS, TrainConfig, known_keys, to_predict_config, to_train_config
+from tyre_lightning.errors import UserError
+
+USER_ERROR = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def run(main: Callable[[], Any]) -> int:
+    """Call a Hydra main; gives the exit code and prints a user's mistake as one sentence.
+
+    With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        main()
+        return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
+    try:
+        main()
+    except UserError as error:
+        return _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(explain(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Refuse keys that the schema does not know (``+key=value`` slips past Hydra's own check) and impossible values.
+
+    Raises:
+        UserError: names the key, and the nearest valid one or the values that are possible.
+    """
+    schema = OmegaConf.get_type(cfg)
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        raise UserError("the config has no schema: keep train_schema or predict_schema first in its defaults list")
+    for key in _unknown_keys(cfg, schema, ""):
+        raise UserError(unknown_key(key, schema))
+    (to_train_config if schema is TrainConfig else to_predict_config)(cfg)
+
+
+def guard(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Run a task on a checked config; ends the process at a user's mistake, unless other runs of a sweep wait."""
+    try:
+        check_config(cfg)
+        return task(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        raise SystemExit(_fail(str(error))) from None
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors as one sentence."""
+    texts = [str(item) for item in (error, error.__cause__) if item is not None]
+    whole = "\n".join(texts)
+    if isinstance(error, MissingConfigException) and error.options:
+        return _missing_option(texts[0], list(error.options))
+    key = re.search(r"full_key: (\S+)", whole)
+    if key and re.search(r"Key '.*' not in '", whole):
+        place = re.search(r"In '(\S+)': \w+ raised while composing", whole)
+        return unknown_key(key[1], _schema(whole), f" (in conf/{place[1]}.yaml)" if place else "")
+    if key:
+        return f"{key[1]}: {texts[-1].splitlines()[0]}"
+    return " ".join(line.strip() for line in texts[0].splitlines() if line and not line.startswith("See http"))
+
+
+def unknown_key(key: str, schema: type, place: str = "") -> str:
+    """The sentence about a key that no schema has, with the nearest that one has."""
+    known = known_keys(schema)
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
+    return f"unknown config key '{key}'{place}{hint}"
+
+
+def _schema(text: str) -> type:
+    """The schema that an error of OmegaConf is about; train's where it does not say."""
+    name = re.search(r"object_type=(\w+)", text)
+    return next((schema for schema in SCHEMAS.values() if name and schema.__name__ == name[1]), SCHEMAS["train"])
+
+
+def _missing_option(text: str, options: list[str]) -> str:
+    wanted = re.search(r"Could not find '([^']+)'", text)
+    group, _, name = (wanted[1] if wanted else "").rpartition("/")
+    choices = [option for option in options if option != "default" or len(options) == 1]
+    nearest = difflib.get_close_matches(name, choices, n=1)
+    hint = f" did you mean {nearest[0]}?" if nearest else ""
+    return f"there is no {group}={name}:{hint} choose from {', '.join(choices)}"
+
+
+def _unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterable[str]:
+    defaults = {item.name: item.default_factory for item in fields(schema)}
+    for name in node:
+        factory: Any = defaults.get(str(name))
+        if name not in defaults:
+            yield prefix + str(name)
+        elif isinstance(factory, type) and is_dataclass(factory):
+            yield from _unknown_keys(node[name], factory, f"{prefix}{name!s}.")
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return USER_ERROR

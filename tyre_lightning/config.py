@@ -1,0 +1,313 @@
+"""The schema of every config value: names, types, defaults and what they mean.
+
+The dataclasses stand first in the defaults lists of ``conf/*.yaml``, so that an unknown or misspelt key fails wherever
+it was written: on the command line, in an experiment file or behind ``+``. This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from tyre_lightning.errors import UserError
+
+BACKBONES = (
+    *(f"efficientnet_b{i}" for i in range(8)),
+    "efficientnet_v2_s",
+    *(f"efficientnet_lite{i}" for i in range(3)),
+)
+
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+
+
+class EvalCrop(Enum):
+    """What of an image evaluation looks at."""
+
+    whole = "whole"
+    center = "center"
+
+
+class Unreadable(Enum):
+    """What happens when an image cannot be decoded."""
+
+    skip = "skip"
+    error = "error"
+
+
+class ClassWeights(Enum):
+    """How classes weigh in the loss."""
+
+    none = "none"
+    balanced = "balanced"
+
+
+class WorkerStart(Enum):
+    """How DataLoader workers are started; ``auto`` is the platform's own way."""
+
+    auto = "auto"
+    fork = "fork"
+    forkserver = "forkserver"
+    spawn = "spawn"
+
+
+@dataclass
+class S3Config:
+    """Where the S3 service is. Credentials are never here: they come from the standard AWS chain."""
+
+    endpoint_url: str | None = None  # null: AWS itself, or AWS_ENDPOINT_URL
+    region: str | None = None
+    profile: str | None = None  # a profile of ~/.aws/config
+    path_style: bool | None = None  # null: path-style wherever an endpoint is given
+
+
+@dataclass
+class UsageConfig:
+    """The folder names of the three usages below the root."""
+
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images; evaluation never sees them."""
+
+    min_scale: float = 0.35  # smallest share of the image's area that a random crop keeps
+    flip: bool = True  # mirror left-right and top-bottom, each half of the time
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.1
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they reach the model."""
+
+    root: str | None = None  # s3://bucket/prefix/version, or a folder with <usage>/<class>/... below it
+    bucket: str | None = None  # with prefix, another way to write root: s3://<bucket>/<prefix>
+    prefix: str | None = None  # the data version
+    usage: UsageConfig = field(default_factory=UsageConfig)
+    classes: list[str] | None = None  # null: every class folder below train
+    good_class: str | None = None  # null: a class named good, ok, non_defective, ...
+    val_fraction: float = 0.15  # share of train held out where there is no val folder
+    image_size: int | None = None  # pixels; null: the backbone's own
+    eval_crop: EvalCrop = EvalCrop.whole
+    batch_size: int = 32  # images per optimiser step, over all devices together
+    num_workers: int | None = None  # DataLoader processes per device; null: the cores, at most 8
+    worker_start: WorkerStart = WorkerStart.auto
+    unreadable: Unreadable = Unreadable.skip
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine to zero."""
+
+    backbone_lr: float = 5e-4
+    head_lr: float = 3e-3
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.1  # share of all steps
+
+
+@dataclass
+class ModelConfig:
+    """The classifier: backbone, weights, loss and optimiser."""
+
+    name: str = "efficientnet_lite0"
+    weights: str = "imagenet"  # imagenet, none, or a path or s3:// URI of a .ckpt, .pt, .pth or .safetensors file
+    dropout: float | None = None  # null: the backbone's own
+    label_smoothing: float = 0.1
+    class_weights: ClassWeights = ClassWeights.none
+    freeze_epochs: int = 0  # epochs in which only the head learns
+    channels_last: bool = True
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class TrainerConfig:
+    """What is passed to ``lightning.Trainer``, under the same names."""
+
+    max_epochs: int = 14
+    accelerator: str = "auto"
+    devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
+    precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    deterministic: bool = True  # the same seed gives the same run on the same machine
+    log_every_n_steps: int = 10
+    limit_train_batches: float | None = None
+    limit_val_batches: float | None = None
+    limit_test_batches: float | None = None
+    enable_progress_bar: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """Which checkpoints are kept: the best by ``monitor``, and the last."""
+
+    monitor: str = "val/f1"
+    mode: str = "max"
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Stop when ``monitor`` has not improved for ``patience`` epochs; null: never."""
+
+    monitor: str = "val/f1"
+    mode: str = "max"
+    patience: int | None = None
+
+
+@dataclass
+class EmaConfig:
+    """Exponential moving average of the weights, used for validation and for the saved model; null: off."""
+
+    decay: float | None = None
+
+
+@dataclass
+class CallbacksConfig:
+    """What watches the training."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+
+@dataclass
+class LoggerConfig:
+    """The MLflow server (or database file) that records runs and models."""
+
+    tracking_uri: str = DEFAULT_TRACKING_URI
+    experiment: str = "tyre-defects"
+    run_name: str | None = None  # null: the backbone's name
+    registered_model: str | None = "tyre-defects"  # null: the model is logged, not registered
+    system_metrics: bool = True
+
+
+@dataclass
+class PathsConfig:
+    """Where files go."""
+
+    output_dir: str = "outputs"  # every run makes its own folder in it
+
+
+@dataclass
+class TrainConfig:
+    """``python train.py``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    ckpt_path: str | None = None  # resume: a checkpoint's path, or last
+
+
+@dataclass
+class PredictConfig:
+    """``python predict.py``."""
+
+    model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
+    input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
+    output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
+    batch_size: int = 32
+    accelerator: str = "auto"  # auto, cpu or gpu
+    tracking_uri: str = DEFAULT_TRACKING_URI
+    s3: S3Config = field(default_factory=S3Config)
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "predict": PredictConfig}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra; idempotent."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def known_keys(schema: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a schema, inner nodes included."""
+    keys: list[str] = []
+    for item in fields(schema):
+        keys.append(prefix + item.name)
+        default = item.default_factory if callable(item.default_factory) else None
+        if isinstance(default, type) and is_dataclass(default):
+            keys += known_keys(default, f"{prefix}{item.name}.")
+    return keys
+
+
+def to_train_config(cfg: Any) -> TrainConfig:
+    """A composed config as typed, checked values.
+
+    Raises:
+        UserError: a value is out of range, or something needed is missing.
+    """
+    config = cfg if isinstance(cfg, TrainConfig) else OmegaConf.to_object(cfg)
+    assert isinstance(config, TrainConfig)
+    config.data.root = data_root(config.data)
+    check_ranges(config)
+    return config
+
+
+def to_predict_config(cfg: Any) -> PredictConfig:
+    """Like :func:`to_train_config`, for ``predict.py``."""
+    config = cfg if isinstance(cfg, PredictConfig) else OmegaConf.to_object(cfg)
+    assert isinstance(config, PredictConfig)
+    for key in ("model", "input"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
+    _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
+    return config
+
+
+def data_root(data: DataConfig) -> str:
+    """The root from ``data.root``, or from ``data.bucket`` and ``data.prefix``.
+
+    Raises:
+        UserError: neither or both are given.
+    """
+    if data.root and data.bucket:
+        raise UserError("data.root and data.bucket both say where the images are: give one of them")
+    if data.bucket:
+        return f"s3://{data.bucket}/{data.prefix or ''}".rstrip("/")
+    if not data.root:
+        raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
+    return data.root if data.root.startswith("s3://") else os.path.expanduser(data.root)
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """Raise a :class:`UserError` for the first value that no training can use."""
+    data, model, trainer = config.data, config.model, config.trainer
+    if model.name not in BACKBONES:
+        raise UserError(f"model.name='{model.name}' is not known: choose from {', '.join(BACKBONES)}")
+    if data.classes is not None and len(set(data.classes)) < max(2, len(data.classes)):
+        raise UserError(f"data.classes={data.classes} must name at least two classes, each once")
+    _require("data.val_fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1")
+    _require("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1")
+    _require("data.num_workers", data.num_workers, data.num_workers is None or data.num_workers >= 0, "0 or more")
+    _require("data.image_size", data.image_size, data.image_size is None or data.image_size >= 32, "at least 32")
+    _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
+    _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
+    _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
+    _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
+             0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
+    _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    decay = config.callbacks.ema.decay
+    _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
+
+
+def _require(key: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{key}={value} must be {wanted}")

@@ -1,0 +1,131 @@
+"""A catalog's images as a map-style dataset that fetches a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from tyre_lightning.config import Unreadable
+from tyre_lightning.data.decoding import decode
+from tyre_lightning.data.transforms import Augmentation, Preprocessing
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.store import Store
+
+
+class Batch(NamedTuple):
+    """What a training or evaluation step gets."""
+
+    image: Tensor  # uint8 [N, 3, H, W]
+    label: Tensor  # int64 [N]
+    key: list[str]  # N keys
+    unreadable: list[UnreadableImage]  # images of this batch that are not in it
+
+
+class Sample(NamedTuple):
+    """One decoded image: uint8 [3, H, W], its class index and its key."""
+
+    image: Tensor
+    label: int
+    key: str
+
+
+class TyreDataset(Dataset[Sample | UnreadableImage]):
+    """The images of one catalog, fetched when asked for.
+
+    Args:
+        store: where the bytes lie.
+        catalog: which images.
+        classes: class names in index order.
+        preprocessing: evaluation's transform.
+        augmentation: training's transform; None for evaluation.
+        unreadable: ``skip`` returns an :class:`UnreadableImage` in place of a sample; ``error`` raises it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        unreadable: Unreadable = Unreadable.skip,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._class_to_idx = {name: index for index, name in enumerate(classes)}
+        self._preprocessing = preprocessing
+        self._augmentation = augmentation
+        self._unreadable = unreadable
+
+    def __len__(self) -> int:
+        return len(self._catalog)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | UnreadableImage:
+        """The sample of an (index, seed) pair, as an :class:`EpochSampler` gives them."""
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> list[Sample | UnreadableImage]:
+        """A batch at once, so that its images are fetched concurrently."""
+        keys = [self._catalog.key(index) for index, _ in items]
+        return [
+            self._sample(data, key, index, seed)
+            for data, key, (index, seed) in zip(self._store.get_many(keys), keys, items, strict=True)
+        ]
+
+    def _sample(self, data: bytes, key: str, index: int, seed: int) -> Sample | UnreadableImage:
+        try:
+            image = decode(data, key)
+        except UnreadableImage as error:
+            if self._unreadable is Unreadable.error:
+                raise
+            return error
+        view = self._augmentation(image, seed) if self._augmentation else self._preprocessing(image)
+        return Sample(view, self._class_to_idx[self._catalog.label(index)], key)
+
+
+def collate(samples: Sequence[Sample | UnreadableImage], size: int) -> Batch:
+    """Stack samples; what could not be read is listed beside them. An empty batch has images [0, 3, size, size]."""
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    bad = [sample for sample in samples if isinstance(sample, UnreadableImage)]
+    images = torch.stack([s.image for s in good]) if good else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+    return Batch(images, torch.tensor([s.label for s in good], dtype=torch.int64), [s.key for s in good], bad)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Gives (index, seed) pairs: an epoch's order and every image's random draw follow from ``seed`` and the epoch.
+
+    Over several processes, taken together, a global batch is the same as in one process. In training every process
+    gets the same number of images (at most ``world - 1`` are repeated); in evaluation no image is repeated, so that
+    none is counted twice.
+    """
+
+    def __init__(self, length: int, *, seed: int, train: bool, rank: int = 0, world: int = 1) -> None:
+        self._length = length
+        self._seed = seed
+        self._train = train
+        self._rank = rank
+        self._world = world
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        share = self._length - self._rank
+        if self._train:
+            share = self._length
+        return max(0, -(-share // self._world))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(self._length, generator=generator) if self._train else torch.arange(self._length)
+        draws = torch.randint(2**62, (self._length,), generator=generator)
+        padding = -self._length % self._world if self._train else 0
+        places = torch.cat([order, order[:padding]])[self._rank :: self._world]
+        return ((int(index), int(draws[index])) for index in places)

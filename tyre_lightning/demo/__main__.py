@@ -1,0 +1,125 @@
+"""``python -m tyre_lightning.demo``: the whole path on drawn tyre images.
+
+An embedded S3 server is filled with pictures; the ordinary train.py and predict.py do the rest with experiment=demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress
+
+from tyre_lightning.config import DEFAULT_TRACKING_URI
+from tyre_lightning.demo.drawing import CLASSES, write_lake
+from tyre_lightning.demo.server import S3Server
+from tyre_lightning.tracking.runs import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+PROJECT = Path(__file__).parents[2]
+LAKE = Path("demo", "lake")
+BUCKET = "tyres"
+COUNTS = {"train": 80, "test": 25, "new": 6}  # images of each class; "new" are for prediction
+MODEL = "tyre-demo"
+
+
+def main() -> int:
+    """Run the demo; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tyre_lightning.demo", description=__doc__)
+    parser.add_argument("--notebooks", action="store_true", help="execute the notebooks on the demo's images and runs")
+    options = parser.parse_args()
+    started = time.monotonic()
+    draw_lake()
+    try:
+        with S3Server(LAKE) as server:
+            environment = {**os.environ, **server.environment}
+            if options.notebooks:
+                return run_notebooks(environment)
+            return run_demo(environment, started)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the S3 server is stopped", file=sys.stderr)
+        return 130
+
+
+def run_demo(environment: dict[str, str], started: float) -> int:
+    """Train on the bucket, then predict on pictures that the model has not seen."""
+    root = f"s3://{BUCKET}/v1"
+    code = call(environment, "train.py", "experiment=demo", f"data.root={root}")
+    if code:
+        return code
+    model = newest_model()
+    arguments = [f"model=models:/{MODEL}/{model.version}", f"input={root}/new", "output=demo/predictions.csv"]
+    code = call(environment, "predict.py", *arguments)
+    if code:
+        return code
+    print(summary(model, time.monotonic() - started))
+    return 0
+
+
+def draw_lake() -> None:
+    """Draw the pictures, unless an earlier demo has."""
+    folder = LAKE / BUCKET / "v1"
+    if folder.is_dir():
+        return
+    partial = LAKE / BUCKET / ".v1"  # so that an interrupt leaves no half a lake behind
+    shutil.rmtree(partial, ignore_errors=True)
+    with Progress() as progress:
+        task = progress.add_task("drawing tyres", total=len(CLASSES) * sum(COUNTS.values()))
+        write_lake(partial, COUNTS, progress=lambda: progress.advance(task))
+    partial.rename(folder)
+
+
+def call(environment: dict[str, str], script: str, *arguments: str) -> int:
+    """Run one of the project's scripts as a user would, and show the command."""
+    print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
+    process = subprocess.Popen([sys.executable, str(PROJECT / script), *arguments], env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the script has had the Ctrl-C too and ends by itself, after saving
+
+
+def run_notebooks(environment: dict[str, str]) -> int:
+    """Execute every notebook against the demo's bucket and runs; a failing cell fails the whole."""
+    for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        code = call(environment, "notebooks/execute.py", str(path))
+        if code:
+            return code
+    return 0
+
+
+def newest_model() -> ModelVersion:
+    """The version that the demo's training has just registered."""
+    found = client().search_model_versions(f"name='{MODEL}'")
+    return max(found, key=lambda version: int(version.version))
+
+
+def client() -> MlflowClient:
+    """A client of where train.py has just recorded."""
+    return connect(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI))
+
+
+def summary(model: ModelVersion, seconds: float) -> str:
+    """Where everything is, and what it came to."""
+    metrics = client().get_run(str(model.run_id)).data.metrics
+    return f"""
+The demo took {seconds:.0f} s.
+  test accuracy  {metrics["test/accuracy"]:.1%} (guessing the largest class: {1 / len(CLASSES):.1%})
+  images         {LAKE / BUCKET}
+  model          models:/{MODEL}/{model.version}
+  predictions    demo/predictions.csv
+  runs           make ui, then http://localhost:5000"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The one kind of error that a user can mend."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave (config, data, address): one sentence that names the thing and what to do.
+
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
+class UnreadableImage(UserError):
+    """The bytes of one image cannot be decoded.
+
+    Args:
+        key: the image's key, as in the catalog.
+        reason: what the decoder found wrong.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)  # both in args, so that the error survives a trip between processes
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot decode image '{self.key}': {self.reason}"

@@ -1,0 +1,87 @@
+"""What is measured on validation and test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import (
+    BinaryAUROC,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+)
+
+
+class InspectionMetrics(nn.Module):
+    """Accuracy, macro F1, precision and recall per class, AUROC, and the confusion matrix they stand on.
+
+    Macro F1 and AUROC are means over the classes that occur among the images seen; a class of the model that the test
+    folder lacks does not pull them down. Works over several processes: every process updates with its own images and
+    :meth:`compute` gives all of them the whole.
+
+    Args:
+        classes: names in index order.
+        good_class: the class of tyres without a defect; with it, ``auroc_defective`` is measured on 1 - P(good).
+    """
+
+    def __init__(self, classes: Sequence[str], good_class: str | None) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.good = None if good_class is None else self.classes.index(good_class)
+        count = len(self.classes)
+        self.confusion = MulticlassConfusionMatrix(count)
+        self.auroc = MulticlassAUROC(count, average="none", thresholds=None)
+        self.auroc_defective = BinaryAUROC(thresholds=None)
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Count a batch: logits [N, classes], labels int64 [N]."""
+        if not len(label):
+            return
+        probability = logits.float().softmax(dim=1)
+        self.confusion.update(probability, label)
+        self.auroc.update(probability, label)
+        if self.good is not None:
+            self.auroc_defective.update(1 - probability[:, self.good], (label != self.good).long())
+
+    def matrix(self) -> Tensor:
+        """Confusion matrix int64 [classes, classes]: rows are the true classes, columns the predicted."""
+        matrix: Tensor = self.confusion.compute()
+        return matrix
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every metric by name; what the images cannot tell (a class without images) is left out."""
+        matrix = self.matrix().double()
+        true_positive, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        occurs = true > 0
+        scores = {
+            "accuracy": true_positive.sum() / true.sum(),
+            "f1": (2 * true_positive / (true + predicted))[occurs].mean(),
+            "images": true.sum(),
+        }
+        for index, name in enumerate(self.classes):
+            if occurs[index]:
+                scores[f"recall/{name}"] = true_positive[index] / true[index]
+            if predicted[index]:
+                scores[f"precision/{name}"] = true_positive[index] / predicted[index]
+        return scores | self._areas(occurs)
+
+    def _areas(self, occurs: Tensor) -> dict[str, Tensor]:
+        if occurs.sum() < 2:  # no class to tell the one class from
+            return {}
+        areas = {"auroc": self.auroc.compute()[occurs].mean()}
+        if self.good is not None and occurs[self.good]:
+            areas["auroc_defective"] = self.auroc_defective.compute()
+        return areas
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for metric in (self.confusion, self.auroc, self.auroc_defective):
+            metric.reset()
+
+
+def class_weights(counts: Sequence[int]) -> list[float]:
+    """Balanced loss weights: inversely proportional to a class's images, with a mean of 1 over all images."""
+    numbers = torch.tensor(counts, dtype=torch.float64)
+    weights: list[float] = (numbers.sum() / (len(numbers) * numbers)).tolist()
+    return weights

@@ -1,0 +1,101 @@
+"""The predictions file: parquet, csv or jsonl, written a batch at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tyre_lightning.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+class Writer(Protocol):
+    """Takes rows until it is closed."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+
+    def close(self) -> None:
+        """Finish the file's content."""
+
+
+class _Parquet:
+    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+        kinds = [pa.field(name, pa.float64() if name.startswith("p_") else pa.string()) for name in columns]
+        self._schema = pa.schema(kinds)
+        self._writer = pq.ParquetWriter(file, self._schema)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Text:
+    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._columns = columns
+
+    def close(self) -> None:
+        self._text.flush()
+        self._text.detach()
+
+
+class _Csv(_Text):
+    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+        super().__init__(file, columns)
+        self._writer = csv.DictWriter(self._text, columns)
+        self._writer.writeheader()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._writer.writerows(rows)
+
+
+class _Jsonl(_Text):
+    def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._text.write(json.dumps({name: row.get(name) for name in self._columns}, ensure_ascii=False) + "\n")
+
+
+_WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], Writer]] = {
+    ".parquet": _Parquet,
+    ".csv": _Csv,
+    ".jsonl": _Jsonl,
+}
+
+
+@contextmanager
+def open_writer(output: str, probabilities: Sequence[str]) -> Iterator[Writer]:
+    """A writer for ``key``, ``class``, the probabilities and ``error``.
+
+    The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
+
+    Raises:
+        UserError: the name's ending is not known, or the file cannot be written.
+    """
+    kind = _WRITERS.get(Path(output).suffix.lower())
+    if kind is None:
+        raise UserError(f"output={output} must end in one of {', '.join(_WRITERS)}")
+    partial = Path(f"{output}.part")
+    try:
+        partial.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            writer = kind(file, ["key", "class", *probabilities, "error"])
+            yield writer
+            writer.close()
+        os.replace(partial, output)
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)

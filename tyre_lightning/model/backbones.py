@@ -1,0 +1,160 @@
+"""The networks to choose from: EfficientNet B0 to B7 and V2-S as torchvision has them, and Lite0 to Lite2.
+
+EfficientNet: Tan and Le, arXiv:1905.11946; V2: arXiv:2104.00298. Lite is the same family without squeeze-and-excitation
+and with ReLU6, made by its authors for phones; on a CPU it is the fastest of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
+
+from tyre_lightning.config import BACKBONES
+from tyre_lightning.data.transforms import Preset
+from tyre_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Lite:
+    """Scaling and preset of one EfficientNet-Lite."""
+
+    width: float
+    depth: float
+    size: int
+    dropout: float
+
+
+_LITE = {
+    "efficientnet_lite0": _Lite(1.0, 1.0, 224, 0.2),
+    "efficientnet_lite1": _Lite(1.0, 1.1, 240, 0.2),
+    "efficientnet_lite2": _Lite(1.1, 1.2, 260, 0.3),
+}
+# expand ratio, kernel, stride, channels in and out, layers: table 1 of the EfficientNet paper
+_STAGES = (
+    (1, 3, 1, 32, 16, 1),
+    (6, 3, 2, 16, 24, 2),
+    (6, 5, 2, 24, 40, 2),
+    (6, 3, 2, 40, 80, 3),
+    (6, 5, 1, 80, 112, 3),
+    (6, 5, 2, 112, 192, 4),
+    (6, 3, 1, 192, 320, 1),
+)
+
+
+class Network(nn.Module):
+    """A backbone with its normalisation in front and a linear head behind: pixels in, logits out.
+
+    Args:
+        name: one of :data:`tyre_lightning.config.BACKBONES`.
+        num_classes: width of the head.
+        mean: per-channel mean, in units of the full scale.
+        std: per-channel standard deviation, likewise.
+        dropout: before the head; None for the backbone's own.
+        channels_last: keep weights and activations in the layout that CPUs and tensor cores convolve fastest.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        dropout: float | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(name)
+        drop, linear = self.backbone.classifier
+        self.backbone.classifier = nn.Identity()
+        self.head = nn.Sequential(
+            nn.Dropout(drop.p if dropout is None else dropout), nn.Linear(linear.in_features, num_classes)
+        )
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._layout)
+        # Not in the state dict: they are part of the preprocessing, which is saved beside the weights.
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255 (uint8 or float)."""
+        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
+        logits: Tensor = self.head(self.backbone(pixels.contiguous(memory_format=self._layout)))
+        return logits
+
+
+def check_name(name: str) -> None:
+    """Raise a :class:`UserError` that lists the choices, unless the name is one of them."""
+    if name not in BACKBONES:
+        raise UserError(f"the backbone '{name}' is not known: choose from {', '.join(BACKBONES)}")
+
+
+def build_backbone(name: str) -> EfficientNet:
+    """An EfficientNet with random weights and its ImageNet head.
+
+    Raises:
+        UserError: no backbone has that name.
+    """
+    check_name(name)
+    if name in _LITE:
+        return _build_lite(_LITE[name])
+    model: EfficientNet = get_model(name)
+    return model
+
+
+def preset(name: str) -> Preset:
+    """What the backbone's ImageNet weights were evaluated with.
+
+    Raises:
+        UserError: no backbone has that name.
+    """
+    check_name(name)
+    if name in _LITE:
+        size = _LITE[name].size
+        mean, std = 127 / 255, 128 / 255
+        return Preset(size + 32, size, "bicubic", (mean, mean, mean), (std, std, std))
+    transform = get_model_weights(name).DEFAULT.transforms()
+    return Preset(
+        resize=transform.resize_size[0],
+        crop=transform.crop_size[0],
+        interpolation=transform.interpolation.value,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )
+
+
+def _build_lite(lite: _Lite) -> EfficientNet:
+    last = len(_STAGES) - 1
+    stages = [
+        # The first and the last stage keep their depth in the Lite family.
+        MBConvConfig(*stage, width_mult=lite.width, depth_mult=1.0 if i in (0, last) else lite.depth, block=_lite_block)
+        for i, stage in enumerate(_STAGES)
+    ]
+    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+    model = EfficientNet(stages, dropout=lite.dropout, norm_layer=norm, last_channel=1280)
+    _relu6(model)
+    return model
+
+
+def _lite_block(*args: Any, **kwargs: Any) -> MBConv:
+    return MBConv(*args, **kwargs, se_layer=_no_squeeze)
+
+
+def _no_squeeze(*_: Any, **__: Any) -> nn.Module:
+    return nn.Identity()
+
+
+def _relu6(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.SiLU):
+            setattr(module, name, nn.ReLU6(inplace=True))
+        else:
+            _relu6(child)

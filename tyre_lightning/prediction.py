@@ -1,0 +1,184 @@
+"""Prediction, top to bottom: list, fetch, decode, classify, write; a batch at a time."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from tyre_lightning.config import PredictConfig, S3Config, to_predict_config
+from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.evaluation.predictions import open_writer
+from tyre_lightning.lake.catalog import is_image
+from tyre_lightning.lake.store import FolderStore, Store, open_store
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.tracking.registry import load_inspector
+
+
+@dataclass
+class Summary:
+    """What a prediction run found: images per class, how many could not be read, and where the rows are."""
+
+    output: str
+    classes: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
+
+    @property
+    def images(self) -> int:
+        """All images, readable or not."""
+        return self.classes.total() + self.unreadable
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images to predict on: everything below a store's root, or the named keys of it."""
+
+    store: Store
+    only: tuple[str, ...] | None = None
+
+    def keys(self) -> Iterator[str]:
+        """Image keys, as a stream."""
+        if self.only is not None:
+            yield from self.only
+        else:
+            base = len(self.store.key(""))  # a hidden folder above the root hides nothing
+            yield from (entry.key for entry in self.store.list() if is_image(entry.key[base:]))
+
+
+def predict(cfg: DictConfig) -> Summary:
+    """Predict on a composed config and write a row for each image.
+
+    Raises:
+        UserError: the model, the images or the output cannot be used.
+    """
+    config = to_predict_config(cfg)
+    source = open_source(str(config.input), config.s3)
+    total = sum(1 for _ in source.keys())  # listed twice rather than kept: memory does not grow with the images
+    if not total:
+        raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
+    inspector = load_inspector(str(config.model), config.tracking_uri)
+    inspector.network.to(_device(config))
+    summary = Summary(config.output)
+    with open_writer(config.output, inspector.columns()) as writer, _progress() as progress:
+        task = progress.add_task("predicting", total=total)
+        for rows in predict_batches(inspector, source.store, source.keys(), config.batch_size):
+            writer.write(rows)
+            summary.classes.update(row["class"] for row in rows if row["error"] is None)
+            summary.unreadable += sum(row["error"] is not None for row in rows)
+            progress.advance(task, len(rows))
+    show(summary, inspector)
+    return summary
+
+
+def predict_batches(
+    inspector: Inspector, store: Store, keys: Iterable[str], batch_size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows (``key``, ``class``, probabilities, ``error``) of a stream of keys, in order and a batch at a time.
+
+    While the network works on one batch, the next is fetched and decoded.
+    """
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
+
+        def load(batch: Sequence[str]) -> list[Tensor | UnreadableImage]:
+            return list(decoders.map(partial(_read, inspector), store.get_many(batch), batch))
+
+        batches = _batched(keys, batch_size)
+        batch = next(batches, [])
+        loading = ahead.submit(load, batch)
+        while batch:
+            images = loading.result()
+            following = next(batches, [])
+            loading = ahead.submit(load, following)
+            yield _rows(inspector, batch, images)
+            batch = following
+
+
+def open_source(address: str, s3: S3Config) -> Source:
+    """The images that an ``s3://`` address, a folder, a file or a glob names.
+
+    Raises:
+        UserError: there is nothing there.
+    """
+    if address.startswith("s3://"):
+        return _s3_source(address, s3)
+    path = os.path.expanduser(address)
+    if os.path.isdir(path):
+        return Source(FolderStore(path))
+    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    if not files:
+        raise UserError(f"input={address} is no file, folder, glob with a match, or s3:// address")
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    store = FolderStore(root)
+    return Source(store, tuple(store.key(Path(os.path.abspath(f)).relative_to(root).as_posix()) for f in files))
+
+
+def _s3_source(address: str, s3: S3Config) -> Source:
+    """A prefix; or one object, when the address ends like an image."""
+    folder, _, name = address.rpartition("/")
+    if not is_image(name):
+        return Source(open_store(address, s3))
+    store = open_store(folder, s3)
+    return Source(store, (store.key(name),))
+
+
+def show(summary: Summary, inspector: Inspector) -> None:
+    """Print how many images fell into each class."""
+    table = Table(title=f"{summary.images} images")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("share", justify="right")
+    rows = [(name, summary.classes[name]) for name in inspector.classes]
+    for name, count in [*rows, ("unreadable", summary.unreadable)]:
+        table.add_row(name, str(count), f"{count / max(1, summary.images):.1%}")
+    console = Console()
+    console.print(table)
+    console.print(f"a row for each image is in {summary.output}", highlight=False)
+
+
+def _read(inspector: Inspector, data: bytes, key: str) -> Tensor | UnreadableImage:
+    try:
+        return inspector.read(data, key)
+    except UnreadableImage as error:
+        return error
+
+
+def _rows(
+    inspector: Inspector, keys: Sequence[str], images: Sequence[Tensor | UnreadableImage]
+) -> list[dict[str, Any]]:
+    answers = iter(inspector.answers([image for image in images if isinstance(image, Tensor)]))
+    return [
+        {"key": key, **next(answers), "error": None}
+        if isinstance(image, Tensor)
+        else {"key": key, "class": None, "error": image.reason}
+        for key, image in zip(keys, images, strict=True)
+    ]
+
+
+def _batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    stream = iter(keys)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def _device(config: PredictConfig) -> torch.device:
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu, but PyTorch sees no GPU here: use accelerator=cpu")
+    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

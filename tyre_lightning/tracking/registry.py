@@ -1,0 +1,112 @@
+"""Models in MLflow's registry: putting one in, and getting one out."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyre_lightning
+from tyre_lightning.errors import UserError
+from tyre_lightning.model.inspector import SPEC_FILE, Inspector
+from tyre_lightning.tracking import served_model_path
+from tyre_lightning.tracking.runs import Run, connect
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+MODEL_FOLDER = "model"
+# What the served model imports, at the versions it was trained with.
+_REQUIREMENTS = (
+    "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
+    "numpy", "pyarrow", "pandas", "boto3",
+)  # fmt: skip
+
+
+def register(run: Run, inspector: Inspector) -> str:
+    """Log a model to a run and, where a name is configured, register it; gives the URI to load it by."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, MODEL_FOLDER)
+        inspector.save(Path(scratch, "inspector"))
+        _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
+        run.client.log_artifacts(run.id, str(folder), MODEL_FOLDER)
+    name = run.config.registered_model
+    if not name:
+        return f"runs:/{run.id}/{MODEL_FOLDER}"
+    return f"models:/{name}/{_create_version(run, name)}"
+
+
+def load_inspector(model: str, tracking_uri: str) -> Inspector:
+    """The inspector that a ``models:/`` or ``runs:/`` URI, a checkpoint or a saved folder names.
+
+    Raises:
+        UserError: there is no such model, or it is not one of this project's.
+    """
+    if model.startswith(("models:/", "runs:/")):
+        return _from_mlflow(model, tracking_uri)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Inspector.load(_inspector_folder(path, model))
+    if path.is_file():
+        return Inspector.from_checkpoint(path)
+    raise UserError(f"model={model} is neither a models:/ or runs:/ URI nor a file or folder that exists")
+
+
+def _from_mlflow(model: str, tracking_uri: str) -> Inspector:
+    import mlflow
+
+    connect(tracking_uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=scratch)
+        except Exception as error:  # MLflow, its stores and their clients each raise their own
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"model={model} cannot be loaded: {reason}") from error
+        return Inspector.load(_inspector_folder(Path(folder), model))
+
+
+def _inspector_folder(folder: Path, model: str) -> Path:
+    for candidate in (folder, folder / "artifacts" / "inspector"):
+        if (candidate / SPEC_FILE).is_file():
+            return candidate
+    raise UserError(f"model={model} holds no {SPEC_FILE}: it was not made by train.py")
+
+
+def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> None:
+    import mlflow
+
+    warnings.filterwarnings("ignore", module="mlflow.pyfunc")  # advice on type hints; there is a signature
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(served_model_path()),
+        artifacts={"inspector": str(inspector_folder)},
+        code_paths=[str(Path(tyre_lightning.__file__).parent)],
+        signature=signature(inspector),
+        pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+        metadata={"classes": inspector.classes, "backbone": inspector.name},
+    )
+
+
+def signature(inspector: Inspector) -> ModelSignature:
+    """Image bytes in; class, probabilities and error out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    answers: list[Any] = [ColSpec("string", "class", required=False)]
+    answers += [ColSpec("double", name, required=False) for name in inspector.columns()]
+    answers += [ColSpec("string", "error", required=False)]
+    return ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers))
+
+
+def _create_version(run: Run, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{run.client.get_run(run.id).info.artifact_uri}/{MODEL_FOLDER}"
+    return str(run.client.create_model_version(name, source, run_id=run.id).version)

@@ -1,0 +1,251 @@
+"""Training, top to bottom: data, model, fit, test, register."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import callbacks as lc
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from tyre_lightning.config import ClassWeights, TrainConfig, to_train_config
+from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.metrics import class_weights
+from tyre_lightning.model.backbones import preset
+from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.model.weights import load_weights
+from tyre_lightning.tracking.callbacks import LogConfusion
+from tyre_lightning.tracking.registry import register
+from tyre_lightning.tracking.runs import SWEEP_TAG, Run, tracked_run, without_password
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train on a composed config, test the best checkpoint and register it; gives the last metrics by name.
+
+    Raises:
+        UserError: something in the config, the lake or the addresses it names cannot be used.
+    """
+    config = to_train_config(cfg)
+    quiet()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    resume = find_checkpoint(config)
+    preprocessing = Preprocessing.of(preset(config.model.name), config.data)
+    data = TyreDataModule(config.data, config.s3, preprocessing, config.seed)
+    model = build_model(config, data, pretrained=resume is None)
+    folder = run_folder(config)
+    with tracked_run(config.logger, config.logger.run_name or config.model.name, run_tags()) as run:
+        record_setup(run, cfg, data)
+        trainer = build_trainer(config, run, folder)
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        best = record_checkpoints(run, trainer)
+        metrics = dict(trainer.callback_metrics)
+        if data.test is not None:
+            trainer.test(model, data, ckpt_path=best, weights_only=True)
+            metrics |= trainer.callback_metrics
+        uri = register(run, Inspector.from_checkpoint(best))
+    log.info("run %s, best checkpoint %s", run.id, best)
+    log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def quiet() -> None:
+    """Silence what libraries say to their own developers, and Lightning's second copy of every message."""
+    logging.getLogger("lightning.pytorch").propagate = False
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    tips.addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) -> TyreClassifier:
+    """The classifier for a data set; ``pretrained`` fills it with the configured weights.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    options = config.model
+    balanced = options.class_weights is ClassWeights.balanced
+    model = TyreClassifier(
+        name=options.name,
+        classes=list(data.classes),
+        preprocessing=data.preprocessing.to_dict(),
+        good_class=data.good_class,
+        dropout=options.dropout,
+        label_smoothing=options.label_smoothing,
+        class_weights=class_weights(list(data.train.counts().values())) if balanced else None,
+        freeze_epochs=options.freeze_epochs,
+        channels_last=options.channels_last,
+        optimizer=asdict(options.optimizer),
+    )
+    if pretrained:
+        load_weights(model.network, options.name, options.weights, config.s3)
+    return model
+
+
+def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
+    """Lightning's trainer with this project's callbacks.
+
+    Raises:
+        UserError: the accelerator is missing.
+    """
+    options = config.trainer
+    logger = MLFlowLogger(config.logger.experiment, tracking_uri=config.logger.tracking_uri, run_id=run.id)
+    gpu = uses_gpu(options.accelerator)
+    precision: Any = options.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if gpu else "32-true"
+    count = device_count(options.devices, gpu)
+    # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
+    # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
+    unused = config.model.freeze_epochs > 0
+    strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
+    return L.Trainer(
+        accelerator="gpu" if gpu else options.accelerator,
+        devices=options.devices,
+        strategy=strategy,
+        precision=precision,
+        max_epochs=options.max_epochs,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        gradient_clip_val=options.gradient_clip_val,
+        deterministic="warn" if options.deterministic else False,
+        sync_batchnorm=gpu and count > 1,
+        log_every_n_steps=options.log_every_n_steps,
+        limit_train_batches=_share(options.limit_train_batches),
+        limit_val_batches=_share(options.limit_val_batches),
+        limit_test_batches=_share(options.limit_test_batches),
+        enable_progress_bar=options.enable_progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
+        num_sanity_val_steps=0,
+        logger=logger,
+        callbacks=build_callbacks(config, folder),
+        default_root_dir=folder,
+    )
+
+
+def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
+    """Checkpoints (best and last), learning rates, the confusion matrix, and what is switched on beside them."""
+    options = config.callbacks
+    found: list[L.Callback] = [
+        lc.ModelCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor=options.checkpoint.monitor,
+            mode=options.checkpoint.mode,
+            enable_version_counter=False,
+        ),
+        # Apart from the best, so that what an interrupt leaves never takes the best one's place.
+        lc.ModelCheckpoint(
+            dirpath=folder / "checkpoints", filename="last", save_on_exception=True, enable_version_counter=False
+        ),
+        lc.LearningRateMonitor(logging_interval="step"),
+        LogConfusion(),
+    ]
+    stop = options.early_stopping
+    if stop.patience is not None:
+        found.append(lc.EarlyStopping(stop.monitor, mode=stop.mode, patience=stop.patience))
+    if options.ema.decay is not None:
+        found.append(lc.EMAWeightAveraging(decay=options.ema.decay))
+    return found
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Whether a GPU is used.
+
+    Raises:
+        UserError: one is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not available:
+        raise UserError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
+    return available and accelerator in ("gpu", "cuda", "auto")
+
+
+def device_count(devices: Any, gpu: bool) -> int:
+    """How many processes ``trainer.devices`` asks for.
+
+    Raises:
+        UserError: it is neither a count, -1 nor a list of indices.
+    """
+    if OmegaConf.is_list(devices) or isinstance(devices, list):
+        return len(devices)
+    if not isinstance(devices, int) or devices == 0 or devices < -1:
+        raise UserError(f"trainer.devices={devices} must be a count, -1 for all, or a list of indices")
+    if devices == -1:
+        return torch.cuda.device_count() if gpu else 1
+    return devices
+
+
+def find_checkpoint(config: TrainConfig) -> str | None:
+    """The checkpoint to resume from.
+
+    Raises:
+        UserError: there is none.
+    """
+    if config.ckpt_path is None:
+        return None
+    if config.ckpt_path != "last":
+        if not os.path.isfile(config.ckpt_path):
+            raise UserError(f"ckpt_path={config.ckpt_path} does not exist: give a checkpoint's path, or last")
+        return config.ckpt_path
+    found = sorted(Path(config.paths.output_dir, "train").glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
+    if not found:
+        raise UserError(f"ckpt_path=last: no run in {config.paths.output_dir}/train has left a checkpoint yet")
+    log.info("resuming from %s", found[-1])
+    return str(found[-1])
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder of this run: Hydra's, or ``paths.output_dir`` when called from Python."""
+    return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.paths.output_dir)
+
+
+def run_tags() -> dict[str, str]:
+    """Which sweep a run belongs to, if to any."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return {SWEEP_TAG: HydraConfig.get().sweep.dir}
+    return {}
+
+
+def record_setup(run: Run, cfg: DictConfig, data: TyreDataModule) -> None:
+    """Record the config, resolved and composed, and what the data turned out to be."""
+    shown = cfg.copy()
+    shown.logger.tracking_uri = without_password(cfg.logger.tracking_uri)
+    resolved = OmegaConf.to_container(shown, resolve=True, enum_to_str=True)
+    assert isinstance(resolved, dict)
+    counts = {usage: catalog.counts() for usage, catalog in data.catalogs().items()}
+    found = {"classes": list(data.classes), "good_class": data.good_class, "images": counts}
+    run.log_params({**{str(key): value for key, value in resolved.items()}, "found": found})
+    run.log_text(OmegaConf.to_yaml(shown, resolve=True), "config.yaml")
+    for usage, catalog in data.catalogs().items():
+        ignored = f" ({catalog.ignored} other files ignored)" if catalog.ignored else ""
+        log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
+
+
+def record_checkpoints(run: Run, trainer: L.Trainer) -> str:
+    """Record the best and the last checkpoint as artifacts; gives the best one's path."""
+    best, last = (item for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint))
+    for saved in (best, last):
+        run.log_file(saved.best_model_path, "checkpoints")
+    return best.best_model_path
+
+
+def _share(limit: float | None) -> int | float | None:
+    """Lightning takes a whole number as a count of batches and a fraction as a share."""
+    return int(limit) if limit is not None and limit > 1 else limit
