@@ -12,7 +12,7 @@ help: ## list the targets
 install: $(VENV)/.installed ## make .venv and install the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## the whole path on drawn tyres: S3, training, registry, prediction
 	$(BIN)/python -m tyre_lightning.demo
 
-ui: ## open the MLflow UI on port 5000
+ui: install ## open the MLflow UI on port 5000
 	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
 test: install ## run the tests

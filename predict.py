@@ -1,5 +1,6 @@
 """Predict the class of images: ``python predict.py model=models:/tyre-defects/1 input=folder``."""
 
+import os
 import sys
 
 import hydra
@@ -14,6 +15,8 @@ SOME_UNREADABLE = 3
 
 def task(cfg: DictConfig) -> int:
     """Import what is heavy only now that the config has been found good; gives the number of unreadable images."""
+    # Decoding and the network share the cores: threads that spin while they wait would take them from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from tyre_lightning.prediction import predict
 
     return predict(cfg).unreadable

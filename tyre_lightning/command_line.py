@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -77,10 +77,12 @@ def explain(error: Exception) -> str:
     whole = "\n".join(texts)
     if isinstance(error, MissingConfigException) and error.options:
         return _missing_option(texts[0], list(error.options))
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' as key=value: {texts[0].splitlines()[0]}; quote special characters"
     key = re.search(r"full_key: (\S+)", whole)
     if key and re.search(r"Key '.*' not in '", whole):
         place = re.search(r"In '(\S+)': \w+ raised while composing", whole)
-        return unknown_key(key[1], _schema(whole), f" (in conf/{place[1]}.yaml)" if place else "")
+        return unknown_key(key[1], _schema(whole), f" (in {place[1]})" if place else "")
     if key:
         return f"{key[1]}: {texts[-1].splitlines()[0]}"
     return " ".join(line.strip() for line in texts[0].splitlines() if line and not line.startswith("See http"))

@@ -134,7 +134,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 14
+    max_epochs: int = 13
     accelerator: str = "auto"
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere

@@ -47,11 +47,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     preprocessing = Preprocessing.of(preset(config.model.name), config.data)
     data = TyreDataModule(config.data, config.s3, preprocessing, config.seed)
     model = build_model(config, data, pretrained=resume is None)
+    if resume is not None:
+        check_checkpoint(resume, model)
     folder = run_folder(config)
     with tracked_run(config.logger, config.logger.run_name or config.model.name, run_tags()) as run:
         record_setup(run, cfg, data)
         trainer = build_trainer(config, run, folder)
-        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        fit(trainer, model, data, resume)
         best = record_checkpoints(run, trainer)
         metrics = dict(trainer.callback_metrics)
         if data.test is not None:
@@ -66,6 +68,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def quiet() -> None:
     """Silence what libraries say to their own developers, and Lightning's second copy of every message."""
     logging.getLogger("lightning.pytorch").propagate = False
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -211,6 +214,21 @@ def find_checkpoint(config: TrainConfig) -> str | None:
     return str(found[-1])
 
 
+def check_checkpoint(path: str, model: TyreClassifier) -> None:
+    """Refuse to resume another model's training.
+
+    Raises:
+        UserError: the file is no checkpoint, or its backbone or classes differ.
+    """
+    saved = Inspector.from_checkpoint(path)
+    for key, theirs, ours in (
+        ("model.name", saved.name, model.hparams["name"]),
+        ("data.classes", saved.classes, model.hparams["classes"]),
+    ):
+        if theirs != ours:
+            raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
+
+
 def run_folder(config: TrainConfig) -> Path:
     """The folder of this run: Hydra's, or ``paths.output_dir`` when called from Python."""
     return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.paths.output_dir)
@@ -230,12 +248,20 @@ def record_setup(run: Run, cfg: DictConfig, data: TyreDataModule) -> None:
     resolved = OmegaConf.to_container(shown, resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     counts = {usage: catalog.counts() for usage, catalog in data.catalogs().items()}
-    found = {"classes": list(data.classes), "good_class": data.good_class, "images": counts}
+    found = {"root": data.store.root, "classes": list(data.classes), "good_class": data.good_class, "images": counts, "ignored": data.ignored}
     run.log_params({**{str(key): value for key, value in resolved.items()}, "found": found})
     run.log_text(OmegaConf.to_yaml(shown, resolve=True), "config.yaml")
     for usage, catalog in data.catalogs().items():
-        ignored = f" ({catalog.ignored} other files ignored)" if catalog.ignored else ""
+        ignored = f" ({data.ignored[usage]} other files ignored)" if usage in data.ignored else ""
         log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
+
+
+def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: str | None) -> None:
+    """Fit; a Ctrl-C leaves ``last.ckpt`` and goes on as the KeyboardInterrupt that Lightning makes an exit of."""
+    try:
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        raise KeyboardInterrupt from None
 
 
 def record_checkpoints(run: Run, trainer: L.Trainer) -> str:

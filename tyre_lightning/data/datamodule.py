@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 
 from tyre_lightning.config import DataConfig, S3Config, WorkerStart
-from tyre_lightning.data.dataset import Batch, EpochSampler, TyreDataset, collate
+from tyre_lightning.data.dataset import BatchLoader, EpochSampler, TyreDataset, collate
 from tyre_lightning.data.transforms import Augmentation, Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog, good_class, read_lake
@@ -51,21 +49,23 @@ class TyreDataModule(L.LightningDataModule):
         else:
             self.train, self.val = lake.train, lake.val
         self.test = lake.test
+        read = {"train": lake.train, "val": lake.val, "test": lake.test}
+        self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
 
     def catalogs(self) -> dict[str, Catalog]:
         """The catalogs by usage; test only where the lake has one."""
         catalogs = {"train": self.train, "val": self.val}
         return catalogs if self.test is None else {**catalogs, "test": self.test}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled, augmented batches."""
         return self._loader(self.train, train=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> BatchLoader:
         """Every validation image once, preprocessed as for prediction."""
         return self._loader(self.val, train=False)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> BatchLoader:
         """Every test image once, preprocessed as for prediction.
 
         Raises:
@@ -75,29 +75,28 @@ class TyreDataModule(L.LightningDataModule):
             raise UserError(f"{self.config.root} has no '{self.config.usage.test}/' folder to test on")
         return self._loader(self.test, train=False)
 
-    def _loader(self, catalog: Catalog, *, train: bool) -> DataLoader[Batch]:
+    def _loader(self, catalog: Catalog, *, train: bool) -> BatchLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         augmentation = Augmentation(self.config.augment, self.preprocessing) if train else None
         dataset: Any = TyreDataset(
             self.store, catalog, self.classes, self.preprocessing, augmentation, self.config.unreadable
         )
-        return DataLoader(
+        return BatchLoader(
             dataset,
             batch_size=batch_per_device(self.config.batch_size, world),
             sampler=EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world),
-            collate_fn=partial(collate, size=self.preprocessing.size),
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            **self._worker_options(train),
+            **self._worker_options(),
         )
 
-    def _worker_options(self, train: bool) -> dict[str, Any]:
+    def _worker_options(self) -> dict[str, Any]:
         count = self.config.num_workers
         count = min(8, os.cpu_count() or 1) if count is None else count
         if count == 0:
             return {}
         start = None if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
-        # Training's workers stay between epochs; evaluation's would only hold memory meanwhile.
-        return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": train}
+        return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": True}
 
 
 def batch_per_device(batch_size: int, world: int) -> int:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tyre_lightning.config import Unreadable
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.data.transforms import Augmentation, Preprocessing
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.store import Store
 
@@ -24,6 +24,13 @@ class Batch(NamedTuple):
     label: Tensor  # int64 [N]
     key: list[str]  # N keys
     unreadable: list[UnreadableImage]  # images of this batch that are not in it
+    failure: UserError | None = None  # what ends the epoch; see BatchLoader
+
+
+class Failure(NamedTuple):
+    """An error on its way out of a DataLoader worker."""
+
+    error: UserError
 
 
 class Sample(NamedTuple):
@@ -34,7 +41,10 @@ class Sample(NamedTuple):
     key: str
 
 
-class TyreDataset(Dataset[Sample | UnreadableImage]):
+Item = Sample | UnreadableImage | Failure
+
+
+class TyreDataset(Dataset[Item]):
     """The images of one catalog, fetched when asked for.
 
     Args:
@@ -65,12 +75,19 @@ class TyreDataset(Dataset[Sample | UnreadableImage]):
     def __len__(self) -> int:
         return len(self._catalog)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample | UnreadableImage:
+    def __getitem__(self, item: tuple[int, int]) -> Item:
         """The sample of an (index, seed) pair, as an :class:`EpochSampler` gives them."""
         return self.__getitems__([item])[0]
 
-    def __getitems__(self, items: Sequence[tuple[int, int]]) -> list[Sample | UnreadableImage]:
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Sequence[Item]:
         """A batch at once, so that its images are fetched concurrently."""
+        try:
+            return self._samples(items)
+        except UserError as error:
+            # PyTorch would wrap a worker's exception in its traceback; a user's mistake is to stay one sentence.
+            return [Failure(error)]
+
+    def _samples(self, items: Sequence[tuple[int, int]]) -> list[Sample | UnreadableImage]:
         keys = [self._catalog.key(index) for index, _ in items]
         return [
             self._sample(data, key, index, seed)
@@ -88,12 +105,28 @@ class TyreDataset(Dataset[Sample | UnreadableImage]):
         return Sample(view, self._class_to_idx[self._catalog.label(index)], key)
 
 
-def collate(samples: Sequence[Sample | UnreadableImage], size: int) -> Batch:
-    """Stack samples; what could not be read is listed beside them. An empty batch has images [0, 3, size, size]."""
+def collate(samples: Sequence[Item]) -> Batch:
+    """Stack samples; what could not be read is listed beside them. An empty batch has images [0, 3, 0, 0]."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, UnreadableImage)]
-    images = torch.stack([s.image for s in good]) if good else torch.zeros(0, 3, size, size, dtype=torch.uint8)
-    return Batch(images, torch.tensor([s.label for s in good], dtype=torch.int64), [s.key for s in good], bad)
+    images = torch.stack([s.image for s in good]) if good else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
+    labels = torch.tensor([sample.label for sample in good], dtype=torch.int64)
+    failure = next((sample.error for sample in samples if isinstance(sample, Failure)), None)
+    return Batch(images, labels, [sample.key for sample in good], bad, failure)
+
+
+class BatchLoader(DataLoader[Batch]):
+    """A DataLoader that raises what its workers could not.
+
+    Raises:
+        UserError: while iterating; an object cannot be fetched, or not decoded where that is an error.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if batch.failure is not None:
+                raise batch.failure
+            yield batch
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

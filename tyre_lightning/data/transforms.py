@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as F
 from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
 
+STRIDE = 32  # pixels of the input for one of the network's last feature map
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -39,9 +41,12 @@ class Preprocessing:
 
     With ``eval_crop`` whole, the whole picture is resized to a square of ``size`` pixels; with center, its shorter side
     is resized to ``resize`` pixels and the middle ``size`` x ``size`` is cut out, as in the backbone's own preset.
+    Training crops are ``train_size`` pixels. A random crop shows things about 1.25 times as large as the whole picture
+    does, so it is made smaller by as much and the network sees things at one size (Touvron et al., arXiv:1906.06423).
     """
 
     size: int
+    train_size: int
     resize: int
     eval_crop: str
     interpolation: str
@@ -58,7 +63,8 @@ class Preprocessing:
         whole = data.eval_crop is EvalCrop.whole
         size = data.image_size or (preset.resize if whole else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
-        return cls(size, resize, data.eval_crop.value, preset.interpolation, preset.mean, preset.std)
+        train_size = max(STRIDE, int(0.8 * resize) // STRIDE * STRIDE)
+        return cls(size, train_size, resize, data.eval_crop.value, preset.interpolation, preset.mean, preset.std)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -90,7 +96,7 @@ class Preprocessing:
 
 
 class Augmentation:
-    """Training's random way from an RGB image to uint8 [3, size, size].
+    """Training's random way from an RGB image to uint8 [3, train_size, train_size].
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
     number of devices. Colours change a little only, since a defect may be a matter of colour.
@@ -101,7 +107,7 @@ class Augmentation:
         self._transform = v2.Compose(
             [
                 v2.RandomResizedCrop(
-                    preprocessing.size,
+                    preprocessing.train_size,
                     scale=(config.min_scale, 1.0),
                     interpolation=F.InterpolationMode(preprocessing.interpolation),
                 ),
@@ -112,7 +118,7 @@ class Augmentation:
         )
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """One random view of an RGB image, the same for the same seed: uint8 [3, size, size]."""
+        """One random view of an RGB image, the same for the same seed: uint8 [3, train_size, train_size]."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             view: Tensor = self._transform(image)

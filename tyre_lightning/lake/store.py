@@ -338,7 +338,7 @@ def _reason(error: Exception) -> str:
     credentials = (known.PartialCredentialsError, known.CredentialRetrievalError, known.TokenRetrievalError)
     if isinstance(error, (*credentials, known.SSOError)):
         return f"the AWS credentials cannot be loaded: {_RENEW} ({type(error).__name__})"
-    if isinstance(error, (known.HTTPClientError, known.IncompleteReadError)):
+    if isinstance(error, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError)):
         return f"the endpoint does not answer: {_REACH} ({type(error).__name__})"
     return f"the request could not be made: check the s3 settings ({type(error).__name__})"
 

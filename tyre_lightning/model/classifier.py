@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.evaluation.metrics import InspectionMetrics
+from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class TyreClassifier(L.LightningModule):
         optimizer: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self.preprocessing = Preprocessing.from_dict(preprocessing)
         self.network = Network(
             name, len(classes), self.preprocessing.mean, self.preprocessing.std, dropout, channels_last
@@ -79,6 +80,15 @@ class TyreClassifier(L.LightningModule):
         if mode and self.frozen:
             self.network.backbone.eval()
         return self
+
+    def on_fit_start(self) -> None:
+        """Set up each training process."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        # In deterministic mode PyTorch would fill every new tensor before use: a quarter of a step, and no need here.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (mypy does not know it)
+        # Lightning gives every process the same seed; their dropout must not be the same.
+        torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Freeze or unfreeze the backbone."""

@@ -71,14 +71,15 @@ class Inspector:
         Raises:
             UserError: the folder holds no inspector.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             spec: dict[str, Any] = json.loads(Path(folder, SPEC_FILE).read_text(encoding="utf-8"))
+            preprocessing = Preprocessing.from_dict(spec["preprocessing"])
             state = load_file(Path(folder, WEIGHTS_FILE))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no model: {error}") from error
-        preprocessing = Preprocessing.from_dict(spec["preprocessing"])
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise UserError(f"{folder} holds no model that this version can load: {error}") from error
         network = Network(spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std)
         network.load_state_dict(state)
         return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"])

@@ -77,16 +77,17 @@ def _inspector_folder(folder: Path, model: str) -> Path:
 def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> None:
     import mlflow
 
-    warnings.filterwarnings("ignore", module="mlflow.pyfunc")  # advice on type hints; there is a signature
-    mlflow.pyfunc.save_model(
-        path=str(folder),
-        python_model=str(served_model_path()),
-        artifacts={"inspector": str(inspector_folder)},
-        code_paths=[str(Path(tyre_lightning.__file__).parent)],
-        signature=signature(inspector),
-        pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
-        metadata={"classes": inspector.classes, "backbone": inspector.name},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on type hints and input examples; there is a signature
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            python_model=str(served_model_path()),
+            artifacts={"inspector": str(inspector_folder)},
+            code_paths=[str(Path(tyre_lightning.__file__).parent)],
+            signature=signature(inspector),
+            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+            metadata={"classes": inspector.classes, "backbone": inspector.name},
+        )
 
 
 def signature(inspector: Inspector) -> ModelSignature:

@@ -1,0 +1,62 @@
+"""How good the default recipe is on a lake of real images, served from S3.
+
+``python benchmarks/recipe.py LAKE [--seeds 0 1 2] [override ...]``, where LAKE is a folder ``.../<bucket>/<version>``.
+Trains with train.py as a user would, once for each seed, and prints test metrics and minutes, then mean and spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+METRICS = ("test/f1", "test/accuracy", "test/auroc_defective")
+
+
+def train(root: str, seed: int, overrides: list[str], environment: dict[str, str]) -> tuple[dict[str, float], float]:
+    """Test metrics and minutes of one training."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(TRAIN), f"data.root={root}", f"seed={seed}", *overrides]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        minutes = (time.monotonic() - started) / 60
+        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        run = client.search_runs([e.experiment_id for e in client.search_experiments()])[0]
+        return {name: run.data.metrics[name] for name in METRICS if name in run.data.metrics}, minutes
+
+
+def main() -> None:
+    """Print a row for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options, overrides = parser.parse_known_args()
+    lake = options.lake.resolve()
+    rows = []
+    with S3Server(lake.parents[1], static=True) as server:
+        environment = {k: v for k, v in os.environ.items() if k not in FOREIGN_VARIABLES} | server.environment
+        for seed in options.seeds:
+            metrics, minutes = train(f"s3://{lake.parent.name}/{lake.name}", seed, overrides, environment)
+            rows.append(metrics)
+            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            print(f"seed {seed}: {values}  {minutes:.1f} min", flush=True)
+    for name in rows[0]:
+        scores = [row[name] for row in rows]
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        print(f"{name}: mean {statistics.mean(scores):.4f}, standard deviation {spread:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What several test files share: a real S3 server, and an environment that leads to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.images import encode, picture
+from tyre_lightning.demo.drawing import write_lake
+from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server for the whole session; each folder in ``s3_server.folder`` is a bucket."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def aws_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The standard AWS chain leads to ``s3_server`` and to nothing of the user's."""
+    use_server(s3_server, monkeypatch)
+    return s3_server
+
+
+@pytest.fixture
+def bucket(aws_env: S3Server) -> Path:
+    """The folder behind a new, empty bucket of ``s3_server``; its name is the bucket's."""
+    folder = aws_env.folder / f"bucket-{uuid.uuid4().hex[:12]}"
+    folder.mkdir()
+    return folder
+
+
+def use_server(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment that leads to ``server``."""
+    for name in FOREIGN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def write_files(folder: Path, *names: str) -> None:
+    """Make files, each holding its own name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def write_images(root: Path, counts: Mapping[str, int], classes: Sequence[str]) -> None:
+    """A small lake: ``counts`` images of every class for each usage, each of its own pattern, 40 x 40 JPEG."""
+    number = 0
+    for usage, count in counts.items():
+        for name in classes:
+            folder = root / usage / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                number += 1
+                (folder / f"{index}.jpg").write_bytes(encode(picture(number, (40, 40)), "JPEG"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of train.py on drawn tyres in ``s3_server``."""
+
+    root: str  # the S3 root
+    local: Path  # the same lake as a folder
+    tracking_uri: str
+    experiment: str
+    model: str  # the registered model's URI
+    environment: dict[str, str]  # for subprocesses
+    folder: Path  # where train.py ran
+    output: str  # what it printed
+
+
+@pytest.fixture(scope="session")
+def trained(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train once for all tests that need a run, a registered model or a checkpoint."""
+    local = s3_server.folder / "drawn" / "v1"
+    write_lake(local, {"train": 12, "test": 5}, size=64)
+    folder = tmp_path_factory.mktemp("trained")
+    environment = subprocess_environment(s3_server)
+    environment["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
+    root = "s3://drawn/v1"
+    done = run_script("train.py", "experiment=demo", f"data.root={root}", *SMALL, cwd=folder, environment=environment)
+    assert done.returncode == 0, done.stderr
+    return Trained(
+        root=root,
+        local=local,
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        experiment="tyre-demo",
+        model="models:/tyre-demo/1",
+        environment={**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
+        folder=folder,
+        output=done.stdout + done.stderr,
+    )
+
+
+SMALL = ("data.image_size=48", "trainer.max_epochs=2", "data.batch_size=8", "data.num_workers=1")
+
+
+def subprocess_environment(server: S3Server) -> dict[str, str]:
+    """This process's environment, leading to ``server`` and to nothing of the user's."""
+    foreign = {*FOREIGN_VARIABLES, "MLFLOW_TRACKING_URI"}
+    inherited = {name: value for name, value in os.environ.items() if name not in foreign}
+    return {**inherited, "AWS_EC2_METADATA_DISABLED": "true", **server.environment}
+
+
+def run_script(
+    script: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run train.py or predict.py as a user would."""
+    command = [sys.executable, str(PROJECT / script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False)

@@ -1,0 +1,149 @@
+"""Images stream in order, once each, from S3 and folders, in every kind of worker."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import write_images
+from tests.images import encode, picture
+from tyre_lightning.config import DataConfig, S3Config, Unreadable, WorkerStart
+from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
+from tyre_lightning.data.dataset import EpochSampler
+from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.model.backbones import preset
+
+CLASSES = ("bulge", "good")
+
+
+@pytest.fixture
+def lake(bucket: Path) -> str:
+    """An S3 lake of 2 classes with 6 train and 3 test images each; every image is one flat colour of its own."""
+    write_images(bucket / "v1", {"train": 6, "test": 3}, CLASSES)
+    return f"s3://{bucket.name}/v1"
+
+
+def module(root: str, **options: object) -> TyreDataModule:
+    config = DataConfig(**{"root": root, "image_size": 32, "batch_size": 4, "num_workers": 0, **options})  # type: ignore[arg-type]
+    return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_workers_of_every_kind_give_the_same_batches(lake: str, start: str) -> None:
+    alone = list(module(lake).train_dataloader())
+    workers = list(module(lake, num_workers=2, worker_start=WorkerStart(start)).train_dataloader())
+    assert [batch.key for batch in workers] == [batch.key for batch in alone]
+    for ours, theirs in zip(alone, workers, strict=True):
+        assert torch.equal(ours.image, theirs.image)
+        assert torch.equal(ours.label, theirs.label)
+
+
+def test_labels_are_the_folders(lake: str) -> None:
+    data = module(lake)
+    assert data.classes == CLASSES
+    assert data.good_class == "good"
+    for batch in data.test_dataloader():
+        assert [key.split("/")[2] for key in batch.key] == [CLASSES[int(label)] for label in batch.label]
+
+
+def test_every_epoch_shows_every_image_once_in_another_order(lake: str) -> None:
+    loader = module(lake).train_dataloader()
+    orders = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        orders.append([key for batch in loader for key in batch.key])
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(module(lake).train.keys())
+    assert orders[0] != orders[1]
+
+
+def test_s3_and_its_local_copy_give_the_same_tensors(lake: str, bucket: Path) -> None:
+    for ours, theirs in zip(module(lake).test_dataloader(), module(str(bucket / "v1")).test_dataloader(), strict=True):
+        assert ours.key == theirs.key
+        assert torch.equal(ours.image, theirs.image)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_and_count_no_test_image_twice(world: int) -> None:
+    whole = [index for index, _ in EpochSampler(10, seed=3, train=True)]
+    parts = [[i for i, _ in EpochSampler(10, seed=3, train=True, rank=r, world=world)] for r in range(world)]
+    assert len({len(part) for part in parts}) == 1  # all processes take the same number of steps
+    for step in range(10 // world):
+        assert [part[step] for part in parts] == whole[step * world : (step + 1) * world]
+    tested = [[i for i, _ in EpochSampler(10, seed=3, train=False, rank=r, world=world)] for r in range(world)]
+    assert sorted(index for part in tested for index in part) == list(range(10))
+    assert [len(part) for part in tested] == [
+        len(EpochSampler(10, seed=3, train=False, rank=r, world=world)) for r in range(world)
+    ]
+
+
+def test_batches_must_divide_over_the_devices() -> None:
+    assert batch_per_device(32, 4) == 8
+    with pytest.raises(UserError, match=r"data\.batch_size=33 is shared by 2 devices: make it a multiple of 2"):
+        batch_per_device(33, 2)
+
+
+def test_an_unreadable_image_is_left_out_and_listed(lake: str, bucket: Path) -> None:
+    (bucket / "v1" / "test" / "good" / "zz.jpg").write_bytes(b"<html>")
+    batches = list(module(lake).test_dataloader())
+    assert sum(len(batch.label) for batch in batches) == 6
+    (error,) = [error for batch in batches for error in batch.unreadable]
+    assert error.key == "v1/test/good/zz.jpg"
+    assert str(error) == "cannot decode image 'v1/test/good/zz.jpg': it is not an image file"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_an_error_where_the_config_says_so(lake: str, bucket: Path, workers: int) -> None:
+    (bucket / "v1" / "test" / "good" / "zz.jpg").write_bytes(b"")
+    data = module(lake, unreadable=Unreadable.error, num_workers=workers)
+    with pytest.raises(UnreadableImage, match=r"v1/test/good/zz\.jpg': the file is empty"):
+        list(data.test_dataloader())
+
+
+def test_a_batch_of_unreadable_images_only(bucket: Path) -> None:
+    write_images(bucket / "v1", {"train": 4}, CLASSES)
+    for name in CLASSES:
+        (bucket / "v1" / "test" / name).mkdir(parents=True)
+        (bucket / "v1" / "test" / name / "x.jpg").write_bytes(b"no")
+    (batch,) = module(f"s3://{bucket.name}/v1").test_dataloader()
+    assert len(batch.label) == 0
+    assert len(batch.unreadable) == 2
+
+
+def test_val_folder_is_used_where_there_is_one(bucket: Path) -> None:
+    write_images(bucket / "v1", {"train": 6, "val": 2}, CLASSES)
+    data = module(f"s3://{bucket.name}/v1")
+    assert len(data.train) == 12
+    assert {key.split("/")[1] for key in data.val.keys()} == {"val"}
+    with pytest.raises(UserError, match="has no 'test/' folder to test on"):
+        data.test_dataloader()
+
+
+def test_any_format_streams(bucket: Path) -> None:
+    for index, (suffix, kind) in enumerate(
+        [("JPG", "JPEG"), ("png", "PNG"), ("TiFf", "TIFF"), ("webp", "WEBP"), ("bmp", "BMP")]
+    ):
+        for name in CLASSES:
+            path = bucket / "v1" / "train" / name / "deep" / "er" / f"{index}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(picture(index), kind))
+    (bucket / "v1" / "train" / "good" / "readme.txt").write_text("no image")
+    data = module(f"s3://{bucket.name}/v1")
+    assert len(data.train) + len(data.val) == 10
+    assert data.ignored == {"train": 1}
+
+
+def test_orientation_is_right_at_the_network_s_door(bucket: Path) -> None:
+    """A picture that is red on top, stored lying on its side with the EXIF tag that says so."""
+    write_images(bucket / "v1", {"train": 2}, CLASSES)
+    upright = Image.new("RGB", (40, 40), "blue")
+    upright.paste("red", (0, 0, 40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = bucket / "v1" / "test" / "good" / "a.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(encode(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif))
+    (batch,) = module(f"s3://{bucket.name}/v1").test_dataloader()
+    assert batch.image[0, :, 4, 16].tolist() == [255, 0, 0]
+    assert batch.image[0, :, 28, 16].tolist() == [0, 0, 255]

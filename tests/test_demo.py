@@ -1,0 +1,35 @@
+"""``make demo``, as it is."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_learns_and_cleans_up(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tyre_lightning.demo"],
+        cwd=tmp_path, env={**environment, "AWS_PROFILE": "of-the-user"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    accuracy = re.search(r"test accuracy\s+([\d.]+)%", done.stdout)
+    assert accuracy
+    assert float(accuracy[1]) > 60  # guessing reaches 25
+    assert "models:/tyre-demo/1" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "demo" / "predictions.csv").open()))
+    assert len(rows) == 24
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, capture_output=True).stdout == b""
+
+
+def test_makefile_lists_its_targets() -> None:
+    done = subprocess.run(["make", "-C", str(PROJECT), "help"], capture_output=True, text=True, check=True)
+    for target in ("demo", "ui", "test", "lint", "notebooks"):
+        assert f"make {target} " in done.stdout

@@ -1,0 +1,121 @@
+"""The notebooks: committed without outputs, and every cell of them works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tyre_lightning.demo.server import FOREIGN_VARIABLES
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def execute(path: Path, output: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run notebooks/execute.py as a user would."""
+    command = [sys.executable, str(FOLDER / "execute.py"), "--output", str(output), str(path)]
+    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+    return subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, timeout=500)
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook."""
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(path: Path) -> str:
+    """Everything that an executed notebook has printed."""
+    outputs = [item for cell in cells(path) for item in cell["outputs"] if item["output_type"] == "stream"]
+    return "".join("".join(item["text"]) for item in outputs if item["name"] == "stdout")
+
+
+def pictures(path: Path) -> int:
+    """How many figures an executed notebook shows."""
+    return sum("image/png" in item.get("data", {}) for cell in cells(path) for item in cell["outputs"])
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    """A notebook of some code cells."""
+    made: list[dict[str, Any]] = [
+        {"cell_type": "code", "id": f"c{n}", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
+        for n, source in enumerate(sources)
+    ]
+    path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_committed_without_outputs(path: Path) -> None:
+    for cell in cells(path):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        assert cell["metadata"] == {}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_names_no_absolute_path(path: Path) -> None:
+    for cell in cells(path):
+        assert not re.search(r"[\"']/\w", "".join(cell["source"]))
+
+
+def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
+    before = (FOLDER / "01_explore_data.ipynb").read_bytes()
+    done = execute(
+        FOLDER / "01_explore_data.ipynb", tmp_path, **{**trained.environment, "TYRE_DATA_ROOT": trained.root}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"01_explore_data\.ipynb took \d+ s", done.stdout)
+    copy = tmp_path / "01_explore_data.ipynb"
+    assert f"images in {trained.root}" in printed(copy)
+    assert "read all images" in printed(copy)
+    assert "unreadable in all images" in printed(copy)
+    assert "are stored more than once" in printed(copy)
+    assert pictures(copy) >= 5  # counts, sizes, brightness, and a contact sheet of each class
+    assert (FOLDER / "01_explore_data.ipynb").read_bytes() == before
+
+
+def test_compares_runs(trained: Any, tmp_path: Path) -> None:
+    tracking = {"MLFLOW_TRACKING_URI": trained.tracking_uri, "MLFLOW_EXPERIMENT_NAME": trained.experiment}
+    done = execute(FOLDER / "02_compare_runs.ipynb", tmp_path, **{**trained.environment, **tracking})
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "02_compare_runs.ipynb"
+    assert f"images in {trained.root}" in printed(copy)
+    assert re.search(r"\d+ of \d+ are wrong; \d+ could not be read", printed(copy))
+    assert pictures(copy) >= 3  # curves, test metrics, confusion matrices; errors only where there are some
+
+
+def test_says_what_to_do_where_there_are_no_runs(trained: Any, tmp_path: Path) -> None:
+    tracking = {"MLFLOW_TRACKING_URI": trained.tracking_uri, "MLFLOW_EXPERIMENT_NAME": "none-yet"}
+    done = execute(FOLDER / "02_compare_runs.ipynb", tmp_path, **tracking)
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: 02_compare_runs.ipynb, cell 3: there are no finished runs in ")
+    assert error.endswith("run `make demo` first")
+
+
+def test_names_the_failing_cell(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "broken.ipynb", "print('fine')", "def half(x):\n    return x / 0\n\nhalf(1)", "2")
+    done = execute(path, tmp_path / "out")
+    assert (done.returncode, done.stderr) == (1, "error: broken.ipynb, cell 2: ZeroDivisionError: division by zero\n")
+    assert "fine" in printed(tmp_path / "out" / "broken.ipynb")
+
+
+def test_says_that_python_has_ended(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "dies.ipynb", "1", "import os\nos._exit(3)")
+    done = execute(path, tmp_path / "out")
+    assert done.returncode == 1
+    assert "error: dies.ipynb, cell 2: Python itself has ended" in done.stderr
+
+
+def test_says_that_a_notebook_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "text.ipynb").write_text("no notebook")
+    done = execute(tmp_path / "text.ipynb", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: text.ipynb, it cannot be read: ")

@@ -1,0 +1,204 @@
+"""predict.py: every image gets a row, from wherever it comes, and the served model gives the same numbers."""
+
+import base64
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.conftest import Trained, run_script
+from tests.images import encode, picture
+from tyre_lightning.config import S3Config
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.predictions import open_writer
+from tyre_lightning.lake.store import FolderStore
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.prediction import open_source, predict_batches
+from tyre_lightning.tracking.registry import load_inspector
+
+COLUMNS = ["key", "class", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error"]
+READERS = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}
+
+
+@pytest.fixture(scope="module")
+def inspector(trained: Trained) -> Inspector:
+    return load_inspector(trained.model, trained.tracking_uri)
+
+
+def predict(trained: Trained, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_script("predict.py", *arguments, cwd=folder, environment=trained.environment)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "deep" / f"rows.{kind}"
+    done = predict(trained, tmp_path, f"model={trained.model}", f"input={trained.root}/test", f"output={output}")
+    assert done.returncode == 0, done.stderr
+    rows = READERS[kind](output)
+    assert list(rows.columns) == COLUMNS
+    assert len(rows) == rows["key"].nunique() == 20
+    assert rows["error"].isna().all()
+    probabilities = rows[COLUMNS[2:-1]]
+    assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-6
+    assert (probabilities.idxmax(axis=1).str.removeprefix("p_") == rows["class"]).all()
+    assert "20 images" in done.stdout
+    assert not list(output.parent.glob("*.part"))
+
+
+def test_s3_folder_and_checkpoint_agree(trained: Trained, tmp_path: Path) -> None:
+    (best,) = trained.folder.glob("outputs/train/*/checkpoints/best.ckpt")
+    ways = {
+        "s3": (trained.model, f"{trained.root}/test"),
+        "folder": (trained.model, str(trained.local / "test")),
+        "checkpoint": (str(best), str(trained.local / "test")),
+    }
+    tables = {}
+    for name, (model, source) in ways.items():
+        output = tmp_path / f"{name}.parquet"
+        done = predict(trained, tmp_path, f"model={model}", f"input={source}", f"output={output}", "batch_size=7")
+        assert done.returncode == 0, done.stderr
+        tables[name] = pd.read_parquet(output)
+    pd.testing.assert_frame_equal(tables["s3"], tables["folder"], check_exact=True)
+    pd.testing.assert_frame_equal(tables["s3"], tables["checkpoint"], check_exact=True)
+
+
+def test_what_cannot_be_read_gets_its_reason_and_exit_code_3(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encode(picture()))
+    (folder / "b.jpg").write_bytes(b"<html>")
+    (folder / "notes.txt").write_text("no image")
+    done = predict(trained, tmp_path, f"model={trained.model}", f"input={folder}")
+    assert done.returncode == 3, done.stderr
+    rows = pd.read_parquet(tmp_path / "predictions.parquet").set_index("key")
+    assert list(rows.index) == ["new/a.png", "new/b.jpg"]
+    assert rows.loc["new/b.jpg", "error"] == "it is not an image file"
+    assert rows.loc["new/b.jpg", ["class", "p_good"]].isna().all()
+    assert rows.loc["new/a.png", "class"] in {"bulge", "crack", "flat_spot", "good"}
+
+
+def test_files_and_globs(tmp_path: Path) -> None:
+    for name in ("v1/a/x.png", "v1/b/y.jpg", "v1/b/z.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    s3 = S3Config()
+    assert list(open_source(str(tmp_path / "v1"), s3).keys()) == ["v1/a/x.png", "v1/b/y.jpg"]
+    assert list(open_source(str(tmp_path / "v1" / "a" / "x.png"), s3).keys()) == ["a/x.png"]
+    assert list(open_source(str(tmp_path / "v1" / "*" / "*.[jp][pn]g"), s3).keys()) == ["v1/a/x.png", "v1/b/y.jpg"]
+    assert list(open_source("s3://b/v1/a/x.JPG", s3).keys()) == ["a/x.JPG"]
+    with pytest.raises(UserError, match="is no file, folder, glob with a match"):
+        open_source(str(tmp_path / "*.gif"), s3)
+
+
+def test_memory_does_not_grow_with_the_images(inspector: Inspector, tmp_path: Path) -> None:
+    """Keys are drawn only a batch ahead of the rows that are given out."""
+    (tmp_path / "x.png").write_bytes(encode(picture()))
+    drawn = 0
+
+    def keys() -> Iterator[str]:
+        nonlocal drawn
+        for _ in range(40):
+            drawn += 1
+            yield f"{tmp_path.name}/x.png"
+
+    seen = 0
+    for rows in predict_batches(inspector, FolderStore(str(tmp_path)), keys(), batch_size=4):
+        seen += len(rows)
+        assert drawn <= seen + 4
+    assert seen == 40
+
+
+def test_a_broken_run_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
+    def stop_half_way() -> None:
+        with open_writer(str(tmp_path / "rows.csv"), ["p_a"]) as writer:
+            writer.write([{"key": "k", "class": "a", "p_a": 1.0, "error": None}])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        stop_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=models:/tyre-demo/99"], "model=models:/tyre-demo/99 cannot be loaded"),
+        (["model=models:/nothing/1"], "model=models:/nothing/1 cannot be loaded"),
+        (["model=gone.ckpt"], "model=gone.ckpt is neither a models:/ or runs:/ URI nor a file or folder that exists"),
+        (["model=MODEL", "output=rows.xlsx"], "output=rows.xlsx must end in one of .parquet, .csv, .jsonl"),
+        (["model=MODEL", "input=s3://no-such-bucket/x"], "there is no such bucket"),
+        (["model=MODEL", "input=nowhere"], "input=nowhere is no file, folder, glob with a match, or s3:// address"),
+        (["modle=MODEL"], "unknown config key 'modle': did you mean 'model'?"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    trained: Trained, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    given = [argument.replace("MODEL", trained.model) for argument in arguments]
+    source = [] if any(argument.startswith("input=") for argument in given) else [f"input={trained.local}/test"]
+    done = predict(trained, tmp_path, *source, *given)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_path: Path) -> None:
+    files = sorted((trained.local / "test").rglob("*.jpg"))[::3]
+    broken = b"<html>"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve = ["mlflow", "models", "serve", "-m", trained.model, "--env-manager", "local", "-p", str(port)]
+    command = [sys.executable, "-m", *serve]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=trained.environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            answers = ask(port, [*(path.read_bytes() for path in files), broken], tmp_path / "log")
+        finally:
+            stop(server)
+    output = tmp_path / "rows.jsonl"
+    done = predict(trained, tmp_path, f"model={trained.model}", f"input={trained.local}/test", f"output={output}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["key"]: row for row in map(json.loads, output.read_text().splitlines())}
+    for path, answer in zip(files, answers, strict=False):
+        expected = rows["/".join(path.parts[-3:])]
+        assert {name: answer[name] for name in COLUMNS[1:]} == {name: expected[name] for name in COLUMNS[1:]}
+    assert answers[-1]["error"] == "it is not an image file"
+    assert answers[-1]["class"] is None
+
+
+def ask(port: int, images: list[bytes], log: Path) -> list[dict[str, Any]]:
+    """Post image files to a served model as the README says; waits until it is up."""
+    rows = [[base64.b64encode(data).decode()] for data in images]
+    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                answers: list[dict[str, Any]] = json.load(reply)["predictions"]
+                return answers
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode() + log.read_text()) from error
+        except OSError:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server with the processes that it started."""
+    import os
+    import signal
+
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(timeout=30)

@@ -1,0 +1,271 @@
+"""A training run: what it records, that it can be repeated, resumed, interrupted and divided."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.conftest import PROJECT, SMALL, Trained, run_script, write_images
+from tyre_lightning.config import register_schemas
+from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.training import train
+
+CLASSES = ("crack", "good")
+TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
+
+
+def only_run(folder: Path, experiment: str = "tyre-defects") -> Run:
+    (run,) = runs(folder, experiment)
+    return run
+
+
+def runs(folder: Path, experiment: str = "tyre-defects") -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> str:
+    """A local lake of two classes: 10 train and 5 test images each, 10 test images in all less one."""
+    write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 5}, CLASSES)
+    (tmp_path / "lake" / "v1" / "test" / "good" / "4.jpg").unlink()
+    return str(tmp_path / "lake" / "v1")
+
+
+def train_here(folder: Path, *overrides: str) -> dict[str, float]:
+    """Train in this process, as a notebook would."""
+    register_schemas()
+    paths = [f"paths.output_dir={folder}/out", f"logger.tracking_uri=sqlite:///{folder}/mlflow.db"]
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
+    return train(cfg)
+
+
+def test_what_a_run_records(trained: Trained) -> None:
+    client = MlflowClient(trained.tracking_uri)
+    run = only_run(trained.folder, trained.experiment)
+    assert run.info.status == "FINISHED"
+    params = run.data.params
+    assert params["model.name"] == "efficientnet_lite0"
+    assert params["data.root"] == trained.root
+    assert params["data.eval_crop"] == "whole"
+    assert params["found.classes"] == "['bulge', 'crack', 'flat_spot', 'good']"
+    assert params["found.good_class"] == "good"
+    assert (params["found.images.train.crack"], params["found.images.val.crack"]) == ("10", "2")
+    assert params["found.images.test.crack"] == "5"
+    assert len([name for name in params if name.startswith("trainer.")]) >= 10
+    metrics = run.data.metrics
+    for name in ("accuracy", "f1", "auroc", "auroc_defective", "loss", "recall/crack", "unreadable"):
+        assert f"test/{name}" in metrics
+    assert metrics["test/images"] == 20
+    assert len(client.get_metric_history(run.info.run_id, "val/f1")) == 2
+    assert any(name.startswith("lr-AdamW") for name in metrics)
+    assert any(name.startswith("system/") for name in metrics)
+    commit = subprocess.run(
+        ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    assert run.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+
+
+def test_artifacts_of_a_run(trained: Trained, tmp_path: Path) -> None:
+    client = MlflowClient(trained.tracking_uri)
+    run = only_run(trained.folder, trained.experiment)
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert names >= {"config.yaml", "confusion_matrix.png", "checkpoints", "model"}
+    saved = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
+    assert saved == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    for name in saved:
+        path = client.download_artifacts(run.info.run_id, name, str(tmp_path))
+        torch.load(path, weights_only=True)
+        assert TyreClassifier.load_from_checkpoint(path, weights_only=True).hparams["classes"][0] == "bulge"
+
+
+def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
+    import mlflow
+
+    client = MlflowClient(trained.tracking_uri)
+    version = client.get_model_version("tyre-demo", "1")
+    assert version.run_id == only_run(trained.folder, trained.experiment).info.run_id
+    mlflow.set_tracking_uri(trained.tracking_uri)
+    signature = mlflow.models.get_model_info(trained.model).signature
+    assert [(column.name, str(column.type)) for column in signature.inputs] == [("image", "DataType.binary")]
+    assert [column.name for column in signature.outputs] == [
+        "class", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error",
+    ]  # fmt: skip
+    folder = Path(mlflow.artifacts.download_artifacts(trained.model))
+    assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt"}]
+    assert "predict.py model=models:/tyre-demo/1" in trained.output
+
+
+def test_a_seed_makes_a_run_repeatable(lake: str, tmp_path: Path) -> None:
+    options = (f"data.root={lake}", "logger.registered_model=null", "logger.system_metrics=false")
+    first = train_here(tmp_path / "a", *options, "seed=3")
+    assert first == train_here(tmp_path / "b", *options, "seed=3")
+    assert first != train_here(tmp_path / "c", *options, "seed=4")
+    assert first["test/images"] == 9
+
+
+def test_options_of_the_recipe_work_together(lake: str, tmp_path: Path) -> None:
+    """EMA, balanced weights, a frozen start, early stopping and gradient accumulation, in one short run."""
+    metrics = train_here(
+        tmp_path,
+        f"data.root={lake}",
+        "callbacks.ema.decay=0.9",
+        "callbacks.early_stopping.patience=5",
+        "model.class_weights=balanced",
+        "model.freeze_epochs=1",
+        "trainer.max_epochs=2",
+        "trainer.accumulate_grad_batches=2",
+        "data.eval_crop=center",
+        "data.classes=[good,crack]",
+        "logger.registered_model=null",
+    )
+    assert metrics["test/images"] == 9
+    assert only_run(tmp_path).data.params["found.classes"] == "['good', 'crack']"
+
+
+def test_an_unreadable_image_is_counted_or_ends_the_run(lake: str, tmp_path: Path) -> None:
+    Path(lake, "train", "good", "torn.jpg").write_bytes(b"<html>")
+    options = [f"data.root={lake}", *TINY, "logger.registered_model=null", "data.val_fraction=0.1"]
+    skipped = run_script("train.py", *options, cwd=tmp_path)
+    assert skipped.returncode == 0, skipped.stderr
+    assert (
+        "cannot decode image 'v1/train/good/torn.jpg': it is not an image file; it is left out"
+        in skipped.stdout + skipped.stderr
+    )
+    (counted,) = runs(tmp_path)
+    assert counted.data.metrics["train/unreadable"] + counted.data.metrics["val/unreadable"] == 1
+    failed = run_script("train.py", *options, "data.unreadable=error", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1] == (
+        "error: cannot decode image 'v1/train/good/torn.jpg': it is not an image file"
+    )
+    assert "Traceback" not in failed.stderr
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED", "FAILED"]
+
+
+def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> None:
+    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    none = run_script("train.py", *options, "ckpt_path=last", cwd=tmp_path)
+    assert none.stderr.strip().endswith("ckpt_path=last: no run in outputs/train has left a checkpoint yet")
+    assert run_script("train.py", *options, cwd=tmp_path).returncode == 0
+    done = run_script("train.py", *options, "trainer.max_epochs=3", "ckpt_path=last", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = runs(tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    epochs = [[int(m.value) for m in client.get_metric_history(r.info.run_id, "epoch")] for r in (first, second)]
+    assert set(epochs[0]) <= {0, 1}
+    assert min(epochs[1]) == 1
+    assert max(epochs[1]) >= 2
+    other = run_script("train.py", *options, "model=efficientnet_lite1", "ckpt_path=last", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "was trained with model.name=efficientnet_lite0" in other.stderr.strip().splitlines()[-1]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) -> None:
+    options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "train.py"), *options],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 180
+    while not list(tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert only_run(tmp_path).info.status == "KILLED"
+    (last,) = tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] > 0
+    again = [f"data.root={lake}", *TINY, "trainer.max_epochs=1", f"ckpt_path={last}", "logger.registered_model=null"]
+    assert run_script("train.py", *again, cwd=tmp_path).returncode == 0
+
+
+def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> None:
+    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    done = run_script("train.py", "-m", "model=efficientnet_lite0,efficientnet_lite1", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(runs(tmp_path)) == 2
+    table = done.stdout[done.stdout.index("runs of this sweep") :]
+    assert "efficientnet_lite0" in table
+    assert "efficientnet_lite1" in table
+    assert table.count("FINISHED") == 2
+
+
+def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path) -> None:
+    """With the backbone frozen, training itself is the same; nine test images stay nine; each trial runs once."""
+    options = [
+        f"data.root={lake}", *TINY, "data.val_fraction=0.2", "model.freeze_epochs=1", "model.dropout=0",
+        "logger.registered_model=null",
+    ]  # fmt: skip
+    alone = run_script("train.py", *options, cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    together = run_script("train.py", "-m", "seed=0,1", *options, "trainer=ddp_cpu", cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
+    one, two, other = runs(tmp_path)
+    assert two.data.params["seed"] == "0"
+    assert other.data.params["seed"] == "1"
+    names = [name for name in one.data.metrics if name.startswith(("test/", "val/"))]
+    assert one.data.metrics["test/images"] == 9
+    for name in names:
+        assert two.data.metrics[name] == pytest.approx(one.data.metrics[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["trainer=gpu"], "trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu"),
+        (["trainer.devices=none"], "trainer.devices=none must be a count, -1 for all, or a list of indices"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
+        (["logger.tracking_uri=http://127.0.0.1:9"], "the tracking URI http://127.0.0.1:9 does not answer"),
+        (["model.weights=nowhere.pth"], "model.weights=nowhere.pth is neither 'imagenet', 'none' nor a file"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(lake: str, tmp_path: Path, options: list[str], message: str) -> None:
+    if options == ["trainer=gpu"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run_script("train.py", f"data.root={lake}", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("root", "variables", "message"),
+    [
+        ("s3://no-such-bucket/v1", {}, "there is no such bucket: check its name"),
+        ("s3://drawn/v9", {}, "'s3://drawn/v9' has no folder 'train'"),
+        ("s3://drawn/v1", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the secret key does not fit the access key"),
+        ("s3://drawn/v1", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the endpoint does not answer"),
+    ],
+)
+def test_a_lake_that_cannot_be_read_is_one_sentence(
+    trained: Trained, tmp_path: Path, root: str, variables: dict[str, str], message: str
+) -> None:
+    environment = {**trained.environment, **variables}
+    done = run_script("train.py", f"data.root={root}", cwd=tmp_path, environment=environment)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr
+    assert "wrong" not in done.stderr
+
+
+def test_small_options_are_used(trained: Trained) -> None:
+    """What the other tests rely on: the shared run was small, and its epochs as many as asked for."""
+    assert "trainer.max_epochs=2" in SMALL
+    params = only_run(trained.folder, trained.experiment).data.params
+    assert params["trainer.max_epochs"] == "2"
+    assert params["data.image_size"] == "48"

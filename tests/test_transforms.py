@@ -1,0 +1,66 @@
+"""Evaluation's and training's ways from a picture to the network's input."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model_weights
+
+from tests.images import encode, picture
+from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
+from tyre_lightning.data.transforms import Augmentation, Preprocessing
+from tyre_lightning.model.backbones import Network, preset
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s"])
+def test_center_crop_is_the_backbone_s_own_preset(name: str) -> None:
+    """To the last float: decode, resize, crop and normalise as torchvision's preset for the weights does."""
+    image = picture(3, (500, 420))
+    reference = get_model_weights(name).DEFAULT.transforms()(image)
+    preprocessing = Preprocessing.of(preset(name), DataConfig(eval_crop=EvalCrop.center))
+    network = Network(name, 2, preprocessing.mean, preprocessing.std)
+    ours = (preprocessing(image)[None] - network.mean) / network.std
+    torch.testing.assert_close(ours[0], reference, atol=2e-6, rtol=0)
+
+
+def test_whole_keeps_the_edge_that_the_centre_crop_loses() -> None:
+    image = Image.new("RGB", (300, 300), "black")
+    image.paste("white", (0, 0, 300, 8))  # a defect along the top edge
+    whole = Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=EvalCrop.whole))
+    center = Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=EvalCrop.center))
+    assert whole(image).shape == (3, 256, 256)
+    assert center(image).shape == (3, 224, 224)
+    assert whole(image).max() == 255
+    assert center(image).max() == 0
+
+
+def test_image_size_and_any_aspect() -> None:
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=64))
+    for size in ((64, 64), (200, 50), (33, 500)):
+        view = preprocessing(picture(size=size))
+        assert view.shape == (3, 64, 64)
+        assert view.dtype == torch.uint8
+
+
+def test_preprocessing_survives_json() -> None:
+    before = Preprocessing.of(preset("efficientnet_lite2"), DataConfig(eval_crop=EvalCrop.center, image_size=50))
+    after = Preprocessing.from_dict(json.loads(json.dumps(before.to_dict())))
+    assert after == before
+    data = encode(picture(size=(90, 70)))
+    assert torch.equal(after.read(data, "k"), before.read(data, "k"))
+
+
+def test_augmentation_follows_from_its_seed_alone() -> None:
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=48))
+    augmentation = Augmentation(AugmentConfig(), preprocessing)
+    image = picture(5, (80, 80))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = augmentation(image, 7)
+    assert torch.equal(torch.get_rng_state(), state)  # the training's own random numbers are not disturbed
+    torch.manual_seed(2)
+    assert torch.equal(augmentation(image, 7), first)
+    assert not torch.equal(augmentation(image, 8), first)
+    assert first.shape == (3, 32, 32)
+    assert first.dtype == torch.uint8

@@ -1,0 +1,85 @@
+"""What the notebooks show of images: measurements, thumbnails and contact sheets, streamed from a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image, ImageDraw, ImageStat
+
+from tyre_lightning.data.decoding import decode
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.lake.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+_BATCH = 64  # files in memory at one time
+_TILE = 200  # pixels
+_TITLE = 28  # characters of a line above a tile
+
+
+def stream(store: Store, keys: Sequence[str], look: Callable[[bytes, str], T]) -> Iterator[T]:
+    """``look(content, key)`` of every object, in the order of ``keys``; only what it gives is kept.
+
+    Raises:
+        UserError: an object is missing or cannot be read.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            yield from pool.map(look, store.get_many(batch), batch)
+
+
+def measure(data: bytes, key: str) -> dict[str, Any]:
+    """Width, height and mean brightness (0 black, 255 white) of an image file, or why it is unreadable (``error``)."""
+    try:
+        image = decode(data, key)
+    except UnreadableImage as error:
+        return {"key": key, "width": None, "height": None, "brightness": None, "error": error.reason}
+    brightness = ImageStat.Stat(image.convert("L")).mean[0]
+    return {"key": key, "width": image.width, "height": image.height, "brightness": brightness, "error": None}
+
+
+def fingerprint(data: bytes, key: str) -> str:
+    """The same for two files exactly when their bytes are the same."""
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def thumbnail(data: bytes, key: str) -> Image.Image:
+    """A small copy of an image; a grey tile where it is unreadable."""
+    try:
+        image = decode(data, key)
+    except UnreadableImage:
+        tile = Image.new("RGB", (_TILE, _TILE), "lightgrey")
+        ImageDraw.Draw(tile).text((_TILE / 2, _TILE / 2), "unreadable", fill="black", anchor="mm")
+        return tile
+    image.thumbnail((_TILE, _TILE))
+    return image
+
+
+def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: str, columns: int = 6) -> Figure:
+    """Thumbnails in rows, each with a title, all under a heading; long lines of titles lose their beginning."""
+    from matplotlib.figure import Figure
+
+    rows = max(1, -(-len(tiles) // columns))
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
+    figure = Figure(figsize=(1.9 * columns, (1.75 + 0.16 * lines) * rows + 0.4))
+    figure.suptitle(heading)
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, tile, title in zip(grid, tiles, titles, strict=False):
+        axes.imshow(tile)
+        axes.set_title("\n".join(_short(line) for line in title.splitlines()), fontsize=8)
+    return figure
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= _TITLE else "…" + line[1 - _TITLE :]
