@@ -121,4 +121,6 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py or predict.py as a user would."""
     command = [sys.executable, str(PROJECT / script), *arguments]
+    if environment is None:  # MLflow sets this variable in the tests' own process
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False)

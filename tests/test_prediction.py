@@ -2,10 +2,13 @@
 
 import base64
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,7 +163,7 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
     command = [sys.executable, "-m", *serve]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            command, env=trained.environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            command, env=activated(trained.environment), cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
         )
         try:
             answers = ask(port, [*(path.read_bytes() for path in files), broken], tmp_path / "log")
@@ -175,6 +178,11 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
         assert {name: answer[name] for name in COLUMNS[1:]} == {name: expected[name] for name in COLUMNS[1:]}
     assert answers[-1]["error"] == "it is not an image file"
     assert answers[-1]["class"] is None
+
+
+def activated(environment: dict[str, str]) -> dict[str, str]:
+    """The virtual environment's programs are found, as after ``source .venv/bin/activate``: mlflow starts uvicorn."""
+    return {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
 
 
 def ask(port: int, images: list[bytes], log: Path) -> list[dict[str, Any]]:
@@ -197,8 +205,5 @@ def ask(port: int, images: list[bytes], log: Path) -> list[dict[str, Any]]:
 
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server with the processes that it started."""
-    import os
-    import signal
-
     os.killpg(server.pid, signal.SIGTERM)
     server.wait(timeout=30)

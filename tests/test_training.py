@@ -176,7 +176,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) 
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "train.py"), *options],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=tmp_path, env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")):

@@ -248,7 +248,13 @@ def record_setup(run: Run, cfg: DictConfig, data: TyreDataModule) -> None:
     resolved = OmegaConf.to_container(shown, resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     counts = {usage: catalog.counts() for usage, catalog in data.catalogs().items()}
-    found = {"root": data.store.root, "classes": list(data.classes), "good_class": data.good_class, "images": counts, "ignored": data.ignored}
+    found = {
+        "root": data.store.root,
+        "classes": list(data.classes),
+        "good_class": data.good_class,
+        "images": counts,
+        "ignored": data.ignored,
+    }
     run.log_params({**{str(key): value for key, value in resolved.items()}, "found": found})
     run.log_text(OmegaConf.to_yaml(shown, resolve=True), "config.yaml")
     for usage, catalog in data.catalogs().items():

@@ -77,6 +77,8 @@ class TyreDataModule(L.LightningDataModule):
 
     def _loader(self, catalog: Catalog, *, train: bool) -> BatchLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(catalog) < world:
+            raise UserError(f"{len(catalog)} images cannot be shared by {world} devices: give trainer.devices=1")
         augmentation = Augmentation(self.config.augment, self.preprocessing) if train else None
         dataset: Any = TyreDataset(
             self.store, catalog, self.classes, self.preprocessing, augmentation, self.config.unreadable

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
 from torchmetrics.classification import (
     BinaryAUROC,
     MulticlassAUROC,
@@ -14,7 +16,7 @@ from torchmetrics.classification import (
 
 
 class InspectionMetrics(nn.Module):
-    """Accuracy, macro F1, precision and recall per class, AUROC, and the confusion matrix they stand on.
+    """Loss, accuracy, macro F1, precision and recall per class, AUROC, and the confusion matrix.
 
     Macro F1 and AUROC are means over the classes that occur among the images seen; a class of the model that the test
     folder lacks does not pull them down. Works over several processes: every process updates with its own images and
@@ -30,6 +32,7 @@ class InspectionMetrics(nn.Module):
         self.classes = list(classes)
         self.good = None if good_class is None else self.classes.index(good_class)
         count = len(self.classes)
+        self.loss = MeanMetric()
         self.confusion = MulticlassConfusionMatrix(count)
         self.auroc = MulticlassAUROC(count, average="none", thresholds=None)
         self.auroc_defective = BinaryAUROC(thresholds=None)
@@ -38,6 +41,7 @@ class InspectionMetrics(nn.Module):
         """Count a batch: logits [N, classes], labels int64 [N]."""
         if not len(label):
             return
+        self.loss.update(cross_entropy(logits.float(), label), len(label))
         probability = logits.float().softmax(dim=1)
         self.confusion.update(probability, label)
         self.auroc.update(probability, label)
@@ -55,6 +59,7 @@ class InspectionMetrics(nn.Module):
         true_positive, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         occurs = true > 0
         scores = {
+            "loss": self.loss.compute(),
             "accuracy": true_positive.sum() / true.sum(),
             "f1": (2 * true_positive / (true + predicted))[occurs].mean(),
             "images": true.sum(),
@@ -76,7 +81,7 @@ class InspectionMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all images."""
-        for metric in (self.confusion, self.auroc, self.auroc_defective):
+        for metric in (self.loss, self.confusion, self.auroc, self.auroc_defective):
             metric.reset()
 
 

@@ -81,6 +81,11 @@ class TyreClassifier(L.LightningModule):
             self.network.backbone.eval()
         return self
 
+    def setup(self, stage: str) -> None:
+        """Give each process metrics of its own: spawned ones share the memory of what they were sent."""
+        for usage in self.metrics:
+            self.metric(usage).reset()
+
     def on_fit_start(self) -> None:
         """Set up each training process."""
         if self.device.type == "cpu":
@@ -101,7 +106,9 @@ class TyreClassifier(L.LightningModule):
         if not len(batch.label):
             # Every process must still take part in the step, so a batch that nobody could read gives a zero gradient.
             return sum((p.sum() for p in self.network.parameters() if p.requires_grad), torch.zeros(())) * 0.0
-        loss = self._loss(self(batch.image), batch.label, self.hparams["label_smoothing"])
+        weights: Any = self.class_weights
+        smoothing = self.hparams["label_smoothing"]
+        loss = cross_entropy(self(batch.image).float(), batch.label, weight=weights, label_smoothing=smoothing)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.label))
         return loss
 
@@ -138,18 +145,11 @@ class TyreClassifier(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _loss(self, logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-        weights: Any = self.class_weights
-        return cross_entropy(logits.float(), label, weight=weights, label_smoothing=smoothing)
-
     def _evaluate(self, usage: str, batch: Batch) -> None:
         self._count_unreadable(usage, batch)
         if not len(batch.label):
             return
-        logits = self(batch.image)
-        self.metric(usage).update(logits, batch.label)
-        loss = self._loss(logits, batch.label)
-        self.log(f"{usage}/loss", loss, on_epoch=True, on_step=False, batch_size=len(batch.label), sync_dist=True)
+        self.metric(usage).update(self(batch.image), batch.label)
 
     def metric(self, usage: str) -> InspectionMetrics:
         """The metrics of a usage, val or test."""

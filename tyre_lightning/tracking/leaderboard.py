@@ -29,7 +29,9 @@ class Leaderboard(Callback):
             return  # no run got as far as MLflow; each has said why
         sweep = str(config.hydra.sweep.dir).replace("'", "''")
         runs = mlflow.search_runs([experiment.experiment_id], f"tags.{SWEEP_TAG} = '{sweep}'", output_format="list")
-        Console().print(table(runs))
+        # As wide as the table needs where nobody's window limits it: a log file, a pipe.
+        console = Console()
+        (console if console.is_terminal else Console(width=200)).print(table(runs))
 
 
 def table(runs: list[Run]) -> Any:

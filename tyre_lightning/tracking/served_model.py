@@ -23,10 +23,12 @@ class ServedModel(PythonModel):
         """Read the inspector from the model's artifacts."""
         self.inspector = Inspector.load(context.artifacts["inspector"])
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # No type hints: MLflow would take them, rather than the signature, for the model's input.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A row for each image."""
         rows = [self._row(data, f"row {index}") for index, data in enumerate(model_input["image"])]
-        return pd.DataFrame(rows, columns=["class", *self.inspector.columns(), "error"])
+        table = pd.DataFrame(rows, columns=["class", *self.inspector.columns(), "error"])
+        return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
     def _row(self, data: bytes, key: str) -> dict[str, Any]:
         try:
