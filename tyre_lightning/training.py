@@ -68,7 +68,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def quiet() -> None:
     """Silence what libraries say to their own developers, and Lightning's second copy of every message."""
     logging.getLogger("lightning.pytorch").propagate = False
-    logging.getLogger("botocore").setLevel(logging.WARNING)
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

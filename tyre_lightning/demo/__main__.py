@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[2]
 LAKE = Path("demo", "lake")
 BUCKET = "tyres"
-COUNTS = {"train": 80, "test": 25, "new": 6}  # images of each class; "new" are for prediction
+COUNTS = {"train": 100, "test": 25, "new": 6}  # images of each class; "new" are for prediction
 MODEL = "tyre-demo"
 
 

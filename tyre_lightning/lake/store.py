@@ -8,6 +8,7 @@ root, as in ``list("train/cracks")``.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -277,6 +278,7 @@ def _make_client(config: S3Config) -> Any:
     import boto3
     import botocore.session
 
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it reports where every client found its settings
     core = botocore.session.Session()
     # Listings carry a time for every key. Parsing it takes most of a listing's CPU time, and nobody reads it.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=lambda value: value)
