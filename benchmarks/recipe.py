@@ -1,13 +1,12 @@
 """How good the default recipe is on a lake of real images, served from S3.
 
-``python benchmarks/recipe.py LAKE [--seeds 0 1 2] [override ...]``, where LAKE is a folder ``.../<bucket>/<version>``.
+``python benchmarks/recipe.py LAKE [override ...] [--seeds 0 1 2]``, where LAKE is a folder ``.../<bucket>/<version>``.
 Trains with train.py as a user would, once for each seed, and prints test metrics and minutes, then mean and spread.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
+from tyre_lightning.demo.server import S3Server
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 METRICS = ("test/f1", "test/accuracy", "test/auroc_defective")
@@ -46,7 +45,7 @@ def main() -> None:
     lake = options.lake.resolve()
     rows = []
     with S3Server(lake.parents[1], static=True) as server:
-        environment = {k: v for k, v in os.environ.items() if k not in FOREIGN_VARIABLES} | server.environment
+        environment = server.client_environment()
         for seed in options.seeds:
             metrics, minutes = train(f"s3://{lake.parent.name}/{lake.name}", seed, overrides, environment)
             rows.append(metrics)

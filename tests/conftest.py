@@ -111,9 +111,14 @@ SMALL = ("data.image_size=48", "trainer.max_epochs=2", "data.batch_size=8", "dat
 
 def subprocess_environment(server: S3Server) -> dict[str, str]:
     """This process's environment, leading to ``server`` and to nothing of the user's."""
-    foreign = {*FOREIGN_VARIABLES, "MLFLOW_TRACKING_URI"}
-    inherited = {name: value for name, value in os.environ.items() if name not in foreign}
-    return {**inherited, "AWS_EC2_METADATA_DISABLED": "true", **server.environment}
+    environment = {**server.client_environment(), "AWS_EC2_METADATA_DISABLED": "true"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return environment
+
+
+def untracked_environment() -> dict[str, str]:
+    """This process's environment without the variable that MLflow sets in it when a test uses MLflow."""
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
 
 
 def run_script(
@@ -121,6 +126,5 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py or predict.py as a user would."""
     command = [sys.executable, str(PROJECT / script), *arguments]
-    if environment is None:  # MLflow sets this variable in the tests' own process
-        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    env = untracked_environment() if environment is None else environment
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400, check=False)

@@ -1,7 +1,6 @@
 """``make demo``, as it is."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
@@ -9,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, untracked_environment
 
 
 @pytest.mark.timeout(900)
 def test_the_demo_learns_and_cleans_up(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tyre_lightning.demo"],
-        cwd=tmp_path, env={**environment, "AWS_PROFILE": "of-the-user"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    environment = {**untracked_environment(), "AWS_PROFILE": "of-the-user"}
+    command = [sys.executable, "-m", "tyre_lightning.demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     accuracy = re.search(r"test accuracy\s+([\d.]+)%", done.stdout)
     assert accuracy

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import PROJECT, SMALL, Trained, run_script, write_images
+from tests.conftest import PROJECT, SMALL, Trained, run_script, untracked_environment, write_images
 from tyre_lightning.config import register_schemas
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.training import train
@@ -176,7 +176,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) 
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "train.py"), *options],
-        cwd=tmp_path, env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"},
+        cwd=tmp_path, env=untracked_environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 180

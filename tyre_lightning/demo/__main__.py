@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.demo.drawing import CLASSES, write_lake
-from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
+from tyre_lightning.demo.server import S3Server
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main() -> int:
     draw_lake()
     try:
         with S3Server(LAKE, static=True) as server:
-            environment = client_environment(server)
+            environment = server.client_environment()
             if options.notebooks:
                 return run_notebooks(environment)
             return run_demo(environment, started)
@@ -63,12 +63,6 @@ def run_demo(environment: dict[str, str], started: float) -> int:
         return code
     print(summary(model, time.monotonic() - started))
     return 0
-
-
-def client_environment(server: S3Server) -> dict[str, str]:
-    """This process's environment, leading to the demo's server whatever the user's own AWS settings are."""
-    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
-    return {**inherited, **server.environment}
 
 
 def draw_lake() -> None:

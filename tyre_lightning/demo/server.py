@@ -64,6 +64,11 @@ class S3Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
+    def client_environment(self) -> dict[str, str]:
+        """This process's environment, leading to this server whatever the user's own AWS settings are."""
+        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+        return {**inherited, **self.environment}
+
     def stop(self) -> None:
         """End the server and wait until it has ended; idempotent."""
         assert self._process.stdin is not None
