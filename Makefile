@@ -24,7 +24,7 @@ ui: install ## open the MLflow UI on port 5000
 	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
 test: install ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: install ## check style and types
 	$(BIN)/ruff check .

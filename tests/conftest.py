@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -17,6 +18,11 @@ from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
 
 PROJECT = Path(__file__).parents[1]
+
+# Tests run side by side, and OpenMP threads that spin while they wait would slow each other down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A suite started in the background ignores Ctrl-C, and so would the processes that it is to be tried on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

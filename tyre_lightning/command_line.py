@@ -28,6 +28,7 @@ def run(main: Callable[[], Any]) -> int:
 
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
+    sys.argv[1:] = overrides_last(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return 0
@@ -44,6 +45,11 @@ def run(main: Callable[[], Any]) -> int:
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
     return 0
+
+
+def overrides_last(arguments: list[str]) -> list[str]:
+    """Hydra's flags before its overrides: its parser refuses ``data.root=lake -m seed=0,1`` otherwise."""
+    return sorted(arguments, key=lambda argument: re.match(r"[+~]{0,2}[\w@./]+=", argument) is not None)
 
 
 def check_config(cfg: DictConfig) -> None:
