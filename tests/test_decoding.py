@@ -1,15 +1,23 @@
 """Files of every kind become correct RGB, or an error that names them."""
 
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
 
 from tests.images import encode, picture
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.errors import UnreadableImage
 
 
-def pixels(image: Image.Image) -> np.ndarray:
+def pixels(image: Image.Image | Tensor) -> np.ndarray:
+    """Pixels [height, width, 3]."""
+    if isinstance(image, Tensor):
+        assert image.dtype == torch.uint8
+        return image.permute(1, 2, 0).numpy().astype(int)
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -77,6 +85,22 @@ def test_cmyk_jpeg() -> None:
     red, green, blue = pixels(decode(encode(cmyk, "JPEG"), "k"))[4, 4]
     assert red > 240
     assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpegs_have_pillow_s_pixels(mode: str, subsampling: int, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture(2, (71, 53)).convert(mode), "JPEG", subsampling=subsampling, exif=exif, progressive=True)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(pixels(decode(data, "k")), pixels(expected))
+
+
+def test_a_jpeg_with_rubbish_behind_it_is_read() -> None:
+    data = encode(picture(), "JPEG")
+    assert torch.equal(decode(data + b"rubbish", "k"), decode(data, "k"))
 
 
 def test_first_frame_of_an_animation() -> None:

@@ -6,7 +6,11 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from tyre_lightning.errors import UnreadableImage
 
@@ -14,8 +18,8 @@ from tyre_lightning.errors import UnreadableImage
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def decode(data: bytes, key: str) -> Image.Image:
-    """Decode one image file (any format that Pillow reads) to upright RGB.
+def decode(data: bytes, key: str) -> Tensor:
+    """Decode one image file (any format that Pillow reads) to upright RGB: uint8 [3, height, width].
 
     EXIF orientation is applied; grey, palette, CMYK and 16-bit images are converted by value; what is transparent shows
     white, as in an image viewer; of an animation the first frame is taken.
@@ -33,12 +37,25 @@ def decode(data: bytes, key: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; pixels that fail raise
             with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+                return torch.from_numpy(_pixels(image, data)).permute(2, 0, 1)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error, ...
         raise UnreadableImage(key, _reason(error)) from error
+
+
+def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """The pixels [height, width, 3] of an image of which Pillow has read the header."""
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
+        try:
+            # The same pixels as Pillow's, sooner (benchmarks/decoding.py).
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
+            return pixels
+        except ValueError:
+            pass  # anything odd about the file: whether it can be read is for Pillow to say
+    image.load()
+    return np.array(to_rgb(ImageOps.exif_transpose(image)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -76,15 +75,13 @@ class Preprocessing:
         values = asdict(self)
         return {**values, "mean": list(self.mean), "std": list(self.std)}
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """An RGB image as uint8 [3, size, size]."""
+    def __call__(self, image: Tensor) -> Tensor:
+        """An RGB image, uint8 [3, height, width], as uint8 [3, size, size]."""
         how = F.InterpolationMode(self.interpolation)
-        if self.eval_crop == EvalCrop.whole.value:
-            view = F.resize(image, [self.size, self.size], how)
-        else:
-            view = F.center_crop(F.resize(image, [self.resize], how), [self.size, self.size])
-        pixels: Tensor = F.pil_to_tensor(view)
-        return pixels
+        size = [self.size, self.size]
+        whole = self.eval_crop == EvalCrop.whole.value
+        view: Tensor = F.resize(image, size, how) if whole else F.center_crop(F.resize(image, [self.resize], how), size)
+        return view
 
     def read(self, data: bytes, key: str) -> Tensor:
         """The bytes of an image file as uint8 [3, size, size].
@@ -96,7 +93,7 @@ class Preprocessing:
 
 
 class Augmentation:
-    """Training's random way from an RGB image to uint8 [3, train_size, train_size].
+    """Training's random way from an image to uint8 [3, train_size, train_size].
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
     number of devices. Colours change a little only, since a defect may be a matter of colour.
@@ -113,12 +110,11 @@ class Augmentation:
                 ),
                 *flips,
                 v2.ColorJitter(config.brightness, config.contrast, config.saturation),
-                v2.PILToTensor(),
             ]
         )
 
-    def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """One random view of an RGB image, the same for the same seed: uint8 [3, train_size, train_size]."""
+    def __call__(self, image: Tensor, seed: int) -> Tensor:
+        """One random view of an image (uint8 [3, height, width]), the same for the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             view: Tensor = self._transform(image)

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image, ImageDraw, ImageStat
+from PIL import Image, ImageDraw
+from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.errors import UnreadableImage
@@ -42,8 +43,9 @@ def measure(data: bytes, key: str) -> dict[str, Any]:
         image = decode(data, key)
     except UnreadableImage as error:
         return {"key": key, "width": None, "height": None, "brightness": None, "error": error.reason}
-    brightness = ImageStat.Stat(image.convert("L")).mean[0]
-    return {"key": key, "width": image.width, "height": image.height, "brightness": brightness, "error": None}
+    _, height, width = image.shape
+    brightness = float(F.rgb_to_grayscale(image).float().mean())
+    return {"key": key, "width": width, "height": height, "brightness": brightness, "error": None}
 
 
 def fingerprint(data: bytes, key: str) -> str:
@@ -54,13 +56,13 @@ def fingerprint(data: bytes, key: str) -> str:
 def thumbnail(data: bytes, key: str) -> Image.Image:
     """A small copy of an image; a grey tile where it is unreadable."""
     try:
-        image = decode(data, key)
+        tile: Image.Image = F.to_pil_image(decode(data, key))
     except UnreadableImage:
         tile = Image.new("RGB", (_TILE, _TILE), "lightgrey")
         ImageDraw.Draw(tile).text((_TILE / 2, _TILE / 2), "unreadable", fill="black", anchor="mm")
         return tile
-    image.thumbnail((_TILE, _TILE))
-    return image
+    tile.thumbnail((_TILE, _TILE))
+    return tile
 
 
 def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: str, columns: int = 6) -> Figure:
