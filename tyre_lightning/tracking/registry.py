@@ -78,7 +78,7 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
     import mlflow
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on type hints and input examples; there is a signature
+        warnings.simplefilter("ignore")  # advice on input examples; there is a signature
         mlflow.pyfunc.save_model(
             path=str(folder),
             python_model=str(served_model_path()),

@@ -23,8 +23,9 @@ class ServedModel(PythonModel):
         """Read the inspector from the model's artifacts."""
         self.inspector = Inspector.load(context.artifacts["inspector"])
 
-    # No type hints: MLflow would take them, rather than the signature, for the model's input.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """A row for each image."""
         rows = [self._row(data, f"row {index}") for index, data in enumerate(model_input["image"])]
         table = pd.DataFrame(rows, columns=["class", *self.inspector.columns(), "error"])
