@@ -79,6 +79,7 @@ class Network(nn.Module):
             nn.Dropout(drop.p if dropout is None else dropout), nn.Linear(linear.in_features, num_classes)
         )
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        _follow_quickly(self.backbone)
         self.to(memory_format=self._layout)
         # Not in the state dict: they are part of the preprocessing, which is saved beside the weights.
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -89,6 +90,17 @@ class Network(nn.Module):
         pixels = (image.to(self.mean.dtype) - self.mean) / self.std
         logits: Tensor = self.head(self.backbone(pixels.contiguous(memory_format=self._layout)))
         return logits
+
+
+def _follow_quickly(module: nn.Module) -> None:
+    """Let BatchNorm's statistics follow the weights within some ten steps.
+
+    EfficientNet's own momentum, 0.01, is made for ImageNet's hundred thousands of steps: in a fine-tuning of some
+    hundred the statistics would be epochs behind the weights, and evaluation worse than training.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.momentum = 0.1
 
 
 def check_name(name: str) -> None:
@@ -138,7 +150,7 @@ def _build_lite(lite: _Lite) -> EfficientNet:
         MBConvConfig(*stage, width_mult=lite.width, depth_mult=1.0 if i in (0, last) else lite.depth, block=_lite_block)
         for i, stage in enumerate(_STAGES)
     ]
-    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+    norm = partial(nn.BatchNorm2d, eps=1e-3)
     model = EfficientNet(stages, dropout=lite.dropout, norm_layer=norm, last_channel=1280)
     _relu6(model)
     return model
