@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import use_server, write_files
 from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import read_catalog
+from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import Store, open_store
 
 ODD_NAMES = ("a b.jpg", "c+d.jpg", "50%.jpg", "%41.jpg", "#1.jpg", "q?.jpg", "Größe 東.jpg", "a&b=<c>.jpg", "'x\".jpg")
@@ -101,6 +103,50 @@ def test_get_many_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
 
 def _read(store: Store, key: str) -> None:
     sys.exit(0 if store.get(key) == b"1.jpg" else 1)
+
+
+class Reading(Dataset[tuple[Any, bool]]):
+    """What ``get_many`` gives for some keys, or its error, and whether obstore is loaded; read in a worker."""
+
+    def __init__(self, store: Store, keys: list[str]) -> None:
+        self.store, self.keys = store, keys
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Any, bool]:
+        try:
+            answer: Any = self.store.get_many(self.keys)
+        except UserError as error:
+            answer = str(error)
+        return answer, "obstore" in sys.modules
+
+
+def in_worker(store: Store, keys: list[str], method: str = "fork") -> tuple[Any, bool]:
+    """What :class:`Reading` gives in a DataLoader worker."""
+    loader = DataLoader(Reading(store, keys), num_workers=1, batch_size=None, multiprocessing_context=method)
+    (answer,) = loader
+    return answer  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_read_all_keys_in_order(lake: tuple[Path, Store], method: str) -> None:
+    folder, store = lake
+    names = [*ODD_NAMES, *(f"{number * 37 % 100}.jpg" for number in range(100))]
+    write_files(folder, *names)
+    keys = [f"v1/{name}" for name in names]
+    assert store.get(keys[0]) == names[0].encode()  # used in the parent first
+    answer, fast = in_worker(store, keys, method)
+    assert [data.decode() for data in answer] == names
+    assert fast == isinstance(store, S3Store)
+    assert store.get_many(keys[:3]) == answer[:3]
+
+
+def test_a_worker_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> None:
+    folder, store = lake
+    write_files(folder, "1.jpg")
+    answer, _ = in_worker(store, ["v1/1.jpg", "v1/lost.jpg"])
+    assert f"cannot read '{store.root}/lost.jpg'" in answer
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
