@@ -12,6 +12,7 @@ from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
+from tyre_lightning.model.averaging import moving_average
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.classifier import TyreClassifier, WarmupCosine
 from tyre_lightning.model.inspector import Inspector
@@ -130,6 +131,24 @@ def test_frozen_backbone_neither_learns_nor_moves_its_statistics(monkeypatch: py
     model(images).sum().backward()
     assert not torch.equal(mean, before)
     assert all(p.grad is not None for p in model.network.backbone.parameters())
+
+
+def test_frozen_stages_neither_learn_nor_move_their_statistics() -> None:
+    model = classifier(freeze_stages=3)
+    model.on_train_epoch_start()
+    state = model.network.backbone.state_dict()
+    before = {name: value.clone() for name, value in state.items() if "running" in name}
+    model(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)).sum().backward()
+    moved = {name.split(".")[1] for name, value in before.items() if not torch.equal(state[name], value)}
+    learning = {name.split(".")[1] for name, p in model.network.backbone.named_parameters() if p.grad is not None}
+    assert moved == learning == {"3", "4", "5", "6", "7", "8"}
+
+
+def test_an_average_follows_at_once_and_then_slowly() -> None:
+    move = moving_average(0.98)
+    ten = torch.tensor([10.0])
+    assert move(torch.zeros(1), ten, torch.tensor(1)).item() == pytest.approx(10 * 9 / 11)
+    assert move(torch.zeros(1), ten, torch.tensor(10_000)).item() == pytest.approx(10 * 0.02)
 
 
 def test_a_batch_that_nobody_could_read_gives_no_gradient() -> None:

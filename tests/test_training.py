@@ -1,5 +1,6 @@
 """A training run: what it records, that it can be repeated, resumed, interrupted and divided."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,12 +44,14 @@ def lake(tmp_path: Path) -> str:
 
 
 def train_here(folder: Path, *overrides: str) -> dict[str, float]:
-    """Train in this process, as a notebook would."""
+    """Train in this process and in ``folder``, as a notebook would."""
     register_schemas()
     paths = [f"paths.output_dir={folder}/out", f"logger.tracking_uri=sqlite:///{folder}/mlflow.db"]
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
-    return train(cfg)
+    folder.mkdir(exist_ok=True)
+    with contextlib.chdir(folder):  # MLflow keeps a database's artifacts in ./mlruns
+        return train(cfg)
 
 
 def test_what_a_run_records(trained: Trained) -> None:

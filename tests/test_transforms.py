@@ -60,6 +60,11 @@ def test_image_size_and_any_aspect() -> None:
         assert view.dtype == torch.uint8
 
 
+def test_training_crops_are_the_preset_s() -> None:
+    for crop in EvalCrop:
+        assert Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=crop)).train_size == 224
+
+
 def test_preprocessing_survives_json() -> None:
     before = Preprocessing.of(preset("efficientnet_lite2"), DataConfig(eval_crop=EvalCrop.center, image_size=50))
     after = Preprocessing.from_dict(json.loads(json.dumps(before.to_dict())))
@@ -79,5 +84,5 @@ def test_augmentation_follows_from_its_seed_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(augmentation(image, 7), first)
     assert not torch.equal(augmentation(image, 8), first)
-    assert first.shape == (3, 32, 32)
+    assert first.shape == (3, 42, 42)
     assert first.dtype == torch.uint8

@@ -79,7 +79,7 @@ class UsageConfig:
 class AugmentConfig:
     """Random changes of training images; evaluation never sees them."""
 
-    min_scale: float = 0.35  # smallest share of the image's area that a random crop keeps
+    min_scale: float = 0.5  # smallest share of the image's area that a random crop keeps
     flip: bool = True  # mirror left-right and top-bottom, each half of the time
     brightness: float = 0.2
     contrast: float = 0.2
@@ -126,6 +126,7 @@ class ModelConfig:
     label_smoothing: float = 0.1
     class_weights: ClassWeights = ClassWeights.none
     freeze_epochs: int = 0  # epochs in which only the head learns
+    freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
     channels_last: bool = True
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -134,7 +135,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 13
+    max_epochs: int = 15
     accelerator: str = "auto"
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
@@ -152,16 +153,16 @@ class TrainerConfig:
 class CheckpointConfig:
     """Which checkpoints are kept: the best by ``monitor``, and the last."""
 
-    monitor: str = "val/f1"
-    mode: str = "max"
+    monitor: str = "val/loss"  # finer than val/f1, in which some hundred images make many ties
+    mode: str = "min"
 
 
 @dataclass
 class EarlyStoppingConfig:
     """Stop when ``monitor`` has not improved for ``patience`` epochs; null: never."""
 
-    monitor: str = "val/f1"
-    mode: str = "max"
+    monitor: str = "val/loss"
+    mode: str = "min"
     patience: int | None = None
 
 
@@ -169,7 +170,7 @@ class EarlyStoppingConfig:
 class EmaConfig:
     """Exponential moving average of the weights, used for validation and for the saved model; null: off."""
 
-    decay: float | None = None
+    decay: float | None = 0.98  # over about 1 / (1 - decay) steps
 
 
 @dataclass
@@ -301,6 +302,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
+    _require("model.freeze_stages", model.freeze_stages, 0 <= model.freeze_stages <= 7, "from 0 to 7")
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")

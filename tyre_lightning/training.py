@@ -23,6 +23,7 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
+from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
@@ -92,6 +93,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         label_smoothing=options.label_smoothing,
         class_weights=class_weights(list(data.train.counts().values())) if balanced else None,
         freeze_epochs=options.freeze_epochs,
+        freeze_stages=0 if options.weights == "none" else options.freeze_stages,
         channels_last=options.channels_last,
         optimizer=asdict(options.optimizer),
     )
@@ -163,7 +165,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if stop.patience is not None:
         found.append(lc.EarlyStopping(stop.monitor, mode=stop.mode, patience=stop.patience))
     if options.ema.decay is not None:
-        found.append(lc.EMAWeightAveraging(decay=options.ema.decay))
+        found.append(weight_average(options.ema.decay))
     return found
 
 

@@ -17,8 +17,6 @@ from torchvision.transforms.v2 import functional as F
 from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
 
-STRIDE = 32  # pixels of the input for one of the network's last feature map
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -40,8 +38,8 @@ class Preprocessing:
 
     With ``eval_crop`` whole, the whole picture is resized to a square of ``size`` pixels; with center, its shorter side
     is resized to ``resize`` pixels and the middle ``size`` x ``size`` is cut out, as in the backbone's own preset.
-    Training crops are ``train_size`` pixels. A random crop shows things about 1.25 times as large as the whole picture
-    does, so it is made smaller by as much and the network sees things at one size (Touvron et al., arXiv:1906.06423).
+    Training crops are ``train_size`` pixels, the preset's crop for the preset's size before it: a random crop shows
+    things larger than the whole picture does, so it is made smaller (Touvron et al., arXiv:1906.06423).
     """
 
     size: int
@@ -62,7 +60,7 @@ class Preprocessing:
         whole = data.eval_crop is EvalCrop.whole
         size = data.image_size or (preset.resize if whole else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
-        train_size = max(STRIDE, int(0.8 * resize) // STRIDE * STRIDE)
+        train_size = round(size * preset.crop / preset.resize) if whole else size
         return cls(size, train_size, resize, data.eval_crop.value, preset.interpolation, preset.mean, preset.std)
 
     @classmethod

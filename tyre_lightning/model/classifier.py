@@ -35,6 +35,7 @@ class TyreClassifier(L.LightningModule):
         label_smoothing: share of the target spread over all classes (Szegedy et al., arXiv:1512.00567).
         class_weights: weight of each class in the loss, in index order; None for equal weights.
         freeze_epochs: epochs in which only the head learns and BatchNorm keeps its statistics.
+        freeze_stages: of the backbone, the stem included, that never learn; their BatchNorm keeps its statistics too.
         channels_last: memory layout.
         optimizer: the fields of :class:`tyre_lightning.config.OptimizerConfig`.
     """
@@ -49,6 +50,7 @@ class TyreClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         freeze_epochs: int = 0,
+        freeze_stages: int = 0,
         channels_last: bool = True,
         optimizer: dict[str, float] | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class TyreClassifier(L.LightningModule):
         self.network = Network(
             name, len(classes), self.preprocessing.mean, self.preprocessing.std, dropout, channels_last
         )
+        self._freeze()
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val", "test")})
@@ -75,11 +78,19 @@ class TyreClassifier(L.LightningModule):
         return self._trainer is not None and self.current_epoch < self.hparams["freeze_epochs"]
 
     def train(self, mode: bool = True) -> TyreClassifier:
-        """As in PyTorch, but a frozen backbone stays in evaluation mode, so that BatchNorm keeps its statistics."""
+        """As in PyTorch, but what is frozen stays in evaluation mode, so that BatchNorm keeps its statistics."""
         super().train(mode)
-        if mode and self.frozen:
-            self.network.backbone.eval()
+        (self.network.backbone if self.frozen else self._frozen_stages).eval()
         return self
+
+    @property
+    def _frozen_stages(self) -> nn.Module:
+        stages: nn.Module = self.network.backbone.features[: self.hparams["freeze_stages"]]
+        return stages
+
+    def _freeze(self) -> None:
+        self.network.backbone.requires_grad_(not self.frozen)
+        self._frozen_stages.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Give each process metrics of its own: spawned ones share the memory of what they were sent."""
@@ -97,7 +108,7 @@ class TyreClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Freeze or unfreeze the backbone."""
-        self.network.backbone.requires_grad_(not self.frozen)
+        self._freeze()
         self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,0 +1,28 @@
+"""A moving average of the weights, which generalises better than the last step's (Polyak and Juditsky, 1992)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+def weight_average(decay: float) -> WeightAveraging:
+    """The callback: validation and the saved model use the average over about the last ``1 / (1 - decay)`` steps.
+
+    The first steps count less, with a decay of ``(1 + n) / (10 + n)`` after ``n`` of them (the rule of TensorFlow's
+    ``ExponentialMovingAverage``), so that a short training does not end with the weights that it began with.
+    """
+    return WeightAveraging(avg_fn=moving_average(decay))
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """How ``torch.optim.swa_utils.AveragedModel`` moves an average towards a new value."""
+
+    def move(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        rate = min(decay, float((1 + count) / (10 + count)))
+        return torch.lerp(value.to(torch.float32), average.to(torch.float32), rate)
+
+    return move
