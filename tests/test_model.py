@@ -14,6 +14,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.averaging import moving_average
 from tyre_lightning.model.backbones import Network, preset
+from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, WarmupCosine
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
@@ -149,6 +150,12 @@ def test_an_average_follows_at_once_and_then_slowly() -> None:
     ten = torch.tensor([10.0])
     assert move(torch.zeros(1), ten, torch.tensor(1)).item() == pytest.approx(10 * 9 / 11)
     assert move(torch.zeros(1), ten, torch.tensor(10_000)).item() == pytest.approx(10 * 0.02)
+
+
+def test_a_standard_error_of_a_share() -> None:
+    assert standard_error(0.9, 1000) == pytest.approx(0.0095, abs=2e-4)
+    assert standard_error(1.0, 100) == pytest.approx(0.0098, abs=2e-4)  # not 0: a hundred images cannot prove it
+    assert standard_error(1.0, 100_000) < 1e-4
 
 
 def test_a_batch_that_nobody_could_read_gives_no_gradient() -> None:

@@ -135,7 +135,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 15
+    max_epochs: int = 12
     accelerator: str = "auto"
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
@@ -153,16 +153,16 @@ class TrainerConfig:
 class CheckpointConfig:
     """Which checkpoints are kept: the best by ``monitor``, and the last."""
 
-    monitor: str = "val/loss"  # finer than val/f1, in which some hundred images make many ties
-    mode: str = "min"
+    monitor: str = "val/f1"
+    mode: str = "max"  # to within a standard error the later epoch wins; see BestEpoch
 
 
 @dataclass
 class EarlyStoppingConfig:
     """Stop when ``monitor`` has not improved for ``patience`` epochs; null: never."""
 
-    monitor: str = "val/loss"
-    mode: str = "min"
+    monitor: str = "val/f1"
+    mode: str = "max"
     patience: int | None = None
 
 

@@ -25,6 +25,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.backbones import preset
+from tyre_lightning.model.best_epoch import BestEpoch
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
@@ -147,7 +148,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     """Checkpoints (best and last), learning rates, the confusion matrix, and what is switched on beside them."""
     options = config.callbacks
     found: list[L.Callback] = [
-        lc.ModelCheckpoint(
+        BestEpoch(
             dirpath=folder / "checkpoints",
             filename="best",
             monitor=options.checkpoint.monitor,

@@ -1,0 +1,39 @@
+"""Which epoch's weights are kept as the best."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+if TYPE_CHECKING:
+    import lightning as L
+    from torch import Tensor
+
+
+class BestEpoch(ModelCheckpoint):
+    """Keeps the latest epoch that is as good as the best to within one standard error (Breiman et al., CART, 1984).
+
+    On some hundred validation images the highest score of many epochs is luck; among epochs that these images cannot
+    tell apart, the later has learnt more. With ``mode`` min (a loss has no such error) the best epoch itself is kept.
+    """
+
+    _peak = -math.inf
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether the epoch that has just ended takes the best one's place."""
+        if current is None:
+            return False
+        score = float(current) if self.mode == "max" else -float(current)
+        self._peak = max(self._peak, score)
+        images = int(trainer.callback_metrics.get("val/images", 0))
+        margin = standard_error(self._peak, images) if self.mode == "max" else 0.0
+        decision: Any = trainer.strategy.reduce_boolean_decision(score >= self._peak - margin)
+        return bool(decision)
+
+
+def standard_error(share: float, images: int) -> float:
+    """That of a share of ``images``, as accuracy is one, estimated with a success and a failure more (Laplace)."""
+    smoothed = (share * images + 1) / (images + 2)
+    return math.sqrt(smoothed * (1 - smoothed) / (images + 2))
