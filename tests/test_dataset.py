@@ -1,6 +1,7 @@
 """Images stream in order, once each, from S3 and folders, in every kind of worker."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, S3Config, Unreadable, WorkerStart
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
-from tyre_lightning.data.dataset import EpochSampler
+from tyre_lightning.data.dataset import BatchSampler, EpochSampler
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.model.backbones import preset
@@ -50,9 +51,10 @@ def test_labels_are_the_folders(lake: str) -> None:
 
 def test_every_epoch_shows_every_image_once_in_another_order(lake: str) -> None:
     loader = module(lake).train_dataloader()
+    batches: Any = loader.batch_sampler
     orders = []
     for epoch in range(2):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches.sampler.set_epoch(epoch)
         orders.append([key for batch in loader for key in batch.key])
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(module(lake).train.keys())
     assert orders[0] != orders[1]
@@ -62,6 +64,14 @@ def test_s3_and_its_local_copy_give_the_same_tensors(lake: str, bucket: Path) ->
     for ours, theirs in zip(module(lake).test_dataloader(), module(str(bucket / "v1")).test_dataloader(), strict=True):
         assert ours.key == theirs.key
         assert torch.equal(ours.image, theirs.image)
+
+
+def test_a_batch_knows_what_its_worker_loads_next() -> None:
+    sampler = EpochSampler(10, seed=3, train=True)
+    plans = list(BatchSampler(sampler, 3, workers=2))
+    assert [item for plan in plans for item in plan] == list(sampler)
+    assert [len(plan) for plan in plans] == [3, 3, 3, 1]
+    assert [plan.ahead for plan in plans] == [[i for i, _ in plans[2]], [i for i, _ in plans[3]], (), ()]
 
 
 @pytest.mark.parametrize("world", [2, 3])

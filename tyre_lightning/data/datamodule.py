@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from tyre_lightning.config import DataConfig, S3Config, WorkerStart
-from tyre_lightning.data.dataset import BatchLoader, EpochSampler, TyreDataset, collate
+from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, collate
 from tyre_lightning.data.transforms import Augmentation, Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog, good_class, read_lake
@@ -83,13 +83,15 @@ class TyreDataModule(L.LightningDataModule):
         dataset: Any = TyreDataset(
             self.store, catalog, self.classes, self.preprocessing, augmentation, self.config.unreadable
         )
+        sampler = EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world)
+        batch_size = batch_per_device(self.config.batch_size, world)
+        options = self._worker_options()
         return BatchLoader(
             dataset,
-            batch_size=batch_per_device(self.config.batch_size, world),
-            sampler=EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world),
+            batch_sampler=BatchSampler(sampler, batch_size, options.get("num_workers", 0)),
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            **self._worker_options(),
+            **options,
         )
 
     def _worker_options(self) -> dict[str, Any]:

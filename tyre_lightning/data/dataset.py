@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,12 @@ class Batch(NamedTuple):
     key: list[str]  # N keys
     unreadable: list[UnreadableImage]  # images of this batch that are not in it
     failure: UserError | None = None  # what ends the epoch; see BatchLoader
+
+
+class Plan(list[tuple[int, int]]):
+    """The (index, seed) pairs of a batch, and the indices of the batch that the same worker will load after it."""
+
+    ahead: Sequence[int] = ()
 
 
 class Failure(NamedTuple):
@@ -89,9 +97,11 @@ class TyreDataset(Dataset[Item]):
 
     def _samples(self, items: Sequence[tuple[int, int]]) -> list[Sample | UnreadableImage]:
         keys = [self._catalog.key(index) for index, _ in items]
+        files = self._store.get_many(keys)
+        if isinstance(items, Plan):  # while these are decoded, the next come in
+            self._store.prefetch([self._catalog.key(index) for index in items.ahead])
         return [
-            self._sample(data, key, index, seed)
-            for data, key, (index, seed) in zip(self._store.get_many(keys), keys, items, strict=True)
+            self._sample(data, key, index, seed) for data, key, (index, seed) in zip(files, keys, items, strict=True)
         ]
 
     def _sample(self, data: bytes, key: str, index: int, seed: int) -> Sample | UnreadableImage:
@@ -162,3 +172,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
         padding = -self._length % self._world if self._train else 0
         places = torch.cat([order, order[:padding]])[self._rank :: self._world]
         return ((int(index), int(draws[index])) for index in places)
+
+
+class BatchSampler(Sampler[Plan]):
+    """Cuts a sampler's items into batches, each of which knows what its worker will load next.
+
+    Args:
+        sampler: gives the items.
+        batch_size: items in a batch; the last may have fewer.
+        workers: DataLoader gives them the batches in turn.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, workers: int) -> None:
+        self.sampler = sampler  # Lightning tells it the epoch
+        self._batch_size = batch_size
+        self._workers = max(1, workers)
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Plan]:
+        waiting: deque[Plan] = deque()
+        items = iter(self.sampler)
+        while plan := Plan(islice(items, self._batch_size)):
+            waiting.append(plan)
+            if len(waiting) > self._workers:
+                first = waiting.popleft()
+                first.ahead = [index for index, _ in plan]
+                yield first
+        yield from waiting

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -31,7 +33,7 @@ def may_fetch() -> bool:
 
 
 class Fetcher:
-    """Reads objects of one bucket.
+    """Reads objects of one bucket, in the background of its process.
 
     Args:
         bucket: its name.
@@ -58,25 +60,32 @@ class Fetcher:
             },
             retry_config={"max_retries": _RETRIES},
         )
+        self._loop = asyncio.new_event_loop()
+        self._gate = asyncio.Semaphore(_CONCURRENT)
+        self._ahead: dict[str, Future[bytes | None]] = {}
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def prefetch(self, keys: Sequence[str]) -> None:
+        """Begin to fetch; what was begun before and never asked for is forgotten."""
+        self._ahead = {key: self._begin(key) for key in keys}
 
     def __call__(self, keys: Sequence[str]) -> list[bytes | None]:
         """The contents in the order of ``keys``; None for what could not be read, for whatever reason."""
-        return asyncio.run(self._all(keys))
+        futures = [self._ahead.pop(key) if key in self._ahead else self._begin(key) for key in keys]
+        return [future.result() for future in futures]
 
-    async def _all(self, keys: Sequence[str]) -> list[bytes | None]:
-        gate = asyncio.Semaphore(_CONCURRENT)
+    def _begin(self, key: str) -> Future[bytes | None]:
+        return asyncio.run_coroutine_threadsafe(self._get(key), self._loop)
 
-        async def one(key: str) -> bytes | None:
-            if not _PLAIN.fullmatch(key):
+    async def _get(self, key: str) -> bytes | None:
+        if not _PLAIN.fullmatch(key):
+            return None
+        async with self._gate:
+            try:
+                answer = await self._store.get_async(key)
+                return bytes(await answer.bytes_async())
+            except Exception:  # obstore and its callbacks raise many kinds; boto3 will say it better
                 return None
-            async with gate:
-                try:
-                    answer = await self._store.get_async(key)
-                    return bytes(await answer.bytes_async())
-                except Exception:  # obstore and its callbacks raise many kinds; boto3 will say it better
-                    return None
-
-        return await asyncio.gather(*map(one, keys))
 
 
 def can_serve(url: str, region: str, ca_bundle: str | None, *, path_style: bool) -> bool:

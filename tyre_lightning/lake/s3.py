@@ -94,6 +94,11 @@ class S3Store(Store):
         found.update(zip(missing, super().get_many(missing, threads), strict=True))
         return [data for key in keys if (data := found[key]) is not None]
 
+    def prefetch(self, keys: Sequence[str]) -> None:
+        """See :meth:`Store.prefetch`."""
+        if self._made is not None and self._made.process == os.getpid() and self._made.fetch is not None:
+            self._made.fetch.prefetch([self._parent + key for key in keys])
+
     def _pages(self, prefix: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
         folder = self._base + as_folder(prefix)
         with self._explained("list", folder):

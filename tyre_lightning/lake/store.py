@@ -75,6 +75,9 @@ class Store(ABC):
         with ThreadPoolExecutor(max_workers=min(threads, len(keys))) as pool:
             return [*pool.map(self.get, keys)]
 
+    def prefetch(self, keys: Sequence[str]) -> None:  # noqa: B027 (not abstract: a store need not do anything)
+        """Say which keys the next :meth:`get_many` will want; a store may fetch them meanwhile. Never fails."""
+
 
 def open_store(root: str, s3: S3Config) -> Store:
     """The store at ``s3://bucket[/prefix]`` or in a folder. S3 is not asked anything yet.
