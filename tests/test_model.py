@@ -12,7 +12,7 @@ from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
-from tyre_lightning.model.averaging import moving_average
+from tyre_lightning.model.averaging import move
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, WarmupCosine
@@ -146,10 +146,9 @@ def test_frozen_stages_neither_learn_nor_move_their_statistics() -> None:
 
 
 def test_an_average_follows_at_once_and_then_slowly() -> None:
-    move = moving_average(0.98)
     ten = torch.tensor([10.0])
-    assert move(torch.zeros(1), ten, torch.tensor(1)).item() == pytest.approx(10 * 9 / 11)
-    assert move(torch.zeros(1), ten, torch.tensor(10_000)).item() == pytest.approx(10 * 0.02)
+    assert move(0.98, torch.zeros(1), ten, torch.tensor(1)).item() == pytest.approx(10 * 9 / 11)
+    assert move(0.98, torch.zeros(1), ten, torch.tensor(10_000)).item() == pytest.approx(10 * 0.02)
 
 
 def test_a_standard_error_of_a_share() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
@@ -15,14 +15,10 @@ def weight_average(decay: float) -> WeightAveraging:
     The first steps count less, with a decay of ``(1 + n) / (10 + n)`` after ``n`` of them (the rule of TensorFlow's
     ``ExponentialMovingAverage``), so that a short training does not end with the weights that it began with.
     """
-    return WeightAveraging(avg_fn=moving_average(decay))
+    return WeightAveraging(avg_fn=partial(move, decay))  # not a closure: it must pickle, for processes that are spawned
 
 
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """How ``torch.optim.swa_utils.AveragedModel`` moves an average towards a new value."""
-
-    def move(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-        rate = min(decay, float((1 + count) / (10 + count)))
-        return torch.lerp(value.to(torch.float32), average.to(torch.float32), rate)
-
-    return move
+def move(decay: float, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+    """An average, moved towards a new value after ``count`` others, as torch's ``AveragedModel`` calls it."""
+    rate = min(decay, float((1 + count) / (10 + count)))
+    return torch.lerp(value.to(torch.float32), average.to(torch.float32), rate)
