@@ -62,20 +62,24 @@ class Fetcher:
         )
         self._loop = asyncio.new_event_loop()
         self._gate = asyncio.Semaphore(_CONCURRENT)
-        self._ahead: dict[str, Future[bytes | None]] = {}
+        self._ahead: tuple[list[str], Future[list[bytes | None]]] | None = None
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def prefetch(self, keys: Sequence[str]) -> None:
-        """Begin to fetch; what was begun before and never asked for is forgotten."""
-        self._ahead = {key: self._begin(key) for key in keys}
+        """Begin to fetch what the next call will ask for."""
+        self._ahead = ([*keys], self._begin(keys)) if keys else None
 
     def __call__(self, keys: Sequence[str]) -> list[bytes | None]:
         """The contents in the order of ``keys``; None for what could not be read, for whatever reason."""
-        futures = [self._ahead.pop(key) if key in self._ahead else self._begin(key) for key in keys]
-        return [future.result() for future in futures]
+        ahead, self._ahead = self._ahead, None
+        begun = ahead is not None and ahead[0] == [*keys]
+        return (ahead[1] if ahead and begun else self._begin(keys)).result()
 
-    def _begin(self, key: str) -> Future[bytes | None]:
-        return asyncio.run_coroutine_threadsafe(self._get(key), self._loop)
+    def _begin(self, keys: Sequence[str]) -> Future[list[bytes | None]]:
+        return asyncio.run_coroutine_threadsafe(self._get_all(keys), self._loop)
+
+    async def _get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await asyncio.gather(*map(self._get, keys))
 
     async def _get(self, key: str) -> bytes | None:
         if not _PLAIN.fullmatch(key):
