@@ -8,6 +8,7 @@ with two DataLoader workers but for the plain loop, and the CPU time that server
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import tempfile
@@ -18,8 +19,10 @@ from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 from slow_link import SlowLink
 from torch.utils.data import DataLoader, Dataset
+from torchvision.models import EfficientNet_B0_Weights
 
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -77,11 +80,6 @@ def pipeline(root: str) -> float:
 
 def plain_pipeline(store: Store, keys: Sequence[str]) -> float:
     """Images a second of the loop that everybody writes first: get, open with Pillow, apply the preset."""
-    import io
-
-    from PIL import Image
-    from torchvision.models import EfficientNet_B0_Weights
-
     transform = EfficientNet_B0_Weights.DEFAULT.transforms()
     started = time.perf_counter()
     for key in keys:
