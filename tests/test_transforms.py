@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models import get_model_weights
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -17,12 +18,22 @@ from tyre_lightning.model.backbones import Network, preset
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s"])
 def test_center_crop_is_the_backbone_s_own_preset(name: str) -> None:
-    """Resize, crop and normalise as torchvision's preset for the weights does, to rounding: two levels of 255."""
+    """To the last float with the preset's own numbers, and, to two levels of 255, as its way through Pillow does."""
     image = picture(3, (500, 420))
-    reference = get_model_weights(name).DEFAULT.transforms()(image)
+    own = get_model_weights(name).DEFAULT.transforms()
+    exact = v2.Compose(
+        [
+            v2.Resize(own.resize_size, own.interpolation),
+            v2.CenterCrop(own.crop_size),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(own.mean, own.std),
+        ]
+    )
+    reference = own(image)
     preprocessing = Preprocessing.of(preset(name), DataConfig(eval_crop=EvalCrop.center))
     network = Network(name, 2, preprocessing.mean, preprocessing.std)
     ours = (preprocessing(pil_to_tensor(image))[None] - network.mean) / network.std
+    torch.testing.assert_close(ours[0], exact(pil_to_tensor(image)), atol=2e-6, rtol=0)
     torch.testing.assert_close(ours[0], reference, atol=2 / 255 / 0.224, rtol=0)
     assert (ours[0] - reference).abs().mean() < 1e-3
 
