@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import write_files
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.catalog import Lake, good_class, read_catalog, read_lake
+from tyre_lightning.lake.catalog import Lake
+from tyre_lightning.lake.listing import good_class, read_catalog, read_lake
 from tyre_lightning.lake.store import open_store
 
 

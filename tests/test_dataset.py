@@ -1,5 +1,7 @@
 """Images stream in order, once each, from S3 and folders, in every kind of worker."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ from PIL import Image
 
 from tests.conftest import write_images
 from tests.images import encode, picture
-from tyre_lightning.config import DataConfig, S3Config, Unreadable, WorkerStart
+from tyre_lightning.config import Cache, DataConfig, S3Config, Unreadable, WorkerStart
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
-from tyre_lightning.data.dataset import BatchSampler, EpochSampler
+from tyre_lightning.data.dataset import AHEAD_BATCHES, BatchSampler, EpochSampler
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.model.backbones import preset
@@ -67,11 +69,13 @@ def test_s3_and_its_local_copy_give_the_same_tensors(lake: str, bucket: Path) ->
 
 
 def test_a_batch_knows_what_its_worker_loads_next() -> None:
-    sampler = EpochSampler(10, seed=3, train=True)
+    sampler = EpochSampler(31, seed=3, train=True)
     plans = list(BatchSampler(sampler, 3, workers=2))
     assert [item for plan in plans for item in plan] == list(sampler)
-    assert [len(plan) for plan in plans] == [3, 3, 3, 1]
-    assert [plan.ahead for plan in plans] == [[i for i, _ in plans[2]], [i for i, _ in plans[3]], (), ()]
+    assert [len(plan) for plan in plans] == [3] * 10 + [1]
+    for place, plan in enumerate(plans):
+        following = plans[place + 2 :: 2][:AHEAD_BATCHES]
+        assert list(plan.ahead) == [index for later in following for index, _ in later]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -157,3 +161,48 @@ def test_orientation_is_right_at_the_network_s_door(bucket: Path) -> None:
     (batch,) = module(f"s3://{bucket.name}/v1").test_dataloader()
     assert batch.image[0, :, 4, 16].tolist() == [255, 0, 0]
     assert batch.image[0, :, 28, 16].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [Cache.files, Cache.resized])
+def test_later_epochs_come_from_the_disk(lake: str, bucket: Path, tmp_path: Path, cache: Cache, workers: int) -> None:
+    """The bucket is gone by then."""
+    data = module(lake, cache=cache, cache_dir=str(tmp_path), num_workers=workers)
+    loaders = data.train_dataloader(), data.test_dataloader()
+    first = [[*loader] for loader in loaders]
+    shutil.rmtree(bucket / "v1")
+    for before, loader in zip(first, loaders, strict=True):
+        for ours, theirs in zip(before, loader, strict=True):
+            assert ours.key == theirs.key
+            assert torch.equal(ours.image, theirs.image)
+
+
+def test_pixels_of_a_folder_are_kept_too(bucket: Path, tmp_path: Path) -> None:
+    write_images(bucket / "v1", {"train": 6, "test": 3}, CLASSES)
+    plain = [*module(str(bucket / "v1")).test_dataloader()]
+    for _ in range(2):
+        data = module(str(bucket / "v1"), cache=Cache.resized, cache_dir=str(tmp_path))
+        for ours, theirs in zip(data.test_dataloader(), plain, strict=True):
+            assert torch.equal(ours.image, theirs.image)
+    assert sum(path.is_file() for path in (tmp_path / "images").glob("??/*")) == 6
+
+
+def test_the_size_of_a_cache_of_pixels_is_said_before_it_is_written(
+    lake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        module(lake, cache=Cache.resized, cache_dir=str(tmp_path), cache_gb=1e-6)
+    cost, warning = caplog.messages
+    assert re.match(rf"data.cache=resized takes about 0\.00 GB in {tmp_path} \(the files: 0\.00 GB\)", cost)
+    assert warning == "that is more than data.cache_gb=1e-06: give it more, or data.cache=files"
+
+
+def test_a_cache_that_cannot_be_used_is_said_once_and_done_without(
+    lake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    data = module(lake, cache_dir=str(tmp_path / "file"))
+    assert sum(len(batch.label) for batch in data.test_dataloader()) == 6
+    assert caplog.messages == [
+        f"the cache in '{tmp_path}/file/images' cannot be used (Not a directory); going on without it"
+    ]

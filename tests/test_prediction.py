@@ -22,7 +22,7 @@ from tests.images import encode, picture
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import open_writer
-from tyre_lightning.lake.store import FolderStore
+from tyre_lightning.lake.store import Entry, FolderStore
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.prediction import open_source, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
@@ -93,27 +93,31 @@ def test_files_and_globs(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     s3 = S3Config()
-    assert list(open_source(str(tmp_path / "v1"), s3).keys()) == ["v1/a/x.png", "v1/b/y.jpg"]
-    assert list(open_source(str(tmp_path / "v1" / "a" / "x.png"), s3).keys()) == ["a/x.png"]
-    assert list(open_source(str(tmp_path / "v1" / "*" / "*.[jp][pn]g"), s3).keys()) == ["v1/a/x.png", "v1/b/y.jpg"]
-    assert list(open_source("s3://b/v1/a/x.JPG", s3).keys()) == ["a/x.JPG"]
+
+    def keys(address: str) -> list[str]:
+        return [entry.key for entry in open_source(address, s3).entries()]
+
+    assert keys(str(tmp_path / "v1")) == ["v1/a/x.png", "v1/b/y.jpg"]
+    assert keys(str(tmp_path / "v1" / "a" / "x.png")) == ["a/x.png"]
+    assert keys(str(tmp_path / "v1" / "*" / "*.[jp][pn]g")) == ["v1/a/x.png", "v1/b/y.jpg"]
+    assert keys("s3://b/v1/a/x.JPG") == ["a/x.JPG"]
     with pytest.raises(UserError, match="is no file, folder, glob with a match"):
         open_source(str(tmp_path / "*.gif"), s3)
 
 
 def test_memory_does_not_grow_with_the_images(inspector: Inspector, tmp_path: Path) -> None:
-    """Keys are drawn only a batch ahead of the rows that are given out."""
+    """Entries are drawn only a batch ahead of the rows that are given out."""
     (tmp_path / "x.png").write_bytes(encode(picture()))
     drawn = 0
 
-    def keys() -> Iterator[str]:
+    def entries() -> Iterator[Entry]:
         nonlocal drawn
         for _ in range(40):
             drawn += 1
-            yield f"{tmp_path.name}/x.png"
+            yield Entry(f"{tmp_path.name}/x.png", 0, "")
 
     seen = 0
-    for rows in predict_batches(inspector, FolderStore(str(tmp_path)), keys(), batch_size=4):
+    for rows in predict_batches(inspector, FolderStore(str(tmp_path)), entries(), batch_size=4):
         seen += len(rows)
         assert drawn <= seen + 4
     assert seen == 40

@@ -31,7 +31,7 @@ def test_files_that_appear_later_are_served(bucket: Path) -> None:
     write_files(bucket, "v1/train/a/1.jpg")
     assert [entry.key for entry in store.list()] == ["v1/train/a/1.jpg"]
     write_files(bucket, "v1/train/a/2.jpg")
-    assert store.get("v1/train/a/2.jpg") == b"v1/train/a/2.jpg"
+    assert store.get("v1/train/a/2.jpg").data == b"v1/train/a/2.jpg"
 
 
 def test_it_is_gone_after_the_block(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_users_own_settings_do_not_interfere(tmp_path: Path, monkeypatch: py
     write_files(tmp_path, "bucket/1.jpg")
     with S3Server(tmp_path, static=True) as server:
         use_server(server, monkeypatch)
-        assert open_store("s3://bucket", S3Config()).get("1.jpg") == b"bucket/1.jpg"
+        assert open_store("s3://bucket", S3Config()).get("1.jpg").data == b"bucket/1.jpg"
 
 
 def test_the_secret_is_no_argument(s3_server: S3Server) -> None:

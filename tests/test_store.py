@@ -19,7 +19,7 @@ from tests.conftest import use_server, write_files
 from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.catalog import read_catalog
+from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import Store, open_store
 
@@ -46,7 +46,7 @@ def test_keys_begin_with_the_version_and_come_sorted(lake: tuple[Path, Store]) -
         "v1/train/good/10.jpg",
         "v1/train/good/2.jpg",
     ]
-    assert [store.get(key).decode() for key in keys] == [key.removeprefix("v1/") for key in keys]
+    assert [store.get(key).data.decode() for key in keys] == [key.removeprefix("v1/") for key in keys]
 
 
 def test_entries_have_size_and_a_tag_that_follows_the_content(lake: tuple[Path, Store]) -> None:
@@ -83,14 +83,14 @@ def test_odd_names_survive(lake: tuple[Path, Store]) -> None:
     keys = [entry.key for entry in store.list("train/an odd+class%")]
     assert sorted(keys) == sorted(f"v1/train/an odd+class%/{name}" for name in ODD_NAMES)
     assert store.prefixes("train") == ("an odd+class%",)
-    assert [data.decode() for data in store.get_many(keys)] == [key.removeprefix("v1/") for key in keys]
+    assert [content.data.decode() for content in store.get_many(keys)] == [key.removeprefix("v1/") for key in keys]
 
 
 def test_get_many_keeps_the_order(lake: tuple[Path, Store]) -> None:
     folder, store = lake
     write_files(folder, *(f"{number}.jpg" for number in range(100)))
     keys = [f"v1/{number * 37 % 100}.jpg" for number in range(100)]
-    assert [b"v1/" + data for data in store.get_many(keys)] == [key.encode() for key in keys]
+    assert [b"v1/" + content.data for content in store.get_many(keys)] == [key.encode() for key in keys]
     assert store.get_many([]) == []
 
 
@@ -102,7 +102,7 @@ def test_get_many_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
 
 
 def _read(store: Store, key: str) -> None:
-    sys.exit(0 if store.get(key) == b"1.jpg" else 1)
+    sys.exit(0 if store.get(key).data == b"1.jpg" else 1)
 
 
 class Reading(Dataset[tuple[Any, bool]]):
@@ -135,9 +135,9 @@ def test_workers_read_all_keys_in_order(lake: tuple[Path, Store], method: str) -
     names = [*ODD_NAMES, *(f"{number * 37 % 100}.jpg" for number in range(100))]
     write_files(folder, *names)
     keys = [f"v1/{name}" for name in names]
-    assert store.get(keys[0]) == names[0].encode()  # used in the parent first
+    assert store.get(keys[0]).data == names[0].encode()  # used in the parent first
     answer, fast = in_worker(store, keys, method)
-    assert [data.decode() for data in answer] == names
+    assert [content.data.decode() for content in answer] == names
     assert fast == isinstance(store, S3Store)
     assert store.get_many(keys[:3]) == answer[:3]
 
@@ -153,13 +153,13 @@ def test_a_worker_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
 def test_a_used_store_works_in_other_processes(lake: tuple[Path, Store], method: str) -> None:
     folder, store = lake
     write_files(folder, "1.jpg")
-    assert store.get("v1/1.jpg") == b"1.jpg"
+    assert store.get("v1/1.jpg").data == b"1.jpg"
     context: Any = multiprocessing.get_context(method)
     process = context.Process(target=_read, args=(store, "v1/1.jpg"))
     process.start()
     process.join(30)
     assert process.exitcode == 0
-    assert store.get("v1/1.jpg") == b"1.jpg"
+    assert store.get("v1/1.jpg").data == b"1.jpg"
 
 
 def test_a_used_store_pickles(lake: tuple[Path, Store]) -> None:
@@ -168,14 +168,14 @@ def test_a_used_store_pickles(lake: tuple[Path, Store]) -> None:
     store.get("v1/1.jpg")
     copy = pickle.loads(pickle.dumps(store))
     assert copy.root == store.root
-    assert copy.get("v1/1.jpg") == b"1.jpg"
+    assert copy.get("v1/1.jpg").data == b"1.jpg"
 
 
 def test_a_whole_bucket_has_no_version(bucket: Path) -> None:
     write_files(bucket, "train/good/1.jpg")
     store = open_store(f"s3://{bucket.name}/", S3Config())
     assert [entry.key for entry in store.list()] == ["train/good/1.jpg"]
-    assert store.get("train/good/1.jpg") == b"train/good/1.jpg"
+    assert store.get("train/good/1.jpg").data == b"train/good/1.jpg"
 
 
 def test_thousands_of_keys_list_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_links_are_followed(lake: tuple[Path, Store], tmp_path: Path) -> None:
     (folder / "train").mkdir()
     (folder / "train" / "good").symlink_to(tmp_path / "elsewhere")
     assert [entry.key for entry in store.list()] == ["v1/train/good/1.jpg"]
-    assert store.get("v1/train/good/1.jpg") == b"elsewhere/1.jpg"
+    assert store.get("v1/train/good/1.jpg").data == b"elsewhere/1.jpg"
 
 
 def test_a_link_in_a_circle_is_named(tmp_path: Path) -> None:
@@ -330,8 +330,8 @@ def breaking_server() -> Iterator[tuple[str, list[int]]]:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n" + body)
                 answers.append(len(body))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n" + body)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -342,7 +342,7 @@ def breaking_server() -> Iterator[tuple[str, list[int]]]:
 @pytest.mark.usefixtures("aws_env")
 def test_a_body_that_breaks_off_is_fetched_again(breaking_server: tuple[str, list[int]]) -> None:
     endpoint, answers = breaking_server
-    assert open_store("s3://bucket/v1", S3Config(endpoint_url=endpoint)).get("v1/1.jpg") == b"whole!"
+    assert open_store("s3://bucket/v1", S3Config(endpoint_url=endpoint)).get("v1/1.jpg").data == b"whole!"
     assert answers == [3, 6]
 
 

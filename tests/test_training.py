@@ -1,7 +1,9 @@
 """A training run: what it records, that it can be repeated, resumed, interrupted and divided."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Dataset, Run
 
 from tests.conftest import PROJECT, SMALL, Trained, run_script, untracked_environment, write_images
 from tyre_lightning.config import register_schemas
@@ -33,6 +35,12 @@ def runs(folder: Path, experiment: str = "tyre-defects") -> list[Run]:
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def datasets(run: Run) -> dict[str, Dataset]:
+    """The inputs of a run by their usage."""
+    assert run.inputs is not None
+    return {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
 
 
 @pytest.fixture
@@ -84,13 +92,45 @@ def test_artifacts_of_a_run(trained: Trained, tmp_path: Path) -> None:
     client = MlflowClient(trained.tracking_uri)
     run = only_run(trained.folder, trained.experiment)
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names >= {"config.yaml", "confusion_matrix.png", "checkpoints", "model"}
+    assert names >= {"catalog.parquet", "config.yaml", "confusion_matrix.png", "checkpoints", "model"}
     saved = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
     assert saved == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     for name in saved:
         path = client.download_artifacts(run.info.run_id, name, str(tmp_path))
         torch.load(path, weights_only=True)
         assert TyreClassifier.load_from_checkpoint(path, weights_only=True).hparams["classes"][0] == "bulge"
+
+
+def test_the_images_of_a_run_are_its_inputs(trained: Trained) -> None:
+    run = only_run(trained.folder, trained.experiment)
+    inputs = datasets(run)
+    assert sorted(inputs) == ["test", "train", "val"]
+    assert inputs["train"].name == "v1/train"
+    assert json.loads(inputs["train"].source) == {"uri": trained.root}
+    assert json.loads(inputs["test"].profile or "") == {"images": 20, "bulge": 5, "crack": 5, "flat_spot": 5, "good": 5}
+    assert len({dataset.digest for dataset in inputs.values()} | {run.data.params["found.fingerprint"]}) == 4
+
+
+def test_a_run_is_repeated_on_the_same_images(trained: Trained, tmp_path: Path) -> None:
+    """Here on a copy, of which an image has gone."""
+    shutil.copytree(trained.local, tmp_path / "v1")
+    lost = min((tmp_path / "v1" / "test" / "good").iterdir())
+    lost.unlink()
+    first = only_run(trained.folder, trained.experiment)
+    done = run_script(
+        "train.py", "experiment=demo", f"data.from_run={first.info.run_id}", f"data.root={tmp_path}/v1", *SMALL,
+        f"logger.tracking_uri={trained.tracking_uri}", "logger.experiment=again", "logger.registered_model=null",
+        cwd=tmp_path, environment=trained.environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"of the images to train on, 1 gone (v1/test/good/{lost.name}); training goes on" in done.stdout + done.stderr
+    )
+    second = only_run(trained.folder, "again")
+    before, after = ({usage: item.digest for usage, item in datasets(run).items()} for run in (first, second))
+    assert before["train"] == after["train"]
+    assert before["val"] == after["val"]
+    assert before["test"] != after["test"]
 
 
 def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
@@ -236,6 +276,9 @@ def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path
     [
         (["trainer=gpu"], "trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu"),
         (["trainer.devices=none"], "trainer.devices=none must be a count, -1 for all, or a list of indices"),
+        (["data.from_run=0123"], "data.from_run=0123: sqlite:///mlflow.db has no such run, or it recorded no catalog"),
+        (["data.from_run=a", "data.catalog=b"], "data.catalog and data.from_run both say which images to train on"),
+        (["data.cache_gb=0"], "data.cache_gb=0.0 must be more than 0"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
         (["logger.tracking_uri=http://127.0.0.1:9"], "the tracking URI http://127.0.0.1:9 does not answer"),
         (["model.weights=nowhere.pth"], "model.weights=nowhere.pth is neither 'imagenet', 'none' nor a file"),

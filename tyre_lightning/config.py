@@ -40,6 +40,21 @@ class Unreadable(Enum):
     error = "error"
 
 
+class Changed(Enum):
+    """What happens when an image is no longer what the catalog lists."""
+
+    reread = "reread"  # the new content is used, with a warning
+    error = "error"
+
+
+class Cache(Enum):
+    """What is kept on the local disk between epochs and runs."""
+
+    none = "none"
+    files = "files"  # what was fetched from S3, byte for byte
+    resized = "resized"  # pixels, decoded and made small: more disk, less work
+
+
 class ClassWeights(Enum):
     """How classes weigh in the loss."""
 
@@ -63,6 +78,7 @@ class S3Config:
     endpoint_url: str | None = None  # null: AWS itself, or AWS_ENDPOINT_URL
     region: str | None = None
     profile: str | None = None  # a profile of ~/.aws/config
+    anonymous: bool = False  # requests are not signed: for buckets that are open to all
     path_style: bool | None = None  # null: path-style wherever an endpoint is given
 
 
@@ -103,6 +119,12 @@ class DataConfig:
     num_workers: int | None = None  # DataLoader processes per device; null: the cores, at most 8
     worker_start: WorkerStart = WorkerStart.auto
     unreadable: Unreadable = Unreadable.skip
+    changed: Changed = Changed.reread
+    cache: Cache = Cache.files
+    cache_dir: str | None = None  # null: tyre-lightning in the user's cache folder
+    cache_gb: float = 20.0  # the cache's bound; all runs with this folder share it
+    catalog: str | None = None  # train on what this file lists: a path, or s3:// address, of a run's catalog.parquet
+    from_run: str | None = None  # train on what this run trained on
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -257,7 +279,10 @@ def to_train_config(cfg: Any) -> TrainConfig:
     """
     config = cfg if isinstance(cfg, TrainConfig) else OmegaConf.to_object(cfg)
     assert isinstance(config, TrainConfig)
-    config.data.root = data_root(config.data)
+    if config.data.catalog and config.data.from_run:
+        raise UserError("data.catalog and data.from_run both say which images to train on: give one of them")
+    if config.data.root or config.data.bucket or not (config.data.catalog or config.data.from_run):
+        config.data.root = data_root(config.data)
     check_ranges(config)
     return config
 
@@ -299,6 +324,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1")
     _require("data.num_workers", data.num_workers, data.num_workers is None or data.num_workers >= 0, "0 or more")
     _require("data.image_size", data.image_size, data.image_size is None or data.image_size >= 32, "at least 32")
+    _require("data.cache_gb", data.cache_gb, data.cache_gb > 0, "more than 0")
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class StoreUnavailable(UserError):
+    """The store does not answer, or not at present: the same request may succeed later."""
+
+
 class UnreadableImage(UserError):
     """The bytes of one image cannot be decoded.
 

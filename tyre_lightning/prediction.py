@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from tyre_lightning.config import PredictConfig, S3Config, to_predict_config
+from tyre_lightning.config import Changed, PredictConfig, S3Config, to_predict_config
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.predictions import open_writer
-from tyre_lightning.lake.catalog import is_image
-from tyre_lightning.lake.store import FolderStore, Store, open_store
+from tyre_lightning.lake.listing import is_image
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.tracking.registry import load_inspector
 
@@ -50,13 +51,13 @@ class Source:
     store: Store
     only: tuple[str, ...] | None = None
 
-    def keys(self) -> Iterator[str]:
-        """Image keys, as a stream."""
+    def entries(self) -> Iterator[Entry]:
+        """The images, as a stream; of named keys neither size nor tag is known."""
         if self.only is not None:
-            yield from self.only
+            yield from (Entry(key, 0, "") for key in self.only)
         else:
             base = len(self.store.key(""))  # a hidden folder above the root hides nothing
-            yield from (entry.key for entry in self.store.list() if is_image(entry.key[base:]))
+            yield from (entry for entry in self.store.list() if is_image(entry.key[base:]))
 
 
 def predict(cfg: DictConfig) -> Summary:
@@ -67,7 +68,7 @@ def predict(cfg: DictConfig) -> Summary:
     """
     config = to_predict_config(cfg)
     source = open_source(str(config.input), config.s3)
-    total = sum(1 for _ in source.keys())  # listed twice rather than kept: memory does not grow with the images
+    total = sum(1 for _ in source.entries())  # listed twice rather than kept: memory does not grow with the images
     if not total:
         raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
     inspector = load_inspector(str(config.model), config.tracking_uri)
@@ -75,7 +76,7 @@ def predict(cfg: DictConfig) -> Summary:
     summary = Summary(config.output)
     with open_writer(config.output, inspector.columns()) as writer, _progress() as progress:
         task = progress.add_task("predicting", total=total)
-        for rows in predict_batches(inspector, source.store, source.keys(), config.batch_size):
+        for rows in predict_batches(inspector, source.store, source.entries(), config.batch_size):
             writer.write(rows)
             summary.classes.update(row["class"] for row in rows if row["error"] is None)
             summary.unreadable += sum(row["error"] is not None for row in rows)
@@ -85,18 +86,19 @@ def predict(cfg: DictConfig) -> Summary:
 
 
 def predict_batches(
-    inspector: Inspector, store: Store, keys: Iterable[str], batch_size: int
+    inspector: Inspector, store: Store, entries: Iterable[Entry], batch_size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows (``key``, ``class``, probabilities, ``error``) of a stream of keys, in order and a batch at a time.
+    """Rows (``key``, ``class``, probabilities, ``error``) of a stream of entries, in order and a batch at a time.
 
     While the network works on one batch, the next is fetched and decoded.
     """
+    reader = Reader(store, None, Changed.reread)
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
 
-        def load(batch: Sequence[str]) -> list[Tensor | UnreadableImage]:
-            return list(decoders.map(partial(_read, inspector), store.get_many(batch), batch))
+        def load(batch: Sequence[Entry]) -> list[Tensor | UnreadableImage]:
+            return list(decoders.map(partial(_read, inspector), reader.read(batch), batch))
 
-        batches = _batched(keys, batch_size)
+        batches = _batched(entries, batch_size)
         batch = next(batches, [])
         loading = ahead.submit(load, batch)
         while batch:
@@ -149,27 +151,29 @@ def show(summary: Summary, inspector: Inspector) -> None:
     console.print(f"a row for each image is in {summary.output}", highlight=False)
 
 
-def _read(inspector: Inspector, data: bytes, key: str) -> Tensor | UnreadableImage:
+def _read(inspector: Inspector, data: bytes | UnreadableImage, entry: Entry) -> Tensor | UnreadableImage:
+    if isinstance(data, UnreadableImage):
+        return data
     try:
-        return inspector.read(data, key)
+        return inspector.read(data, entry.key)
     except UnreadableImage as error:
         return error
 
 
 def _rows(
-    inspector: Inspector, keys: Sequence[str], images: Sequence[Tensor | UnreadableImage]
+    inspector: Inspector, entries: Sequence[Entry], images: Sequence[Tensor | UnreadableImage]
 ) -> list[dict[str, Any]]:
     answers = iter(inspector.answers([image for image in images if isinstance(image, Tensor)]))
     return [
-        {"key": key, **next(answers), "error": None}
+        {"key": entry.key, **next(answers), "error": None}
         if isinstance(image, Tensor)
-        else {"key": key, "class": None, "error": image.reason}
-        for key, image in zip(keys, images, strict=True)
+        else {"key": entry.key, "class": None, "error": image.reason}
+        for entry, image in zip(entries, images, strict=True)
     ]
 
 
-def _batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
-    stream = iter(keys)
+def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    stream = iter(entries)
     while batch := list(islice(stream, size)):
         yield batch
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -23,6 +24,8 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
+from tyre_lightning.lake.fingerprint import fingerprint
+from tyre_lightning.lake.pinned import save as save_catalogs
 from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.best_epoch import BestEpoch
@@ -31,7 +34,7 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.tracking.callbacks import LogConfusion
 from tyre_lightning.tracking.registry import register
-from tyre_lightning.tracking.runs import SWEEP_TAG, Run, tracked_run, without_password
+from tyre_lightning.tracking.runs import CATALOG, SWEEP_TAG, Run, fetch_catalog, tracked_run, without_password
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     config = to_train_config(cfg)
     quiet()
+    if config.data.from_run is not None:
+        config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, run_folder(config))
     L.seed_everything(config.seed, workers=True, verbose=False)
     resume = find_checkpoint(config)
     preprocessing = Preprocessing.of(preset(config.model.name), config.data)
@@ -54,6 +59,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder(config)
     with tracked_run(config.logger, config.logger.run_name or config.model.name, run_tags()) as run:
         record_setup(run, cfg, data)
+        record_data(run, data)
         trainer = build_trainer(config, run, folder)
         fit(trainer, model, data, resume)
         best = record_checkpoints(run, trainer)
@@ -262,6 +268,17 @@ def record_setup(run: Run, cfg: DictConfig, data: TyreDataModule) -> None:
     for usage, catalog in data.catalogs().items():
         ignored = f" ({data.ignored[usage]} other files ignored)" if usage in data.ignored else ""
         log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
+
+
+def record_data(run: Run, data: TyreDataModule) -> None:
+    """Record which images the run saw: their fingerprints as inputs, the list of them as an artifact."""
+    catalogs = data.tagged()
+    for usage, catalog in catalogs.items():
+        run.log_dataset(usage, fingerprint([catalog]), data.store.root, catalog.counts())
+    run.log_params({"found": {"fingerprint": fingerprint([*catalogs.values()])}})
+    with TemporaryDirectory() as folder:
+        save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs)
+        run.log_file(path)
 
 
 def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: str | None) -> None:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import lightning as L
+import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
-from tyre_lightning.config import DataConfig, S3Config, WorkerStart
+from tyre_lightning.config import Cache, DataConfig, S3Config, WorkerStart
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, collate
+from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.transforms import Augmentation, Preprocessing
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.catalog import Catalog, good_class, read_lake
+from tyre_lightning.lake.cache import DiskCache, cache_folder
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.fingerprint import with_content_tags
+from tyre_lightning.lake.listing import good_class, read_lake
+from tyre_lightning.lake.pinned import Pinned, check
+from tyre_lightning.lake.pinned import load as load_pinned
+from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.splits import split_validation
 from tyre_lightning.lake.store import open_store
+
+_SAMPLED = 8  # images by which a cache's size is judged
+
+log = logging.getLogger(__name__)
 
 
 class TyreDataModule(L.LightningDataModule):
@@ -35,22 +49,22 @@ class TyreDataModule(L.LightningDataModule):
 
     def __init__(self, config: DataConfig, s3: S3Config, preprocessing: Preprocessing, seed: int = 0) -> None:
         super().__init__()
-        if config.root is None:
-            raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
         self.config = config
         self.preprocessing = preprocessing
         self.seed = seed
-        self.store = open_store(config.root, s3)
-        lake = read_lake(self.store, config)
-        self.classes = lake.classes
-        self.good_class = good_class(lake.classes, config.good_class)
-        if lake.val is None:
-            self.train, self.val = split_validation(lake.train, config.val_fraction, seed)
-        else:
-            self.train, self.val = lake.train, lake.val
-        self.test = lake.test
-        read = {"train": lake.train, "val": lake.val, "test": lake.test}
-        self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
+        self.ignored: dict[str, int] = {}
+        self._folder = cache_folder(config.cache_dir)
+        pinned = load_pinned(config.catalog, s3) if config.catalog else None
+        root = config.root or (pinned.root if pinned else None)
+        if root is None:
+            raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
+        self.store = open_store(root, s3)
+        self._cache = self._open_cache()
+        self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
+        self.classes = self.train.classes
+        self.good_class = good_class(self.classes, config.good_class)
+        if config.cache is Cache.resized:
+            self._show_cost()
 
     def catalogs(self) -> dict[str, Catalog]:
         """The catalogs by usage; test only where the lake has one."""
@@ -80,9 +94,8 @@ class TyreDataModule(L.LightningDataModule):
         if len(catalog) < world:
             raise UserError(f"{len(catalog)} images cannot be shared by {world} devices: give trainer.devices=1")
         augmentation = Augmentation(self.config.augment, self.preprocessing) if train else None
-        dataset: Any = TyreDataset(
-            self.store, catalog, self.classes, self.preprocessing, augmentation, self.config.unreadable
-        )
+        images = self._images(augmentation)
+        dataset: Any = TyreDataset(catalog, images, self.classes, augmentation, self.config.unreadable)
         sampler = EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world)
         batch_size = batch_per_device(self.config.batch_size, world)
         options = self._worker_options()
@@ -93,6 +106,59 @@ class TyreDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+    def tagged(self) -> dict[str, Catalog]:
+        """:meth:`catalogs` with tags that follow from the contents alone; a folder's files are read for that."""
+        memory = self._folder / "contents"
+        return {usage: with_content_tags(self.store, catalog, memory) for usage, catalog in self.catalogs().items()}
+
+    def _read_lake(self) -> tuple[Catalog, Catalog, Catalog | None]:
+        lake = read_lake(self.store, self.config)
+        read = {"train": lake.train, "val": lake.val, "test": lake.test}
+        self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
+        if lake.val is not None:
+            return lake.train, lake.val, lake.test
+        return *split_validation(lake.train, self.config.val_fraction, self.seed), lake.test
+
+    def _read_pinned(self, pinned: Pinned) -> tuple[Catalog, Catalog, Catalog | None]:
+        """A bucket is not listed for a catalog that was given as a file; a folder always is, for its files' times."""
+        if self.config.classes is not None and tuple(self.config.classes) != pinned.classes:
+            raise UserError(f"data.classes={self.config.classes}, but the catalog to train on has {[*pinned.classes]}")
+        if self.config.from_run or not self.store.remote:
+            pinned = check(pinned, self.store, self.config.changed, self._folder / "contents")
+        found = pinned.catalogs
+        return found["train"], found["val"], found.get("test")
+
+    def _open_cache(self) -> DiskCache | None:
+        keep = self.config.cache
+        if keep is Cache.none or (keep is Cache.files and not self.store.remote):
+            return None
+        cache = DiskCache(self._folder / "images", int(self.config.cache_gb * 1e9))
+        for problem in cache.problems:
+            log.warning("%s", problem)
+        return None if cache.problems else cache
+
+    def _images(self, augmentation: Augmentation | None) -> Images:
+        if self.config.cache is not Cache.resized:
+            prepare = self.preprocessing if augmentation is None else unchanged
+            return Images(Reader(self.store, self._cache, self.config.changed), prepare, None)
+        shrink = self.preprocessing if augmentation is None else augmentation.shrink()
+        return Images(Reader(self.store, None, self.config.changed), shrink, self._cache)
+
+    def _show_cost(self) -> None:
+        """Say what a cache of pixels will take on the disk, judged by a few images, before it is written."""
+        few = [self.train.entry(index) for index in range(0, len(self.train), -(-len(self.train) // _SAMPLED))]
+        shrink = Augmentation(self.config.augment, self.preprocessing).shrink()
+        images = Images(Reader(self.store, None, self.config.changed), shrink, None).read(few)
+        sizes = [image.numel() for image in images if isinstance(image, Tensor)]
+        train = sum(sizes) / max(1, len(sizes)) * len(self.train)
+        others = sum(len(catalog) for catalog in self.catalogs().values()) - len(self.train)
+        need = (train + others * 3 * self.preprocessing.size**2) / 1e9
+        files = sum(pc.sum(catalog.table["size"]).as_py() for catalog in self.catalogs().values()) / 1e9
+        bound = self.config.cache_gb
+        log.info("data.cache=resized takes about %.2f GB in %s (the files: %.2f GB)", need, self._folder, files)
+        if need > bound:
+            log.warning("that is more than data.cache_gb=%g: give it more, or data.cache=files", bound)
 
     def _worker_options(self) -> dict[str, Any]:
         count = self.config.num_workers

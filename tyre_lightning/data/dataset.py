@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, chain, islice
 from typing import NamedTuple
 
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tyre_lightning.config import Unreadable
-from tyre_lightning.data.decoding import decode
-from tyre_lightning.data.transforms import Augmentation, Preprocessing
+from tyre_lightning.data.images import Images
+from tyre_lightning.data.transforms import Augmentation
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.lake.store import Store
+from tyre_lightning.lake.store import Entry
+
+AHEAD_BATCHES = 4  # of the same worker, whose files are fetched while it decodes
+AHEAD_BYTES = 64 << 20  # of files that wait in one worker
 
 
 class Batch(NamedTuple):
@@ -26,11 +29,12 @@ class Batch(NamedTuple):
     label: Tensor  # int64 [N]
     key: list[str]  # N keys
     unreadable: list[UnreadableImage]  # images of this batch that are not in it
+    notes: list[str]  # what the user should hear of
     failure: UserError | None = None  # what ends the epoch; see BatchLoader
 
 
 class Plan(list[tuple[int, int]]):
-    """The (index, seed) pairs of a batch, and the indices of the batch that the same worker will load after it."""
+    """The (index, seed) pairs of a batch, and the indices of the batches that the same worker will load after it."""
 
     ahead: Sequence[int] = ()
 
@@ -41,6 +45,12 @@ class Failure(NamedTuple):
     error: UserError
 
 
+class Note(NamedTuple):
+    """What the user should hear of, on its way out of a DataLoader worker."""
+
+    text: str
+
+
 class Sample(NamedTuple):
     """One decoded image: uint8 [3, H, W], its class index and its key."""
 
@@ -49,34 +59,31 @@ class Sample(NamedTuple):
     key: str
 
 
-Item = Sample | UnreadableImage | Failure
+Item = Sample | UnreadableImage | Failure | Note
 
 
 class TyreDataset(Dataset[Item]):
     """The images of one catalog, fetched when asked for.
 
     Args:
-        store: where the bytes lie.
         catalog: which images.
+        images: reads them.
         classes: class names in index order.
-        preprocessing: evaluation's transform.
         augmentation: training's transform; None for evaluation.
         unreadable: ``skip`` returns an :class:`UnreadableImage` in place of a sample; ``error`` raises it.
     """
 
     def __init__(
         self,
-        store: Store,
         catalog: Catalog,
+        images: Images,
         classes: Sequence[str],
-        preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
         unreadable: Unreadable = Unreadable.skip,
     ) -> None:
-        self._store = store
         self._catalog = catalog
+        self._images = images
         self._class_to_idx = {name: index for index, name in enumerate(classes)}
-        self._preprocessing = preprocessing
         self._augmentation = augmentation
         self._unreadable = unreadable
 
@@ -95,24 +102,29 @@ class TyreDataset(Dataset[Item]):
             # PyTorch would wrap a worker's exception in its traceback; a user's mistake is to stay one sentence.
             return [Failure(error)]
 
-    def _samples(self, items: Sequence[tuple[int, int]]) -> list[Sample | UnreadableImage]:
-        keys = [self._catalog.key(index) for index, _ in items]
-        files = self._store.get_many(keys)
-        if isinstance(items, Plan):  # while these are decoded, the next come in
-            self._store.prefetch([self._catalog.key(index) for index in items.ahead])
-        return [
-            self._sample(data, key, index, seed) for data, key, (index, seed) in zip(files, keys, items, strict=True)
+    def _samples(self, items: Sequence[tuple[int, int]]) -> list[Item]:
+        entries = [self._catalog.entry(index) for index, _ in items]
+        if isinstance(items, Plan):
+            self._images.prefetch([*entries, *self._soon(items.ahead)])
+        images = self._images.read(entries)
+        samples: list[Item] = [
+            self._sample(image, index, seed) for image, (index, seed) in zip(images, items, strict=True)
         ]
+        return [*samples, *map(Note, self._images.problems())]
 
-    def _sample(self, data: bytes, key: str, index: int, seed: int) -> Sample | UnreadableImage:
-        try:
-            image = decode(data, key)
-        except UnreadableImage as error:
+    def _soon(self, ahead: Sequence[int]) -> list[Entry]:
+        """As many of the next entries as may lie in memory at one time."""
+        entries = [self._catalog.entry(index) for index in ahead]
+        sizes = accumulate(entry.size for entry in entries)
+        return [entry for entry, total in zip(entries, sizes, strict=True) if total <= AHEAD_BYTES]
+
+    def _sample(self, image: Tensor | UnreadableImage, index: int, seed: int) -> Sample | UnreadableImage:
+        if isinstance(image, UnreadableImage):
             if self._unreadable is Unreadable.error:
-                raise
-            return error
-        view = self._augmentation(image, seed) if self._augmentation else self._preprocessing(image)
-        return Sample(view, self._class_to_idx[self._catalog.label(index)], key)
+                raise image
+            return image
+        view = self._augmentation(image, seed) if self._augmentation else image
+        return Sample(view, self._class_to_idx[self._catalog.label(index)], self._catalog.key(index))
 
 
 def collate(samples: Sequence[Item]) -> Batch:
@@ -121,8 +133,9 @@ def collate(samples: Sequence[Item]) -> Batch:
     bad = [sample for sample in samples if isinstance(sample, UnreadableImage)]
     images = torch.stack([s.image for s in good]) if good else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
     labels = torch.tensor([sample.label for sample in good], dtype=torch.int64)
+    notes = [sample.text for sample in samples if isinstance(sample, Note)]
     failure = next((sample.error for sample in samples if isinstance(sample, Failure)), None)
-    return Batch(images, labels, [sample.key for sample in good], bad, failure)
+    return Batch(images, labels, [sample.key for sample in good], bad, notes, failure)
 
 
 class BatchLoader(DataLoader[Batch]):
@@ -192,12 +205,17 @@ class BatchSampler(Sampler[Plan]):
         return -(-len(self.sampler) // self._batch_size)
 
     def __iter__(self) -> Iterator[Plan]:
-        waiting: deque[Plan] = deque()
         items = iter(self.sampler)
-        while plan := Plan(islice(items, self._batch_size)):
-            waiting.append(plan)
-            if len(waiting) > self._workers:
+        waiting: deque[Plan] = deque()
+        for plan in chain(self._plans(items), [None] * (AHEAD_BATCHES * self._workers)):
+            if plan is not None:
+                waiting.append(plan)
+            if len(waiting) > AHEAD_BATCHES * self._workers or (plan is None and waiting):
                 first = waiting.popleft()
-                first.ahead = [index for index, _ in plan]
+                following = islice(waiting, self._workers - 1, None, self._workers)
+                first.ahead = [index for later in following for index, _ in later]
                 yield first
-        yield from waiting
+
+    def _plans(self, items: Iterator[tuple[int, int]]) -> Iterator[Plan]:
+        while plan := Plan(islice(items, self._batch_size)):
+            yield plan

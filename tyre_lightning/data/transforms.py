@@ -6,16 +6,19 @@ travels between processes at a quarter of the size and no caller can forget it.
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -90,30 +93,67 @@ class Preprocessing:
         return self(decode(data, key))
 
 
+@dataclass(frozen=True)
+class Shrink:
+    """Makes an image no larger than training can use, for a cache of pixels; a small one stays as it is."""
+
+    side: int  # pixels of the shorter side
+    interpolation: str
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 [3, height, width] as uint8 [3, smaller, smaller]."""
+        if min(image.shape[1:]) <= self.side:
+            return image
+        small: Tensor = F.resize(image, [self.side], F.InterpolationMode(self.interpolation))
+        return small
+
+
 class Augmentation:
     """Training's random way from an image to uint8 [3, train_size, train_size].
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
-    number of devices. Colours change a little only, since a defect may be a matter of colour.
+    number of devices. A random part of the image at a random aspect (as in Szegedy et al., arXiv:1409.4842), mirrored
+    at random; brightness, contrast and saturation change together, as one linear map of the colours, and only a little,
+    since a defect may be a matter of colour.
     """
 
     def __init__(self, config: AugmentConfig, preprocessing: Preprocessing) -> None:
-        flips: list[Any] = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()] if config.flip else []
-        self._transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    preprocessing.train_size,
-                    scale=(config.min_scale, 1.0),
-                    interpolation=F.InterpolationMode(preprocessing.interpolation),
-                ),
-                *flips,
-                v2.ColorJitter(config.brightness, config.contrast, config.saturation),
-            ]
-        )
+        self._config = config
+        self._size = preprocessing.train_size
+        self._interpolation = F.InterpolationMode(preprocessing.interpolation)
 
     def __call__(self, image: Tensor, seed: int) -> Tensor:
         """One random view of an image (uint8 [3, height, width]), the same for the same seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            view: Tensor = self._transform(image)
-        return view
+        draw = random.Random(seed)
+        top, left, height, width = random_crop(draw, image.shape[1], image.shape[2], self._config.min_scale)
+        square = [self._size, self._size]
+        view: Tensor = F.resized_crop(image, top, left, height, width, square, self._interpolation)
+        mirrored = [dim for dim in (1, 2) if self._config.flip and draw.random() < 0.5]
+        return self._recolour(view.flip(mirrored) if mirrored else view, draw)
+
+    def shrink(self) -> Shrink:
+        """What a cache may keep of an image: the smallest crop still has pixels enough."""
+        return Shrink(math.ceil(self._size / math.sqrt(self._config.min_scale)), self._interpolation.value)
+
+    def _recolour(self, image: Tensor, draw: random.Random) -> Tensor:
+        changes = (self._config.brightness, self._config.contrast, self._config.saturation)
+        if not any(changes):
+            return image
+        brightness, contrast, saturation = (draw.uniform(max(0.0, 1 - change), 1 + change) for change in changes)
+        pixels = image.reshape(3, -1).float()
+        luma = torch.tensor(_LUMA)
+        grey = float(luma @ pixels.mean(1))
+        mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * luma)
+        offset = torch.full((3, 1), brightness * (1 - contrast) * grey)
+        return torch.addmm(offset, mix, pixels).round_().clamp_(0, 255).to(torch.uint8).reshape(image.shape)
+
+
+def random_crop(draw: random.Random, height: int, width: int, min_scale: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part: ``min_scale`` to all of the area, sides 3:4 to 4:3."""
+    for _ in range(10):
+        area = height * width * draw.uniform(min_scale, 1)
+        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return draw.randint(0, height - h), draw.randint(0, width - w), h, w
+    return 0, 0, height, width

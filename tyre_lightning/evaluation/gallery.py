@@ -34,7 +34,7 @@ def stream(store: Store, keys: Sequence[str], look: Callable[[bytes, str], T]) -
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(keys), _BATCH):
             batch = keys[start : start + _BATCH]
-            yield from pool.map(look, store.get_many(batch), batch)
+            yield from pool.map(look, [content.data for content in store.get_many(batch)], batch)
 
 
 def measure(data: bytes, key: str) -> dict[str, Any]:

@@ -1,33 +1,15 @@
-"""Which images there are and what they show: a columnar table of keys and labels.
-
-The layout of a lake is ``<usage>/<class>/<file>``, with any folders between class and file. The training split fixes
-the classes and their order.
-"""
+"""Which images there are and what they show: a columnar table of keys and labels."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tyre_lightning.config import DataConfig
-from tyre_lightning.errors import UserError
-from tyre_lightning.lake.store import Entry, Store
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
-
-_CHUNK = 10_000  # entries that are Python objects at one time
-_IMAGE = rf"(?i)[^/]\.({'|'.join(IMAGE_SUFFIXES)})$"
-_GOOD_NAMES = ("good", "ok", "normal", "intact", "healthy", "passed", "defect_free", "no_defect", "no_defects",
-               "non_defective", "not_defective")  # fmt: skip
-_LAYOUT = "the layout is <usage>/<class>/<file>"
+from tyre_lightning.lake.store import Entry
 
 
 @dataclass(frozen=True)
@@ -54,6 +36,14 @@ class Catalog:
     def label(self, index: int) -> str:
         """The class of image ``index``."""
         return str(self.table["label"][index])
+
+    def entry(self, index: int) -> Entry:
+        """What was listed of image ``index``."""
+        return Entry(self.key(index), self.table["size"][index].as_py(), str(self.table["etag"][index]))
+
+    def entries(self) -> Iterator[Entry]:
+        """What was listed, image by image."""
+        return map(self.entry, range(len(self)))
 
     def keys(self) -> list[str]:
         """All keys, as Python strings."""
@@ -91,139 +81,3 @@ class Lake:
     train: Catalog
     val: Catalog | None
     test: Catalog | None
-
-
-def is_image(path: str) -> bool:
-    """Whether a path or key names an image file: a known suffix in any case, and nothing hidden."""
-    return re.search(_IMAGE, path) is not None and "/." not in f"/{path}"
-
-
-def read_lake(store: Store, data: DataConfig) -> Lake:
-    """The classes and images of a lake; a usage without class folders is None.
-
-    Raises:
-        UserError: there is no training split, it has fewer than two classes, a class is missing or has no images, or
-            another usage has a class that the training split does not have.
-    """
-    classes = classes_of(store, data.usage.train, data.classes)
-    if len(classes) < 2:
-        raise UserError(
-            f"'{store.root}/{data.usage.train}' has only the class '{classes[0]}': at least two are needed ({_LAYOUT})"
-        )
-    return Lake(
-        classes,
-        train=read_catalog(store, data.usage.train, classes, strict=True),
-        val=_read_other(store, data.usage.val, classes, data),
-        test=_read_other(store, data.usage.test, classes, data),
-    )
-
-
-def classes_of(store: Store, usage: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The class folders directly below ``usage``, sorted, or those ``wanted``, in the given order.
-
-    Raises:
-        UserError: there is no such usage, it has no class folders, or a wanted class is not among them.
-    """
-    found = _class_folders(store, usage)
-    if not found:
-        raise UserError(_no_classes(store, usage))
-    for name in wanted or ():
-        if name not in found:
-            near = _nearest_first(name, found)
-            raise UserError(f"class '{name}' of data.classes is not in '{store.root}/{usage}': choose from {near}")
-    return tuple(wanted) if wanted else found
-
-
-def read_catalog(store: Store, usage: str, classes: Sequence[str], *, strict: bool) -> Catalog:
-    """All images below ``<usage>/<class>/`` of the given classes, in any depth of folders.
-
-    Args:
-        strict: every class must have an image.
-
-    Raises:
-        UserError: ``strict``, and a class has no image.
-    """
-    ignored = sum(1 for _ in store.list(usage, deep=False))  # a file beside the class folders has no label
-    tables = [_table([], classes, 0)]
-    for code, name in enumerate(classes):
-        rows = 0
-        for entries in _chunks(store.list(f"{usage}/{name}")):
-            table = _images(_table(entries, classes, code))
-            ignored += len(entries) - table.num_rows
-            rows += table.num_rows
-            tables.append(table)
-        if strict and not rows:
-            raise UserError(f"class '{name}' has no images in '{store.root}/{usage}/{name}': add some or remove it")
-    return Catalog(pa.concat_tables(tables).combine_chunks(), tuple(classes), ignored)
-
-
-def good_class(classes: Sequence[str], configured: str | None) -> str | None:
-    """The class of tyres without defects: the configured one, or the only one with such a name, or None.
-
-    Raises:
-        UserError: the configured class is not one of ``classes``.
-    """
-    if configured is not None and configured not in classes:
-        near = _nearest_first(configured, classes)
-        raise UserError(f"data.good_class='{configured}' is not a class: choose from {near}")
-    if configured is not None:
-        return configured
-    named = [name for name in classes if re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") in _GOOD_NAMES]
-    return named[0] if len(named) == 1 else None
-
-
-def _read_other(store: Store, usage: str, classes: tuple[str, ...], data: DataConfig) -> Catalog | None:
-    found = _class_folders(store, usage)
-    if not found:
-        return None
-    unknown = [name for name in found if name not in classes]
-    if unknown and data.classes is None:
-        raise UserError(
-            f"class '{unknown[0]}' is in '{store.root}/{usage}' but not in '{store.root}/{data.usage.train}': "
-            "add it there, or list the classes to use in data.classes"
-        )
-    catalog = read_catalog(store, usage, classes, strict=False)
-    if not len(catalog):
-        names = ", ".join(f"'{name}'" for name in classes)
-        raise UserError(f"'{store.root}/{usage}' has no image of the classes {names}: add some or remove the folder")
-    return catalog
-
-
-def _class_folders(store: Store, usage: str) -> tuple[str, ...]:
-    return tuple(name for name in store.prefixes(usage) if not name.startswith("."))
-
-
-def _no_classes(store: Store, usage: str) -> str:
-    folders = store.prefixes()
-    if usage in folders:
-        return f"'{store.root}/{usage}' has no class folders: {_LAYOUT}"
-    found = "found " + ", ".join(f"'{name}'" for name in folders[:10]) if folders else "found no folders"
-    return f"'{store.root}' has no folder '{usage}': {found} ({_LAYOUT})"
-
-
-def _nearest_first(name: str, found: Iterable[str]) -> str:
-    near = sorted(found, key=lambda other: -SequenceMatcher(None, name.lower(), other.lower()).ratio())
-    return ", ".join(f"'{other}'" for other in near)
-
-
-def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    while chunk := list(islice(entries, _CHUNK)):
-        yield chunk
-
-
-def _table(entries: list[Entry], classes: Sequence[str], code: int) -> pa.Table:
-    codes = pa.array(np.full(len(entries), code, np.int32))
-    return pa.table(
-        {
-            "key": pa.array([entry.key for entry in entries], pa.string()),
-            "label": pa.DictionaryArray.from_arrays(codes, pa.array(classes, pa.string())),
-            "size": pa.array([entry.size for entry in entries], pa.int64()),
-            "etag": pa.array([entry.etag for entry in entries], pa.string()),
-        }
-    )
-
-
-def _images(table: pa.Table) -> pa.Table:
-    """The rows whose key is an image's, and neither the file nor a folder above it is hidden."""
-    image = pc.match_substring_regex(table["key"], _IMAGE)
-    return table.filter(pc.and_not(image, pc.match_substring(table["key"], "/.")))

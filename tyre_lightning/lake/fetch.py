@@ -13,10 +13,19 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyre_lightning.lake.store import Content
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 _CONCURRENT = 64  # requests under way in one process
 _RETRIES = 2
+_CONNECT = timedelta(seconds=3)
+_WHOLE = timedelta(seconds=60)  # for one object
+_CREDENTIALS_LIFE = timedelta(minutes=5)  # boto3 renews what expires sooner than in ten minutes
 
 # obstore has its own ideas of empty, dot and percent-encoded parts of a key; such keys are left to boto3.
 _PLAIN = re.compile(r"(?!\.{1,2}(?:/|$))[\w.,=@+ -]+(?:/(?!\.{1,2}(?:/|$))[\w.,=@+ -]+)*", re.ASCII)
@@ -32,68 +41,99 @@ def may_fetch() -> bool:
     return data is not None and data.get_worker_info() is not None
 
 
+def can_serve(url: str, region: str, *, path_style: bool) -> bool:
+    """Whether obstore reaches the service that boto3's client does: with the bucket in the host name, only AWS's."""
+    return path_style or url == f"https://s3.{region}.amazonaws.com"
+
+
 class Fetcher:
     """Reads objects of one bucket, in the background of its process.
 
     Args:
         bucket: its name.
-        session: boto3's session, for the credentials, asked again before they expire.
+        session: boto3's session, for the credentials, asked again before they expire; None: requests are not signed.
         url: the service's.
         region: the bucket's.
         path_style: whether the bucket stands in the path rather than in the host name.
+        ca_bundle: a file of certificates to trust besides the system's.
+        pause: seconds without a byte after which a request has failed.
     """
 
-    def __init__(self, bucket: str, session: Any, url: str, region: str, *, path_style: bool) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        session: Any,
+        url: str,
+        region: str,
+        *,
+        path_style: bool,
+        ca_bundle: str | None,
+        pause: float,
+    ) -> None:
         from obstore.auth.boto3 import Boto3CredentialProvider
         from obstore.store import S3Store
 
+        client: ClientConfig = {
+            "allow_http": True,
+            "timeout": _WHOLE,
+            "connect_timeout": _CONNECT,
+            "read_timeout": timedelta(seconds=pause),
+        }
+        if ca_bundle:
+            client["root_certificate"] = Path(ca_bundle).read_bytes()
+        signing: dict[str, Any] = (
+            {"credential_provider": Boto3CredentialProvider(session, ttl=_CREDENTIALS_LIFE)}
+            if session
+            else {"skip_signature": True}
+        )
         self._store = S3Store(
             bucket,
             endpoint=url if path_style else None,
             region=region,
             virtual_hosted_style_request=not path_style,
-            credential_provider=Boto3CredentialProvider(session, ttl=timedelta(minutes=5)),
-            client_options={
-                "allow_http": True,
-                "timeout": timedelta(seconds=60),
-                "connect_timeout": timedelta(seconds=3),
-            },
+            client_options=client,
             retry_config={"max_retries": _RETRIES},
+            **signing,
         )
         self._loop = asyncio.new_event_loop()
         self._gate = asyncio.Semaphore(_CONCURRENT)
-        self._ahead: tuple[list[str], Future[list[bytes | None]]] | None = None
+        self._ahead: dict[str, Future[Content | None]] = {}
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def prefetch(self, keys: Sequence[str]) -> None:
-        """Begin to fetch what the next call will ask for."""
-        self._ahead = ([*keys], self._begin(keys)) if keys else None
+        """Begin to fetch what the next calls will ask for; what was begun before and is not among it is dropped."""
+        self._ahead = self._begun(keys)
 
-    def __call__(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The contents in the order of ``keys``; None for what could not be read, for whatever reason."""
-        ahead, self._ahead = self._ahead, None
-        begun = ahead is not None and ahead[0] == [*keys]
-        return (ahead[1] if ahead and begun else self._begin(keys)).result()
+    def __call__(self, keys: Sequence[str]) -> list[Content | None]:
+        """The objects in the order of ``keys``; None for what could not be read, for whatever reason."""
+        begun = self._begun(keys)
+        for key in begun:
+            self._ahead.pop(key, None)
+        return [begun[key].result() for key in keys]
 
-    def _begin(self, keys: Sequence[str]) -> Future[list[bytes | None]]:
-        return asyncio.run_coroutine_threadsafe(self._get_all(keys), self._loop)
+    def close(self) -> None:
+        """Stop the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
-    async def _get_all(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await asyncio.gather(*map(self._get, keys))
+    def _begun(self, keys: Sequence[str]) -> dict[str, Future[Content | None]]:
+        """What each key's object will be, under way already or from now on."""
+        new: dict[str, Future[Content | None]] = {key: Future() for key in keys if key not in self._ahead}
+        if new:
+            asyncio.run_coroutine_threadsafe(self._fill(new), self._loop)
+        return {key: self._ahead.get(key) or new[key] for key in keys}
 
-    async def _get(self, key: str) -> bytes | None:
-        if not _PLAIN.fullmatch(key):
-            return None
-        async with self._gate:
-            try:
-                answer = await self._store.get_async(key)
-                return bytes(await answer.bytes_async())
-            except Exception:  # obstore and its callbacks raise many kinds; boto3 will say it better
-                return None
+    async def _fill(self, wanted: dict[str, Future[Content | None]]) -> None:
+        await asyncio.gather(*(self._get(key, future) for key, future in wanted.items()))
 
-
-def can_serve(url: str, region: str, ca_bundle: str | None, *, path_style: bool) -> bool:
-    """Whether obstore reaches the service that boto3's client does: it knows neither other hosts nor CA bundles."""
-    if url.startswith("https:") and ca_bundle:
-        return False
-    return path_style or url == f"https://s3.{region}.amazonaws.com"
+    async def _get(self, key: str, future: Future[Content | None]) -> None:
+        content = None
+        try:
+            if _PLAIN.fullmatch(key):
+                async with self._gate:
+                    answer = await self._store.get_async(key)
+                    data = bytes(await answer.bytes_async())
+                    content = Content(data, (answer.meta["e_tag"] or "").strip('"'))
+        except Exception:  # obstore and its callbacks raise many kinds; boto3 will say it better
+            pass
+        finally:
+            future.set_result(content)

@@ -5,36 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import StoreUnavailable, UserError
 from tyre_lightning.lake.fetch import Fetcher, can_serve, may_fetch
-from tyre_lightning.lake.store import THREADS, Entry, Store, as_folder
+from tyre_lightning.lake.patience import Patience
+from tyre_lightning.lake.s3_errors import is_expiry, is_passing, reason
+from tyre_lightning.lake.s3_pages import ENTRIES, read_entries
+from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, in_threads
 
 ATTEMPTS = 3  # of every S3 request
 CONNECT_SECONDS = 3  # three attempts and the pauses between them stay near ten seconds
-READ_SECONDS = 60
+READ_SECONDS = 10  # without a single byte
+PATIENCE_SECONDS = 60  # with a store that has answered before
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_RENEW = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that s3.profile names"
-_ADVICE = {
-    "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_RENEW}",
-    "InvalidAccessKeyId": f"the access key is not known there: {_RENEW}",
-    "AccessDenied": "access is denied: the credentials need s3:ListBucket and s3:GetObject",
-    "ExpiredToken": "the credentials have expired: renew them",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-    "NoSuchBucket": "there is no such bucket: check its name",
-    "NoSuchKey": "there is no such object: it was deleted, or its key is misspelt",
-    "PermanentRedirect": "the bucket is in another region: set s3.region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: set s3.region",
-}
-_NO_CREDENTIALS = (
-    "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with s3.profile"
-)
-_REACH = "check s3.endpoint_url, AWS_ENDPOINT_URL and the network"
 
 
 class _Connection(NamedTuple):
@@ -48,22 +38,30 @@ class _Connection(NamedTuple):
 class S3Store(Store):
     """A bucket, or a prefix in it. Credentials come from the standard AWS chain only; each process connects once."""
 
+    remote = True
+
     def __init__(self, root: str, config: S3Config) -> None:
         self._bucket, prefix = _parse_s3(root)
         self.root = f"s3://{self._bucket}/{prefix}".rstrip("/")
         self._base = as_folder(prefix)
         self._parent = as_folder(prefix.rpartition("/")[0])
         self._config = config
+        self.address = f"{_without_secrets(_configured_endpoint(config) or 'aws')} s3://{self._bucket}/{self._parent}"
         self._made: _Connection | None = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_made": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def list(self, prefix: str = "", *, deep: bool = True) -> Iterator[Entry]:
         """See :meth:`Store.list`."""
         for page in self._pages(prefix, {} if deep else {"Delimiter": "/"}):
-            for item in page.get("Contents", ()):
-                yield Entry(item["Key"].removeprefix(self._parent), item["Size"], item.get("ETag", "").strip('"'))
+            for key, size, etag in page[ENTRIES]:
+                yield Entry(key.removeprefix(self._parent), size, etag)
 
     def prefixes(self, prefix: str = "") -> tuple[str, ...]:
         """See :meth:`Store.prefixes`."""
@@ -78,21 +76,33 @@ class S3Store(Store):
         """See :meth:`Store.key`."""
         return (self._base + path).removeprefix(self._parent)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str) -> Content:
         """See :meth:`Store.get`."""
-        with self._explained("read", self._parent + key):
-            return _download(self._client(), self._bucket, self._parent + key)
+        from botocore.exceptions import ClientError
 
-    def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[bytes]:
-        """See :meth:`Store.get_many`."""
+        with self._explained("read", self._parent + key):
+            connection = self._connection()
+            try:
+                return _download(connection.client, self._bucket, self._parent + key)
+            except ClientError as error:
+                if not is_expiry(error):
+                    raise
+            self._disconnect(connection)  # whoever renews the credentials may have done so by now
+            return _download(self._connection().client, self._bucket, self._parent + key)
+
+    def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
+        """See :meth:`Store.get_many`. A store that stops answering is asked again for a minute."""
         with self._explained("read", self._base):
             fetch = self._connection().fetch  # here, so that the threads do not connect one by one
-        if fetch is None:
-            return super().get_many(keys, threads)
-        found = dict(zip(keys, fetch([self._parent + key for key in keys]), strict=True))
-        missing = [key for key, data in found.items() if data is None]
-        found.update(zip(missing, super().get_many(missing, threads), strict=True))
-        return [data for key in keys if (data := found[key]) is not None]
+        found = dict(zip(keys, fetch([self._parent + key for key in keys]), strict=True)) if fetch else {}
+        missing = [key for key in keys if found.get(key) is None]
+        patience = Patience(PATIENCE_SECONDS)
+        try:
+            more = in_threads(lambda key: patience.call(partial(self.get, key)), missing, threads)
+        finally:
+            patience.end()
+        found.update(zip(missing, more, strict=True))
+        return [content for key in keys if (content := found[key]) is not None]
 
     def prefetch(self, keys: Sequence[str]) -> None:
         """See :meth:`Store.prefetch`."""
@@ -102,16 +112,21 @@ class S3Store(Store):
     def _pages(self, prefix: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
         folder = self._base + as_folder(prefix)
         with self._explained("list", folder):
-            paginator = self._client().get_paginator("list_objects_v2")
+            paginator = self._connection().client.get_paginator("list_objects_v2")
             yield from paginator.paginate(Bucket=self._bucket, Prefix=folder, **options)
 
-    def _client(self) -> Any:
-        return self._connection().client
-
     def _connection(self) -> _Connection:
-        if self._made is None or self._made.process != os.getpid():
-            self._made = _connect(self._bucket, self._config)
-        return self._made
+        with self._lock:
+            if self._made is None or self._made.process != os.getpid():
+                self._made = _connect(self._bucket, self._config)
+            return self._made
+
+    def _disconnect(self, old: _Connection) -> None:
+        with self._lock:
+            if self._made is old:
+                self._made = None
+                if old.fetch is not None:
+                    old.fetch.close()
 
     @contextmanager
     def _explained(self, verb: str, path: str) -> Iterator[None]:
@@ -123,7 +138,8 @@ class S3Store(Store):
         except (BotoCoreError, ClientError) as error:
             endpoint = _configured_endpoint(self._config)
             where = f" at {_without_secrets(endpoint)}" if endpoint else ""
-            raise UserError(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {_reason(error)}") from error
+            kind = StoreUnavailable if is_passing(error) else UserError
+            raise kind(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {reason(error)}") from error
 
 
 def _parse_s3(root: str) -> tuple[str, str]:
@@ -150,8 +166,6 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
 
     logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it reports where every client found its settings
     core = botocore.session.Session()
-    # Listings carry a time for every key. Parsing it takes most of a listing's CPU time, and nobody reads it.
-    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=lambda value: value)
     session = boto3.Session(botocore_session=core, profile_name=config.profile)
     path_style = bool(_configured_endpoint(config)) if config.path_style is None else config.path_style
     try:
@@ -159,18 +173,27 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
             "s3",
             endpoint_url=config.endpoint_url,
             region_name=config.region or session.region_name or "us-east-1",
-            config=_client_config(path_style),
+            config=_client_config(path_style, config.anonymous),
         )
     except ValueError as error:
         endpoint = _without_secrets(_configured_endpoint(config) or "")
         raise UserError(f"the S3 endpoint '{endpoint}' is not a URL: write http://host:port") from error
-    url, region, bundle = client.meta.endpoint_url, client.meta.region_name, core.get_config_variable("ca_bundle")
-    fast = may_fetch() and can_serve(url, region, bundle, path_style=path_style) and session.get_credentials()
-    fetch = Fetcher(bucket, session, url, region, path_style=path_style) if fast else None
+    client.meta.events.register("before-parse.s3.ListObjectsV2", read_entries)
+    url, region = client.meta.endpoint_url, client.meta.region_name
+    credentials = None if config.anonymous else session
+    fetch = None
+    if (
+        may_fetch()
+        and can_serve(url, region, path_style=path_style)
+        and (config.anonymous or session.get_credentials())
+    ):
+        bundle = core.get_config_variable("ca_bundle") if url.startswith("https:") else None
+        fetch = Fetcher(bucket, credentials, url, region, path_style=path_style, ca_bundle=bundle, pause=READ_SECONDS)
     return _Connection(os.getpid(), client, fetch)
 
 
-def _client_config(path_style: bool) -> Any:
+def _client_config(path_style: bool, anonymous: bool) -> Any:
+    from botocore import UNSIGNED
     from botocore.config import Config
 
     return Config(
@@ -178,6 +201,7 @@ def _client_config(path_style: bool) -> Any:
         read_timeout=READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=2 * THREADS,
+        signature_version=UNSIGNED if anonymous else None,
         # Other S3 servers do not know the newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -185,44 +209,16 @@ def _client_config(path_style: bool) -> Any:
     )
 
 
-def _download(client: Any, bucket: str, key: str) -> bytes:
-    """One object's bytes. boto3 repeats failed requests; a body that breaks off is repeated here."""
+def _download(client: Any, bucket: str, key: str) -> Content:
+    """One object. boto3 repeats failed requests; a body that breaks off is repeated here."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     attempt = 1
     while True:
-        body = client.get_object(Bucket=bucket, Key=key)["Body"]
+        answer = client.get_object(Bucket=bucket, Key=key)
         try:
-            data: bytes = body.read()
-            return data
+            return Content(answer["Body"].read(), answer.get("ETag", "").strip('"'))
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
             if attempt == ATTEMPTS:
                 raise
             attempt += 1
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong and what to do, without anything that the server said in words: it may quote secrets."""
-    from botocore import exceptions as known
-
-    if isinstance(error, known.ClientError):
-        return _refusal(error.response)
-    if isinstance(error, known.ProfileNotFound):
-        return f"the AWS profile '{error.kwargs['profile']}' is not in the AWS config: check s3.profile and AWS_PROFILE"
-    if isinstance(error, known.NoCredentialsError):
-        return _NO_CREDENTIALS
-    credentials = (known.PartialCredentialsError, known.CredentialRetrievalError, known.TokenRetrievalError)
-    if isinstance(error, (*credentials, known.SSOError)):
-        return f"the AWS credentials cannot be loaded: {_RENEW} ({type(error).__name__})"
-    if isinstance(error, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError)):
-        return f"the endpoint does not answer: {_REACH} ({type(error).__name__})"
-    return f"the request could not be made: check the s3 settings ({type(error).__name__})"
-
-
-def _refusal(response: dict[str, Any]) -> str:
-    code = response.get("Error", {}).get("Code", "")
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    advice = _ADVICE.get(code)
-    if advice is None and status == 403:
-        advice = _ADVICE["AccessDenied"]
-    return f"{advice or 'S3 refused the request'} (HTTP {status}, {code})"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -29,10 +29,19 @@ class Entry(NamedTuple):
     etag: str
 
 
+class Content(NamedTuple):
+    """What an object held when it was read, and the tag that it had then."""
+
+    data: bytes
+    etag: str
+
+
 class Store(ABC):
     """Read access to the objects below ``root``. Stores pickle, and work in forked and spawned processes."""
 
     root: str
+    address: str  # tells this store from every other, also from one of the same name at another service
+    remote: bool  # whether reading goes over a network
 
     @abstractmethod
     def list(self, prefix: str = "", *, deep: bool = True) -> Iterator[Entry]:
@@ -57,26 +66,31 @@ class Store(ABC):
         """The key of the object at ``path`` below the root, whether or not it exists."""
 
     @abstractmethod
-    def get(self, key: str) -> bytes:
-        """The content of one object.
+    def get(self, key: str) -> Content:
+        """One object.
 
         Raises:
             UserError: it is missing or cannot be read; names the object and the status.
         """
 
-    def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[bytes]:
-        """The contents of many objects, fetched concurrently, in the order of ``keys``.
+    def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
+        """Many objects, fetched concurrently, in the order of ``keys``.
 
         Raises:
             UserError: for the first of ``keys`` that :meth:`get` fails for.
         """
-        if not keys:
-            return []
-        with ThreadPoolExecutor(max_workers=min(threads, len(keys))) as pool:
-            return [*pool.map(self.get, keys)]
+        return in_threads(self.get, keys, threads)
 
     def prefetch(self, keys: Sequence[str]) -> None:  # noqa: B027 (not abstract: a store need not do anything)
-        """Say which keys the next :meth:`get_many` will want; a store may fetch them meanwhile. Never fails."""
+        """Say which keys the next calls of :meth:`get_many` will want; they may be fetched meanwhile. Never fails."""
+
+
+def in_threads(read: Callable[[str], Content], keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
+    """``read`` every key, some at a time; the results in the order of ``keys``."""
+    if not keys:
+        return []
+    with ThreadPoolExecutor(max_workers=min(threads, len(keys))) as pool:
+        return [*pool.map(read, keys)]
 
 
 def open_store(root: str, s3: S3Config) -> Store:
@@ -95,10 +109,12 @@ def open_store(root: str, s3: S3Config) -> Store:
 class FolderStore(Store):
     """A local folder; symbolic links are followed."""
 
+    remote = False
+
     def __init__(self, root: str) -> None:
         if not os.path.isdir(root):
             raise UserError(f"there is no folder '{root}'")
-        self.root = os.path.abspath(root)
+        self.root = self.address = os.path.abspath(root)
         self._parent, version = os.path.split(self.root)
         self._base = as_folder(version)
 
@@ -119,12 +135,12 @@ class FolderStore(Store):
         """See :meth:`Store.key`."""
         return self._base + path
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str) -> Content:
         """See :meth:`Store.get`."""
         path = os.path.join(self._parent, *key.split("/"))
         try:
             with open(path, "rb") as file:
-                return file.read()
+                return Content(file.read(), _tag(os.fstat(file.fileno())))
         except OSError as error:
             raise UserError(f"cannot read '{path}': {error.strerror}") from error
 
@@ -164,4 +180,8 @@ def _file_entry(entry: os.DirEntry[str], key: str) -> Entry:
         raise UserError(f"the file name {entry.path!a} is not UTF-8: rename it") from error
     except OSError as error:
         raise UserError(f"cannot read '{entry.path}': {error.strerror}") from error
-    return Entry(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+    return Entry(key, stat.st_size, _tag(stat))
+
+
+def _tag(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"

@@ -178,10 +178,10 @@ class TyreClassifier(L.LightningModule):
 
     def _count_unreadable(self, usage: str, batch: Batch) -> None:
         self._unreadable[usage] += len(batch.unreadable)
-        for error in batch.unreadable:
-            if error.key not in self._warned:
-                self._warned.add(error.key)
-                log.warning("%s; it is left out", error)
+        for text in (*(f"{error}; it is left out" for error in batch.unreadable), *batch.notes):
+            if text not in self._warned:
+                self._warned.add(text)
+                log.warning("%s", text)
 
     def _log_unreadable(self, usage: str) -> None:
         count = float(self._unreadable[usage])

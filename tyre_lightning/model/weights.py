@@ -83,7 +83,7 @@ def _read_s3(weights: str, s3: S3Config) -> dict[str, Tensor]:
     store = open_store(folder, s3)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, name)
-        path.write_bytes(store.get(store.key(name)))
+        path.write_bytes(store.get(store.key(name)).data)
         return _read_file(path, weights)
 
 

@@ -21,7 +21,7 @@ MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
     "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
-    "numpy", "pyarrow", "pandas", "boto3",
+    "simplejpeg", "numpy", "pyarrow", "pandas", "boto3",
 )  # fmt: skip
 
 

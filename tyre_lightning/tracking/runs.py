@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -18,6 +19,7 @@ from tyre_lightning.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 SWEEP_TAG = "sweep"
 _PARAMS_PER_CALL = 100  # MLflow's own limit
 
@@ -73,10 +75,38 @@ class Run:
         """Record a text as an artifact."""
         self.client.log_text(self.id, text, name)
 
-    def log_file(self, path: str | Path, folder: str) -> None:
+    def log_dataset(self, usage: str, digest: str, root: str, counts: Mapping[str, int]) -> None:
+        """Record a set of images as an input of the run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        kind = "s3" if root.startswith("s3:") else "local"
+        profile = json.dumps({"images": sum(counts.values()), **counts})
+        name = f"{root.rstrip('/').rpartition('/')[2]}/{usage}"
+        dataset = Dataset(name, digest, kind, json.dumps({"uri": root}), profile=profile)
+        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", usage)])])
+
+    def log_file(self, path: str | Path, folder: str | None = None) -> None:
         """Record a file as an artifact, if it exists."""
         if os.path.isfile(path):
             self.client.log_artifact(self.id, str(path), folder)
+
+
+def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
+    """Copy the catalog that a run recorded into a folder; gives its path.
+
+    Raises:
+        UserError: there is no such run, or it recorded none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(tracking_uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        client.get_run(run_id)
+        return str(client.download_artifacts(run_id, CATALOG, str(folder)))
+    except (MlflowException, OSError) as error:
+        where = without_password(tracking_uri)
+        raise UserError(f"data.from_run={run_id}: {where} has no such run, or it recorded no {CATALOG}") from error
 
 
 @contextmanager

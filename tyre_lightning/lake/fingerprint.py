@@ -1,0 +1,86 @@
+"""What identifies a set of images: a digest of their keys, labels, sizes and contents, in whatever order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b, md5
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.store import Entry, Store
+
+_BATCH = 1024  # files hashed before the next are asked for
+
+
+def fingerprint(catalogs: Sequence[Catalog]) -> str:
+    """32 hexadecimal digits, the same for the same images whatever their order: BLAKE2b over the sorted rows.
+
+    Catalogs are to have content tags (see :func:`with_content_tags`), so that a bucket and its copy on a disk agree.
+    """
+    rows = pa.concat_arrays([_rows(catalog) for catalog in catalogs])
+    text = rows.take(pc.sort_indices(rows))
+    digest = blake2b(digest_size=16)
+    for start in range(0, len(text), _BATCH):
+        digest.update("".join(text[start : start + _BATCH].to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def with_content_tags(store: Store, catalog: Catalog, memory: Path) -> Catalog:
+    """The catalog with tags that follow from the contents alone.
+
+    S3's ETags do: for an object uploaded in one part, the MD5 of its content. A folder's tags hold the file's time, so
+    its files are read and hashed with MD5, once: ``memory`` is a folder that keeps what was found.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if store.remote:
+        return catalog
+    known = _load(path := memory / f"{md5(store.address.encode(), usedforsecurity=False).hexdigest()}.parquet")
+    entries = [*catalog.entries()]
+    new = [entry for entry in entries if (entry.key, entry.etag) not in known]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            known.update(pool.map(lambda entry: ((entry.key, entry.etag), _hash(store, entry)), batch))
+    if new:
+        _save(path, known)
+    tags = pa.chunked_array([pa.array([known[entry.key, entry.etag] for entry in entries], pa.string())])
+    place = catalog.table.schema.get_field_index("etag")
+    return Catalog(catalog.table.set_column(place, "etag", tags), catalog.classes, catalog.ignored)
+
+
+def _rows(catalog: Catalog) -> pa.Array:
+    """A line of text for each image."""
+    text = pa.large_string()
+    columns = [catalog.table[name].cast(text) for name in ("key", "label", "size", "etag")]
+    return pc.binary_join_element_wise(*columns, pa.scalar("\n", text), pa.scalar("\t", text)).combine_chunks()
+
+
+def _hash(store: Store, entry: Entry) -> str:
+    return md5(store.get(entry.key).data, usedforsecurity=False).hexdigest()
+
+
+def _load(path: Path) -> dict[tuple[str, str], str]:
+    try:
+        table = pq.read_table(path).to_pydict()
+        return dict(zip(zip(table["key"], table["tag"], strict=True), table["md5"], strict=True))
+    except (OSError, pa.ArrowInvalid, KeyError):  # not there yet, or not whole: then it is made anew
+        return {}
+
+
+def _save(path: Path, known: dict[tuple[str, str], str]) -> None:
+    keys, tags = zip(*known, strict=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"key": keys, "tag": tags, "md5": [*known.values()]}), unfinished)
+        unfinished.replace(path)
+    except OSError:  # the next run hashes again
+        unfinished.unlink(missing_ok=True)

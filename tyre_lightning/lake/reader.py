@@ -1,0 +1,88 @@
+"""A catalog's objects as they were listed: from the cache where it has them, else from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from tyre_lightning.config import Changed
+from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.lake.cache import DiskCache
+from tyre_lightning.lake.store import Content, Entry, Store
+
+LARGEST = 1 << 30  # bytes that an image file may have
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Reads entries of a catalog.
+
+    Args:
+        store: where they lie.
+        cache: keeps what the store gave; None: nothing is kept.
+        changed: what happens when the store holds something else than was listed.
+    """
+
+    def __init__(self, store: Store, cache: DiskCache | None, changed: Changed) -> None:
+        self.store = store
+        self._cache = cache
+        self._changed = changed
+        self.problems: list[str] = [] if cache is None else cache.problems  # what the user should hear of
+
+    def read(self, entries: Sequence[Entry]) -> list[bytes | UnreadableImage]:
+        """The content of every entry, in order; or why it is not read at all.
+
+        Raises:
+            UserError: an object cannot be read, or has changed and that is an error.
+        """
+        found: dict[Entry, bytes | UnreadableImage] = {}
+        for entry in entries:
+            if entry.size > LARGEST:
+                found[entry] = too_large(entry)
+            elif (kept := self._kept(entry)) is not None:
+                found[entry] = kept
+        missing = [entry for entry in entries if entry not in found]
+        contents = self.store.get_many([entry.key for entry in missing])
+        for entry, content in zip(missing, contents, strict=True):
+            self._compare(entry, content)
+            found[entry] = content.data
+        self._keep(missing, contents)
+        return [found[entry] for entry in entries]
+
+    def prefetch(self, entries: Sequence[Entry]) -> None:
+        """Say which entries the next calls of :meth:`read` will want."""
+        wanted = (entry for entry in entries if entry.size <= LARGEST)
+        self.store.prefetch(
+            [entry.key for entry in wanted if self._cache is None or self.name(entry) not in self._cache]
+        )
+
+    def name(self, entry: Entry, form: str = "file") -> str:
+        """What an entry is called in a cache, in some form of it."""
+        return "\n".join((self.store.address, entry.key, entry.etag, form))
+
+    def _kept(self, entry: Entry) -> bytes | None:
+        if self._cache is None or not entry.etag:
+            return None
+        value = self._cache.get(self.name(entry))
+        return None if value is None else bytes(value)
+
+    def _keep(self, entries: Sequence[Entry], contents: Sequence[Content]) -> None:
+        if self._cache is not None:
+            pairs = zip(entries, contents, strict=True)
+            self._cache.put({self.name(e._replace(etag=c.etag)): c.data for e, c in pairs if c.etag})
+
+    def _compare(self, entry: Entry, content: Content) -> None:
+        if not entry.etag or not content.etag or entry.etag == content.etag:
+            return
+        what = f"image '{entry.key}' is not what was listed (tag {content.etag} instead of {entry.etag})"
+        if self._changed is Changed.error:
+            raise UserError(f"{what}: start again to list anew, or give data.changed=reread")
+        self.problems.append(f"{what}; its new content is used")
+
+
+def too_large(entry: Entry) -> UnreadableImage:
+    """The error for an object that nobody should fetch as an image."""
+    return UnreadableImage(
+        entry.key, f"{entry.size / 1e9:.1f} GB are more than the {LARGEST / 1e9:.1f} an image may have"
+    )

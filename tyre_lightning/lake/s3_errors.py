@@ -1,0 +1,70 @@
+"""What boto3 and botocore raise, in one sentence that a user can act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_RENEW = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that s3.profile names"
+_ADVICE = {
+    "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_RENEW}",
+    "InvalidAccessKeyId": f"the access key is not known there: {_RENEW}",
+    "AccessDenied": "access is denied: the credentials need s3:ListBucket and s3:GetObject",
+    "ExpiredToken": "the credentials have expired: renew them",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "NoSuchBucket": "there is no such bucket: check its name",
+    "NoSuchKey": "there is no such object: it was deleted, or its key is misspelt",
+    "PermanentRedirect": "the bucket is in another region: set s3.region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: set s3.region",
+    "SlowDown": "the service asks for fewer requests: give data.num_workers a smaller number, or wait",
+}
+_NO_CREDENTIALS = (
+    "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with s3.profile"
+)
+_REACH = "check s3.endpoint_url, AWS_ENDPOINT_URL and the network"
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
+_BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded")
+
+
+def is_expiry(error: Exception) -> bool:
+    """Whether the credentials were good once."""
+    return getattr(error, "response", {}).get("Error", {}).get("Code") in _EXPIRED
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same request may succeed later: the network or the service failed, not what was asked of it."""
+    from botocore import exceptions as known
+
+    if isinstance(error, known.ClientError):
+        code, status = _code_and_status(error.response)
+        return code in _BUSY or status == 429 or (status or 0) >= 500
+    return isinstance(error, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError))
+
+
+def reason(error: Exception) -> str:
+    """What went wrong and what to do, without anything that the server said in words: it may quote secrets."""
+    from botocore import exceptions as known
+
+    if isinstance(error, known.ClientError):
+        return _refusal(error.response)
+    if isinstance(error, known.ProfileNotFound):
+        return f"the AWS profile '{error.kwargs['profile']}' is not in the AWS config: check s3.profile and AWS_PROFILE"
+    if isinstance(error, known.NoCredentialsError):
+        return _NO_CREDENTIALS
+    credentials = (known.PartialCredentialsError, known.CredentialRetrievalError, known.TokenRetrievalError)
+    if isinstance(error, (*credentials, known.SSOError)):
+        return f"the AWS credentials cannot be loaded: {_RENEW} ({type(error).__name__})"
+    if is_passing(error):
+        return f"the endpoint does not answer: {_REACH} ({type(error).__name__})"
+    return f"the request could not be made: check the s3 settings ({type(error).__name__})"
+
+
+def _refusal(response: dict[str, Any]) -> str:
+    code, status = _code_and_status(response)
+    advice = _ADVICE.get(code)
+    if advice is None and status == 403:
+        advice = _ADVICE["AccessDenied"]
+    return f"{advice or 'S3 refused the request'} (HTTP {status}, {code})"
+
+
+def _code_and_status(response: dict[str, Any]) -> tuple[str, int | None]:
+    return response.get("Error", {}).get("Code", ""), response.get("ResponseMetadata", {}).get("HTTPStatusCode")
