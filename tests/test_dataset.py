@@ -73,9 +73,13 @@ def test_a_batch_knows_what_its_worker_loads_next() -> None:
     plans = list(BatchSampler(sampler, 3, workers=2))
     assert [item for plan in plans for item in plan] == list(sampler)
     assert [len(plan) for plan in plans] == [3] * 10 + [1]
-    for place, plan in enumerate(plans):
-        following = plans[place + 2 :: 2][:AHEAD_BATCHES]
-        assert list(plan.ahead) == [index for later in following for index, _ in later]
+    assert [plan.first for plan in plans] == [True] * 2 + [False] * 9
+    for worker in range(2):
+        own = [[index for index, _ in plan] for plan in plans[worker::2]]
+        told = [list(plan.ahead) for plan in plans[worker::2]]
+        assert told[0] == own[1 : 1 + AHEAD_BATCHES]
+        assert [batch for batches in told for batch in batches] == own[1:]  # each once, in order
+        assert all(len(batches) <= 1 for batches in told[1:])
 
 
 @pytest.mark.parametrize("world", [2, 3])

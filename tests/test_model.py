@@ -159,7 +159,9 @@ def test_a_standard_error_of_a_share() -> None:
 
 def test_a_batch_that_nobody_could_read_gives_no_gradient() -> None:
     model = classifier()
-    loss = model.training_step(Batch(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long), [], [], []), 0)
+    loss = model.training_step(
+        Batch(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long), torch.ones(0, 3), [], [], []), 0
+    )
     torch.autograd.backward(loss)
     assert all(p.grad is not None and not p.grad.any() for p in model.network.parameters())
 

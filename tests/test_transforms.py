@@ -1,6 +1,7 @@
 """Evaluation's and training's ways from a picture to the network's input."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests.images import encode, picture
 from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
-from tyre_lightning.data.transforms import Augmentation, Preprocessing
+from tyre_lightning.data.transforms import Augmentation, Colour, Preprocessing, random_crop, recolour
 from tyre_lightning.model.backbones import Network, preset
 
 
@@ -90,10 +91,45 @@ def test_augmentation_follows_from_its_seed_alone() -> None:
     image = pil_to_tensor(picture(5, (80, 80)))
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = augmentation(image, 7)
+    first, colour = augmentation(image, 7)
     assert torch.equal(torch.get_rng_state(), state)  # the training's own random numbers are not disturbed
     torch.manual_seed(2)
-    assert torch.equal(augmentation(image, 7), first)
-    assert not torch.equal(augmentation(image, 8), first)
+    again, same = augmentation(image, 7)
+    assert torch.equal(again, first)
+    assert same == colour
+    other, different = augmentation(image, 8)
+    assert not torch.equal(other, first)
+    assert different != colour
     assert first.shape == (3, 42, 42)
     assert first.dtype == torch.uint8
+
+
+def test_crops_keep_their_share_and_stay_inside() -> None:
+    draw = random.Random(1)
+    crops = [random_crop(draw, 480, 640, 0.5) for _ in range(500)]
+    for top, left, height, width in crops:
+        assert top >= 0 and left >= 0 and top + height <= 480 and left + width <= 640
+        assert 0.49 <= height * width / (480 * 640) <= 1
+        assert 0.74 <= width / height <= 1.34
+    assert len({crop[:2] for crop in crops}) > 200
+    assert random_crop(draw, 1000, 10, 1.0) == (0, 0, 1000, 10)  # no part of such an image has sides from 3:4 to 4:3
+
+
+@pytest.mark.parametrize("colour", [Colour(), Colour(1.2, 0.8, 1.1), Colour(0.7, 1.3, 0.2)])
+def test_colours_change_as_torchvision_s_do(colour: Colour) -> None:
+    images = torch.stack([pil_to_tensor(picture(seed, (40, 40))) // 2 + 60 for seed in (1, 2)])  # nothing is clipped
+    ours = recolour(images, torch.tensor([colour, Colour()]))
+    theirs = images[0].float() / 255
+    for adjust, factor in zip((F.adjust_brightness, F.adjust_contrast, F.adjust_saturation), colour, strict=True):
+        theirs = adjust(theirs, factor)
+    torch.testing.assert_close(ours[0] / 255, theirs, atol=2e-3, rtol=0)  # their luma has four digits
+    torch.testing.assert_close(ours[1], images[1].float())
+
+
+def test_a_cache_s_image_has_pixels_enough_for_every_crop() -> None:
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig())
+    shrink = Augmentation(AugmentConfig(min_scale=0.5), preprocessing).shrink()
+    assert shrink.side == 317  # half of its area is 224 x 224
+    assert shrink(torch.zeros(3, 640, 960, dtype=torch.uint8)).shape == (3, 317, 475)
+    small = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    assert shrink(small) is small

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tyre_lightning.config import Unreadable
 from tyre_lightning.data.images import Images
-from tyre_lightning.data.transforms import Augmentation
+from tyre_lightning.data.transforms import Augmentation, Colour
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.store import Entry
 
 AHEAD_BATCHES = 4  # of the same worker, whose files are fetched while it decodes
-AHEAD_BYTES = 64 << 20  # of files that wait in one worker
+AHEAD_BYTES = 16 << 20  # of each of them
 
 
 class Batch(NamedTuple):
@@ -27,6 +27,7 @@ class Batch(NamedTuple):
 
     image: Tensor  # uint8 [N, 3, H, W]
     label: Tensor  # int64 [N]
+    colour: Tensor  # float32 [N, 3]: what training makes of the colours, see recolour
     key: list[str]  # N keys
     unreadable: list[UnreadableImage]  # images of this batch that are not in it
     notes: list[str]  # what the user should hear of
@@ -34,9 +35,10 @@ class Batch(NamedTuple):
 
 
 class Plan(list[tuple[int, int]]):
-    """The (index, seed) pairs of a batch, and the indices of the batches that the same worker will load after it."""
+    """The (index, seed) pairs of a batch, and what its worker will load later and has not been told of yet."""
 
-    ahead: Sequence[int] = ()
+    ahead: Sequence[Sequence[int]] = ()  # the indices of each batch
+    first: bool = False  # of an epoch, for its worker
 
 
 class Failure(NamedTuple):
@@ -57,6 +59,7 @@ class Sample(NamedTuple):
     image: Tensor
     label: int
     key: str
+    colour: Colour = Colour()
 
 
 Item = Sample | UnreadableImage | Failure | Note
@@ -105,26 +108,29 @@ class TyreDataset(Dataset[Item]):
     def _samples(self, items: Sequence[tuple[int, int]]) -> list[Item]:
         entries = [self._catalog.entry(index) for index, _ in items]
         if isinstance(items, Plan):
-            self._images.prefetch([*entries, *self._soon(items.ahead)])
+            self._images.prefetch(self._soon(items.ahead), fresh=items.first)
         images = self._images.read(entries)
         samples: list[Item] = [
             self._sample(image, index, seed) for image, (index, seed) in zip(images, items, strict=True)
         ]
         return [*samples, *map(Note, self._images.problems())]
 
-    def _soon(self, ahead: Sequence[int]) -> list[Entry]:
-        """As many of the next entries as may lie in memory at one time."""
-        entries = [self._catalog.entry(index) for index in ahead]
-        sizes = accumulate(entry.size for entry in entries)
-        return [entry for entry, total in zip(entries, sizes, strict=True) if total <= AHEAD_BYTES]
+    def _soon(self, ahead: Sequence[Sequence[int]]) -> list[Entry]:
+        """The coming entries, as many of each batch as may wait in memory."""
+        found = []
+        for batch in ahead:
+            entries = [self._catalog.entry(index) for index in batch]
+            sizes = accumulate(entry.size for entry in entries)
+            found += [entry for entry, total in zip(entries, sizes, strict=True) if total <= AHEAD_BYTES]
+        return found
 
     def _sample(self, image: Tensor | UnreadableImage, index: int, seed: int) -> Sample | UnreadableImage:
         if isinstance(image, UnreadableImage):
             if self._unreadable is Unreadable.error:
                 raise image
             return image
-        view = self._augmentation(image, seed) if self._augmentation else image
-        return Sample(view, self._class_to_idx[self._catalog.label(index)], self._catalog.key(index))
+        view, colour = self._augmentation(image, seed) if self._augmentation else (image, Colour())
+        return Sample(view, self._class_to_idx[self._catalog.label(index)], self._catalog.key(index), colour)
 
 
 def collate(samples: Sequence[Item]) -> Batch:
@@ -133,9 +139,10 @@ def collate(samples: Sequence[Item]) -> Batch:
     bad = [sample for sample in samples if isinstance(sample, UnreadableImage)]
     images = torch.stack([s.image for s in good]) if good else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
     labels = torch.tensor([sample.label for sample in good], dtype=torch.int64)
+    colours = torch.tensor([sample.colour for sample in good]).reshape(-1, 3)
     notes = [sample.text for sample in samples if isinstance(sample, Note)]
     failure = next((sample.error for sample in samples if isinstance(sample, Failure)), None)
-    return Batch(images, labels, [sample.key for sample in good], bad, notes, failure)
+    return Batch(images, labels, colours, [sample.key for sample in good], bad, notes, failure)
 
 
 class BatchLoader(DataLoader[Batch]):
@@ -207,14 +214,18 @@ class BatchSampler(Sampler[Plan]):
     def __iter__(self) -> Iterator[Plan]:
         items = iter(self.sampler)
         waiting: deque[Plan] = deque()
+        begun = 0
         for plan in chain(self._plans(items), [None] * (AHEAD_BATCHES * self._workers)):
             if plan is not None:
                 waiting.append(plan)
             if len(waiting) > AHEAD_BATCHES * self._workers or (plan is None and waiting):
-                first = waiting.popleft()
-                following = islice(waiting, self._workers - 1, None, self._workers)
-                first.ahead = [index for later in following for index, _ in later]
-                yield first
+                due = waiting.popleft()
+                due.first = begun < self._workers
+                later = [*islice(waiting, self._workers - 1, AHEAD_BATCHES * self._workers, self._workers)]
+                new = later if due.first else later[AHEAD_BATCHES - 1 :]
+                due.ahead = [[index for index, _ in batch] for batch in new]
+                begun += 1
+                yield due
 
     def _plans(self, items: Iterator[tuple[int, int]]) -> Iterator[Plan]:
         while plan := Plan(islice(items, self._batch_size)):

@@ -14,7 +14,7 @@ from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 
-_FORMAT = "pixels 1"  # of a kept image: its height and width, then its pixels by row, column and channel
+_FORMAT = "pixels 1"  # of a kept image: 0 or 1, its height and width, then its pixels as they lay in memory
 _HEADER = np.dtype("<u4")
 
 
@@ -53,11 +53,11 @@ class Images:
         self._keep({entry: found[entry] for entry in missing})
         return [found[entry] for entry in entries]
 
-    def prefetch(self, entries: Sequence[Entry]) -> None:
-        """Say which entries the next calls of :meth:`read` will want."""
+    def prefetch(self, entries: Sequence[Entry], *, fresh: bool = False) -> None:
+        """Say which entries later calls of :meth:`read` will want; ``fresh``: and none that was named before."""
         if self._kept is not None:
             entries = [entry for entry in entries if self._reader.name(entry, self._form) not in self._kept]
-        self._reader.prefetch(entries)
+        self._reader.prefetch(entries, fresh=fresh)
 
     def problems(self) -> list[str]:
         """What the user should hear of since the last call."""
@@ -82,9 +82,9 @@ class Images:
         value = self._kept.get(self._reader.name(entry, self._form))
         if value is None:
             return None
-        height, width = np.frombuffer(value, _HEADER, 2)
-        pixels = np.frombuffer(value, np.uint8, offset=2 * _HEADER.itemsize).reshape(height, width, 3)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        planar, height, width = np.frombuffer(value, _HEADER, 3)
+        pixels = torch.from_numpy(np.frombuffer(value, np.uint8, offset=3 * _HEADER.itemsize))
+        return pixels.view(3, height, width) if planar else pixels.view(height, width, 3).permute(2, 0, 1)
 
     def _keep(self, images: dict[Entry, Tensor | UnreadableImage]) -> None:
         if self._kept is not None:
@@ -97,5 +97,6 @@ class Images:
 
 
 def _packed(image: Tensor) -> bytes:
-    header = np.array(image.shape[1:], _HEADER)
-    return header.tobytes() + image.permute(1, 2, 0).contiguous().numpy().tobytes()
+    planar = image.is_contiguous()
+    header = np.array([planar, *image.shape[1:]], _HEADER)
+    return header.tobytes() + (image if planar else image.permute(1, 2, 0)).contiguous().numpy().tobytes()

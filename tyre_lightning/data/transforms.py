@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class Colour(NamedTuple):
+    """Factors on an image's colours; 1 leaves them alone."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Shrink:
-    """Makes an image no larger than training can use, for a cache of pixels; a small one stays as it is."""
+    """Makes an image no larger than training needs, for a cache of pixels; a small one stays as it is."""
 
     side: int  # pixels of the shorter side
     interpolation: str
@@ -105,7 +113,7 @@ class Shrink:
         if min(image.shape[1:]) <= self.side:
             return image
         small: Tensor = F.resize(image, [self.side], F.InterpolationMode(self.interpolation))
-        return small
+        return small.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # crops are cut sooner where colours lie together
 
 
 class Augmentation:
@@ -113,8 +121,8 @@ class Augmentation:
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
     number of devices. A random part of the image at a random aspect (as in Szegedy et al., arXiv:1409.4842), mirrored
-    at random; brightness, contrast and saturation change together, as one linear map of the colours, and only a little,
-    since a defect may be a matter of colour.
+    at random. Colours are changed later, a batch at a time (see :func:`recolour`), and only a little, since a defect
+    may be a matter of colour.
     """
 
     def __init__(self, config: AugmentConfig, preprocessing: Preprocessing) -> None:
@@ -122,30 +130,40 @@ class Augmentation:
         self._size = preprocessing.train_size
         self._interpolation = F.InterpolationMode(preprocessing.interpolation)
 
-    def __call__(self, image: Tensor, seed: int) -> Tensor:
-        """One random view of an image (uint8 [3, height, width]), the same for the same seed."""
+    def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, Colour]:
+        """One random view of an image (uint8 [3, height, width]) and its colours, the same for the same seed."""
         draw = random.Random(seed)
         top, left, height, width = random_crop(draw, image.shape[1], image.shape[2], self._config.min_scale)
         square = [self._size, self._size]
         view: Tensor = F.resized_crop(image, top, left, height, width, square, self._interpolation)
         mirrored = [dim for dim in (1, 2) if self._config.flip and draw.random() < 0.5]
-        return self._recolour(view.flip(mirrored) if mirrored else view, draw)
+        changes = (self._config.brightness, self._config.contrast, self._config.saturation)
+        colour = Colour(*(draw.uniform(max(0.0, 1 - change), 1 + change) for change in changes))
+        return view.flip(mirrored) if mirrored else view, colour
 
     def shrink(self) -> Shrink:
         """What a cache may keep of an image: the smallest crop still has pixels enough."""
         return Shrink(math.ceil(self._size / math.sqrt(self._config.min_scale)), self._interpolation.value)
 
-    def _recolour(self, image: Tensor, draw: random.Random) -> Tensor:
-        changes = (self._config.brightness, self._config.contrast, self._config.saturation)
-        if not any(changes):
-            return image
-        brightness, contrast, saturation = (draw.uniform(max(0.0, 1 - change), 1 + change) for change in changes)
-        pixels = image.reshape(3, -1).float()
-        luma = torch.tensor(_LUMA)
-        grey = float(luma @ pixels.mean(1))
-        mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * luma)
-        offset = torch.full((3, 1), brightness * (1 - contrast) * grey)
-        return torch.addmm(offset, mix, pixels).round_().clamp_(0, 255).to(torch.uint8).reshape(image.shape)
+
+def recolour(images: Tensor, colours: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation, in this order, as torchvision's ``adjust_`` functions do.
+
+    Values are not clipped in between, nor at the end: the network takes any.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        colours: float32 [N, 3], a row of factors for each image, see :class:`Colour`.
+
+    Returns:
+        float32 [N, 3, H, W].
+    """
+    brightness, contrast, saturation = colours[:, :, None, None, None].unbind(1)
+    pixels = images.float()
+    grey = (pixels * pixels.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    level = grey.mean((2, 3), keepdim=True)
+    mixed = torch.lerp(grey, pixels, saturation)
+    return torch.addcmul(brightness * (1 - contrast) * level, brightness * contrast, mixed)
 
 
 def random_crop(draw: random.Random, height: int, width: int, min_scale: float) -> tuple[int, int, int, int]:

@@ -52,7 +52,7 @@ class DiskCache:
             self._give_up(error)
 
     def __contains__(self, name: str) -> bool:
-        return self._usable and self._path(name).exists()
+        return self._usable and os.path.exists(self._path(name))
 
     def get(self, name: str) -> memoryview | None:
         """A value (writable memory of the caller's own), or None where it is not held."""
@@ -66,7 +66,7 @@ class DiskCache:
             value = memoryview(data)[_CHECKSUM:]
             if not whole or xxhash.xxh3_64_digest(value) != data[:_CHECKSUM]:
                 self.problems.append(f"'{path}' in the cache was damaged; it is fetched again")
-                path.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
                 return None
             os.utime(path)
             return value
@@ -81,18 +81,18 @@ class DiskCache:
         if not self._usable:
             return
         try:
-            new = {path: value for name, value in values.items() if not (path := self._path(name)).exists()}
+            new = {path: value for name, value in values.items() if not os.path.exists(path := self._path(name))}
             if new and self._reserve(sum(map(len, new.values())) + _CHECKSUM * len(new)):
                 for path, value in new.items():
                     self._write(path, value)
         except OSError as error:
             self._give_up(error)
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> str:  # no Path: making one costs as much as reading a small file
         digest = blake2b(name.encode(), digest_size=16).hexdigest()
-        return self._folder / digest[:2] / digest[2:]
+        return f"{self._folder}/{digest[:2]}/{digest[2:]}"
 
-    def _write(self, path: Path, value: bytes | bytearray | memoryview) -> None:
+    def _write(self, path: str, value: bytes | bytearray | memoryview) -> None:
         unfinished = self._folder / "new" / secrets.token_hex(12)
         try:
             with open(unfinished, "xb") as file:
@@ -101,7 +101,7 @@ class DiskCache:
             try:
                 os.replace(unfinished, path)
             except FileNotFoundError:
-                path.parent.mkdir(exist_ok=True)
+                Path(path).parent.mkdir(exist_ok=True)
                 os.replace(unfinished, path)
         except OSError:
             unfinished.unlink(missing_ok=True)

@@ -100,9 +100,11 @@ class Fetcher:
         self._ahead: dict[str, Future[Content | None]] = {}
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def prefetch(self, keys: Sequence[str]) -> None:
-        """Begin to fetch what the next calls will ask for; what was begun before and is not among it is dropped."""
-        self._ahead = self._begun(keys)
+    def prefetch(self, keys: Sequence[str], *, fresh: bool) -> None:
+        """Begin to fetch what later calls will ask for; ``fresh``: forget what was begun before."""
+        if fresh:
+            self._ahead.clear()
+        self._ahead.update(self._begun(keys))
 
     def __call__(self, keys: Sequence[str]) -> list[Content | None]:
         """The objects in the order of ``keys``; None for what could not be read, for whatever reason."""

@@ -50,12 +50,12 @@ class Reader:
         self._keep(missing, contents)
         return [found[entry] for entry in entries]
 
-    def prefetch(self, entries: Sequence[Entry]) -> None:
-        """Say which entries the next calls of :meth:`read` will want."""
-        wanted = (entry for entry in entries if entry.size <= LARGEST)
-        self.store.prefetch(
-            [entry.key for entry in wanted if self._cache is None or self.name(entry) not in self._cache]
-        )
+    def prefetch(self, entries: Sequence[Entry], *, fresh: bool = False) -> None:
+        """Say which entries later calls of :meth:`read` will want; ``fresh``: and none that was named before."""
+        wanted = [entry for entry in entries if entry.size <= LARGEST] if self.store.remote else []
+        if self._cache is not None:
+            wanted = [entry for entry in wanted if self.name(entry) not in self._cache]
+        self.store.prefetch([entry.key for entry in wanted], fresh=fresh)
 
     def name(self, entry: Entry, form: str = "file") -> str:
         """What an entry is called in a cache, in some form of it."""

@@ -104,10 +104,10 @@ class S3Store(Store):
         found.update(zip(missing, more, strict=True))
         return [content for key in keys if (content := found[key]) is not None]
 
-    def prefetch(self, keys: Sequence[str]) -> None:
+    def prefetch(self, keys: Sequence[str], *, fresh: bool = False) -> None:
         """See :meth:`Store.prefetch`."""
         if self._made is not None and self._made.process == os.getpid() and self._made.fetch is not None:
-            self._made.fetch.prefetch([self._parent + key for key in keys])
+            self._made.fetch.prefetch([self._parent + key for key in keys], fresh=fresh)
 
     def _pages(self, prefix: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
         folder = self._base + as_folder(prefix)

@@ -21,12 +21,12 @@ _NO_CREDENTIALS = (
     "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with s3.profile"
 )
 _REACH = "check s3.endpoint_url, AWS_ENDPOINT_URL and the network"
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId")  # Ceph says the last
 _BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded")
 
 
 def is_expiry(error: Exception) -> bool:
-    """Whether the credentials were good once."""
+    """Whether the credentials may have been good once."""
     return getattr(error, "response", {}).get("Error", {}).get("Code") in _EXPIRED
 
 

@@ -81,8 +81,13 @@ class Store(ABC):
         """
         return in_threads(self.get, keys, threads)
 
-    def prefetch(self, keys: Sequence[str]) -> None:  # noqa: B027 (not abstract: a store need not do anything)
-        """Say which keys the next calls of :meth:`get_many` will want; they may be fetched meanwhile. Never fails."""
+    def prefetch(self, keys: Sequence[str], *, fresh: bool = False) -> None:  # noqa: B027 (a store need not do it)
+        """Say which keys later calls of :meth:`get_many` will want; they may be fetched meanwhile. Never fails.
+
+        Args:
+            keys: the keys, those wanted first at the beginning.
+            fresh: what was named before is not wanted any more.
+        """
 
 
 def in_threads(read: Callable[[str], Content], keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tyre_lightning.data.dataset import Batch
-from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.data.transforms import Preprocessing, recolour
 from tyre_lightning.evaluation.metrics import InspectionMetrics
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
@@ -119,7 +119,8 @@ class TyreClassifier(L.LightningModule):
             return sum((p.sum() for p in self.network.parameters() if p.requires_grad), torch.zeros(())) * 0.0
         weights: Any = self.class_weights
         smoothing = self.hparams["label_smoothing"]
-        loss = cross_entropy(self(batch.image).float(), batch.label, weight=weights, label_smoothing=smoothing)
+        images = recolour(batch.image, batch.colour)
+        loss = cross_entropy(self(images).float(), batch.label, weight=weights, label_smoothing=smoothing)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.label))
         return loss
 
