@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test lint notebooks clean
+.PHONY: help install demo ui test test-s3 lint notebooks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## make .venv and install the tested versions
 
@@ -25,6 +25,10 @@ ui: install ## open the MLflow UI on port 5000
 
 test: install ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+test-s3: install ## run the S3 tests against Ceph (apt-get install --no-install-recommends radosgw ceph-mon ceph-osd)
+	@command -v radosgw >/dev/null || { echo "radosgw is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"; exit 1; }
+	$(BIN)/python -m pytest -m radosgw
 
 lint: install ## check style and types
 	$(BIN)/ruff check .
