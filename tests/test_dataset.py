@@ -13,7 +13,7 @@ from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import Cache, DataConfig, S3Config, Unreadable, WorkerStart
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
-from tyre_lightning.data.dataset import AHEAD_BATCHES, BatchSampler, EpochSampler
+from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.model.backbones import preset
@@ -68,16 +68,19 @@ def test_s3_and_its_local_copy_give_the_same_tensors(lake: str, bucket: Path) ->
         assert torch.equal(ours.image, theirs.image)
 
 
-def test_a_batch_knows_what_its_worker_loads_next() -> None:
-    sampler = EpochSampler(31, seed=3, train=True)
-    plans = list(BatchSampler(sampler, 3, workers=2))
+@pytest.mark.parametrize(("size", "batches"), [(3, 43), (50, 3), (200, 1)])
+def test_a_batch_knows_what_its_worker_loads_next(size: int, batches: int) -> None:
+    """Enough images for a slow network, whatever the batches' size."""
+    assert size * batches >= AHEAD_IMAGES
+    sampler = EpochSampler(100 * size + 1, seed=3, train=True)
+    plans = list(BatchSampler(sampler, size, workers=2))
     assert [item for plan in plans for item in plan] == list(sampler)
-    assert [len(plan) for plan in plans] == [3] * 10 + [1]
-    assert [plan.first for plan in plans] == [True] * 2 + [False] * 9
+    assert [len(plan) for plan in plans] == [size] * 100 + [1]
+    assert [plan.first for plan in plans] == [True] * 2 + [False] * 99
     for worker in range(2):
         own = [[index for index, _ in plan] for plan in plans[worker::2]]
         told = [list(plan.ahead) for plan in plans[worker::2]]
-        assert told[0] == own[1 : 1 + AHEAD_BATCHES]
+        assert told[0] == own[1 : 1 + batches]
         assert [batch for batches in told for batch in batches] == own[1:]  # each once, in order
         assert all(len(batches) <= 1 for batches in told[1:])
 

@@ -36,7 +36,7 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch, BatchLoader
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake import reader, s3
+from tyre_lightning.lake import fetch, reader, s3
 
 CLASSES = ("bulge", "good")
 KEY = "v1/test/good/3.jpg"
@@ -139,6 +139,18 @@ def test_what_passes_is_waited_for(
     proxy.add(*(replace(fault) for fault in PASSING[name]))  # they count
     assert_whole(read(data.test_dataloader()), folder)
     assert proxy.injected >= 5 or proxy.injected == sum(fault.times or 0 for fault in PASSING[name])
+
+
+def test_images_are_asked_for_once_and_in_the_order_of_the_epoch(
+    proxy: FaultProxy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first batch on, before the connection is there."""
+    monkeypatch.setattr(fetch, "_CONCURRENT", 1)
+    loader = open_module(folder, num_workers=1).train_dataloader()
+    for _ in range(2):
+        proxy.requests.clear()
+        keys = [key for batch in loader for key in batch.key]
+        assert proxy.reads() == [f"/{folder.parent.name}/{key}" for key in keys]
 
 
 def test_training_images_stay_the_same_whatever_happens(proxy: FaultProxy, folder: Path) -> None:
@@ -416,6 +428,9 @@ OPTIONS = (
 )
 
 
+TRAINED = 20  # of the 24 images; the others are for validation
+
+
 def run_of(folder: Path) -> Run:
     """The only run that MLflow has in a folder."""
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -484,7 +499,7 @@ def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_en
     proxy.add(Fault("slow", seconds=5, times=None))
     root = f"s3://{folder.parent.name}/v1"
     with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
-        wait_until(lambda: len(workers_of(process)) == 2 and len(proxy.reads("train")) >= 8, process)
+        wait_until(lambda: len(proxy.reads("train")) >= TRAINED, process)  # both workers have begun
         children = process.children(recursive=True)
         start = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
@@ -502,7 +517,7 @@ def test_a_killed_worker_ends_the_run(proxy: FaultProxy, folder: Path, aws_env: 
     proxy.add(Fault("slow", seconds=1, times=None))
     root = f"s3://{folder.parent.name}/v1"
     with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
-        wait_until(lambda: len(workers_of(process)) == 2 and len(proxy.reads("train")) >= 8, process)
+        wait_until(lambda: len(proxy.reads("train")) >= TRAINED, process)  # both workers have begun
         children = process.children(recursive=True)
         start = time.monotonic()
         workers_of(process)[0].kill()

@@ -18,8 +18,9 @@ from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.store import Entry
 
-AHEAD_BATCHES = 4  # of the same worker, whose files are fetched while it decodes
-AHEAD_BYTES = 16 << 20  # of each of them
+# What a worker's coming batches may have under way while it decodes: enough for a network that answers after 0.25 s.
+AHEAD_IMAGES = 128
+AHEAD_BYTES = 64 << 20
 
 
 class Batch(NamedTuple):
@@ -108,7 +109,8 @@ class TyreDataset(Dataset[Item]):
     def _samples(self, items: Sequence[tuple[int, int]]) -> list[Item]:
         entries = [self._catalog.entry(index) for index, _ in items]
         if isinstance(items, Plan):
-            self._images.prefetch(self._soon(items.ahead), fresh=items.first)
+            now = entries if items.first else []  # else their requests would wait behind those for later
+            self._images.prefetch([*now, *self._soon(items.ahead)], fresh=items.first)
         images = self._images.read(entries)
         samples: list[Item] = [
             self._sample(image, index, seed) for image, (index, seed) in zip(images, items, strict=True)
@@ -121,7 +123,8 @@ class TyreDataset(Dataset[Item]):
         for batch in ahead:
             entries = [self._catalog.entry(index) for index in batch]
             sizes = accumulate(entry.size for entry in entries)
-            found += [entry for entry, total in zip(entries, sizes, strict=True) if total <= AHEAD_BYTES]
+            share = AHEAD_BYTES * min(len(batch), AHEAD_IMAGES) // AHEAD_IMAGES
+            found += [entry for entry, total in zip(entries, sizes, strict=True) if total <= share]
         return found
 
     def _sample(self, image: Tensor | UnreadableImage, index: int, seed: int) -> Sample | UnreadableImage:
@@ -207,6 +210,7 @@ class BatchSampler(Sampler[Plan]):
         self.sampler = sampler  # Lightning tells it the epoch
         self._batch_size = batch_size
         self._workers = max(1, workers)
+        self._ahead = -(-AHEAD_IMAGES // batch_size)  # batches of each worker
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self._batch_size)
@@ -215,14 +219,14 @@ class BatchSampler(Sampler[Plan]):
         items = iter(self.sampler)
         waiting: deque[Plan] = deque()
         begun = 0
-        for plan in chain(self._plans(items), [None] * (AHEAD_BATCHES * self._workers)):
+        for plan in chain(self._plans(items), [None] * (self._ahead * self._workers)):
             if plan is not None:
                 waiting.append(plan)
-            if len(waiting) > AHEAD_BATCHES * self._workers or (plan is None and waiting):
+            if len(waiting) > self._ahead * self._workers or (plan is None and waiting):
                 due = waiting.popleft()
                 due.first = begun < self._workers
-                later = [*islice(waiting, self._workers - 1, AHEAD_BATCHES * self._workers, self._workers)]
-                new = later if due.first else later[AHEAD_BATCHES - 1 :]
+                later = [*islice(waiting, self._workers - 1, self._ahead * self._workers, self._workers)]
+                new = later if due.first else later[self._ahead - 1 :]
                 due.ahead = [[index for index, _ in batch] for batch in new]
                 begun += 1
                 yield due

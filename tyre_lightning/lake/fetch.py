@@ -6,7 +6,6 @@ asked for again there.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from tyre_lightning.lake.store import Content
@@ -21,7 +21,7 @@ from tyre_lightning.lake.store import Content
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
-_CONCURRENT = 64  # requests under way in one process
+_CONCURRENT = 128  # requests under way in one process; see AHEAD_IMAGES of the dataset
 _RETRIES = 2
 _CONNECT = timedelta(seconds=3)
 _WHOLE = timedelta(seconds=60)  # for one object
@@ -95,14 +95,16 @@ class Fetcher:
             retry_config={"max_retries": _RETRIES},
             **signing,
         )
-        self._loop = asyncio.new_event_loop()
-        self._gate = asyncio.Semaphore(_CONCURRENT)
         self._ahead: dict[str, Future[Content | None]] = {}
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._wanted: SimpleQueue[tuple[str, Future[Content | None]] | None] = SimpleQueue()
+        for _ in range(_CONCURRENT):  # no executor: at its process's end that one would first do all it was asked for
+            threading.Thread(target=self._work, daemon=True).start()
 
     def prefetch(self, keys: Sequence[str], *, fresh: bool) -> None:
         """Begin to fetch what later calls will ask for; ``fresh``: forget what was begun before."""
         if fresh:
+            for future in self._ahead.values():
+                future.cancel()
             self._ahead.clear()
         self._ahead.update(self._begun(keys))
 
@@ -114,28 +116,31 @@ class Fetcher:
         return [begun[key].result() for key in keys]
 
     def close(self) -> None:
-        """Stop the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Stop the threads."""
+        for _ in range(_CONCURRENT):
+            self._wanted.put(None)
 
     def _begun(self, keys: Sequence[str]) -> dict[str, Future[Content | None]]:
         """What each key's object will be, under way already or from now on."""
-        new: dict[str, Future[Content | None]] = {key: Future() for key in keys if key not in self._ahead}
-        if new:
-            asyncio.run_coroutine_threadsafe(self._fill(new), self._loop)
-        return {key: self._ahead.get(key) or new[key] for key in keys}
+        begun = {}
+        for key in keys:
+            if (future := self._ahead.get(key)) is None:
+                future = Future()
+                self._wanted.put((key, future))
+            begun[key] = future
+        return begun
 
-    async def _fill(self, wanted: dict[str, Future[Content | None]]) -> None:
-        await asyncio.gather(*(self._get(key, future) for key, future in wanted.items()))
+    def _work(self) -> None:
+        while (item := self._wanted.get()) is not None:
+            key, future = item
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._get(key))
 
-    async def _get(self, key: str, future: Future[Content | None]) -> None:
-        content = None
+    def _get(self, key: str) -> Content | None:
+        if not _PLAIN.fullmatch(key):
+            return None
         try:
-            if _PLAIN.fullmatch(key):
-                async with self._gate:
-                    answer = await self._store.get_async(key)
-                    data = bytes(await answer.bytes_async())
-                    content = Content(data, (answer.meta["e_tag"] or "").strip('"'))
+            answer = self._store.get(key)
+            return Content(bytes(answer.bytes()), (answer.meta["e_tag"] or "").strip('"'))
         except Exception:  # obstore and its callbacks raise many kinds; boto3 will say it better
-            pass
-        finally:
-            future.set_result(content)
+            return None

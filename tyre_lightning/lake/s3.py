@@ -106,8 +106,12 @@ class S3Store(Store):
 
     def prefetch(self, keys: Sequence[str], *, fresh: bool = False) -> None:
         """See :meth:`Store.prefetch`."""
-        if self._made is not None and self._made.process == os.getpid() and self._made.fetch is not None:
-            self._made.fetch.prefetch([self._parent + key for key in keys], fresh=fresh)
+        try:
+            fetch = self._connection().fetch
+        except Exception:  # get_many will fail for the same reason, and explain it
+            return
+        if fetch is not None:
+            fetch.prefetch([self._parent + key for key in keys], fresh=fresh)
 
     def _pages(self, prefix: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
         folder = self._base + as_folder(prefix)
