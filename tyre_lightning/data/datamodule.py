@@ -58,7 +58,7 @@ class TyreDataModule(L.LightningDataModule):
         root = config.root or (pinned.root if pinned else None)
         if root is None:
             raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
-        self.store = open_store(root, s3)
+        self.store = open_store(root, s3, None if config.cache is Cache.none else self._folder / "listings")
         self._cache = self._open_cache()
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
         self.classes = self.train.classes

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyre_lightning.config import S3Config
@@ -16,7 +18,8 @@ from tyre_lightning.errors import StoreUnavailable, UserError
 from tyre_lightning.lake.fetch import Fetcher, can_serve, may_fetch
 from tyre_lightning.lake.patience import Patience
 from tyre_lightning.lake.s3_errors import is_expiry, is_passing, reason
-from tyre_lightning.lake.s3_pages import ENTRIES, read_entries
+from tyre_lightning.lake.s3_listing import PAGE, list_again
+from tyre_lightning.lake.s3_pages import Page, page_of, register
 from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, in_threads
 
 ATTEMPTS = 3  # of every S3 request
@@ -36,11 +39,18 @@ class _Connection(NamedTuple):
 
 
 class S3Store(Store):
-    """A bucket, or a prefix in it. Credentials come from the standard AWS chain only; each process connects once."""
+    """A bucket, or a prefix in it. Credentials come from the standard AWS chain only; each process connects once.
+
+    Args:
+        root: its address.
+        config: where the service is.
+        memory: a folder that keeps listings between runs; None: nothing is kept.
+    """
 
     remote = True
 
-    def __init__(self, root: str, config: S3Config) -> None:
+    def __init__(self, root: str, config: S3Config, memory: Path | None = None) -> None:
+        self._memory = memory
         self._bucket, prefix = _parse_s3(root)
         self.root = f"s3://{self._bucket}/{prefix}".rstrip("/")
         self._base = as_folder(prefix)
@@ -59,18 +69,18 @@ class S3Store(Store):
 
     def list(self, prefix: str = "", *, deep: bool = True) -> Iterator[Entry]:
         """See :meth:`Store.list`."""
-        for page in self._pages(prefix, {} if deep else {"Delimiter": "/"}):
-            for key, size, etag in page[ENTRIES]:
-                yield Entry(key.removeprefix(self._parent), size, etag)
+        folder = self._base + as_folder(prefix)
+        with self._explained("list", folder):
+            for entry in self._entries(folder, deep=deep):
+                yield Entry(entry.key.removeprefix(self._parent), entry.size, entry.etag)
 
     def prefixes(self, prefix: str = "") -> tuple[str, ...]:
         """See :meth:`Store.prefixes`."""
-        found = [
-            folder["Prefix"].rstrip("/").rpartition("/")[2]
-            for page in self._pages(prefix, {"Delimiter": "/"})
-            for folder in page.get("CommonPrefixes", ())
-        ]
-        return tuple(sorted(found))
+        folder = self._base + as_folder(prefix)
+        with self._explained("list", folder):
+            answers = self._answers(folder, Delimiter="/")
+            found = [item["Prefix"] for answer in answers for item in answer.get("CommonPrefixes", ())]
+        return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in found))
 
     def key(self, path: str) -> str:
         """See :meth:`Store.key`."""
@@ -113,11 +123,19 @@ class S3Store(Store):
         if fetch is not None:
             fetch.prefetch([self._parent + key for key in keys], fresh=fresh)
 
-    def _pages(self, prefix: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
-        folder = self._base + as_folder(prefix)
-        with self._explained("list", folder):
-            paginator = self._connection().client.get_paginator("list_objects_v2")
-            yield from paginator.paginate(Bucket=self._bucket, Prefix=folder, **options)
+    def _entries(self, folder: str, *, deep: bool) -> Iterator[Entry]:
+        if deep and self._memory is not None:
+            name = blake2b(f"{self.address} {folder}".encode(), digest_size=16).hexdigest()
+            return list_again(partial(self._pages, folder), self._memory / f"{name}.parquet")
+        options = {} if deep else {"Delimiter": "/"}
+        return (entry for page in self._pages(folder, **options) for entry in page.entries())
+
+    def _pages(self, folder: str, after: str = "", **options: str) -> Iterator[Page]:
+        return map(page_of, self._answers(folder, **({"StartAfter": after} if after else {}), **options))
+
+    def _answers(self, folder: str, **options: str) -> Iterator[dict[str, Any]]:
+        paginator = self._connection().client.get_paginator("list_objects_v2")
+        yield from paginator.paginate(Bucket=self._bucket, Prefix=folder, MaxKeys=PAGE, **options)
 
     def _connection(self) -> _Connection:
         with self._lock:
@@ -182,7 +200,7 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
     except ValueError as error:
         endpoint = _without_secrets(_configured_endpoint(config) or "")
         raise UserError(f"the S3 endpoint '{endpoint}' is not a URL: write http://host:port") from error
-    client.meta.events.register("before-parse.s3.ListObjectsV2", read_entries)
+    register(client)
     url, region = client.meta.endpoint_url, client.meta.region_name
     credentials = None if config.anonymous else session
     fetch = None

@@ -13,6 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from tyre_lightning.config import S3Config
@@ -98,8 +99,13 @@ def in_threads(read: Callable[[str], Content], keys: Sequence[str], threads: int
         return [*pool.map(read, keys)]
 
 
-def open_store(root: str, s3: S3Config) -> Store:
+def open_store(root: str, s3: S3Config, memory: Path | None = None) -> Store:
     """The store at ``s3://bucket[/prefix]`` or in a folder. S3 is not asked anything yet.
+
+    Args:
+        root: the address.
+        s3: where the S3 service is.
+        memory: a folder that keeps what S3 listed, so that the next listing takes less time.
 
     Raises:
         UserError: the URL is malformed, or the folder does not exist.
@@ -107,7 +113,7 @@ def open_store(root: str, s3: S3Config) -> Store:
     if re.match(r"s3:", root, re.IGNORECASE) or "://" in root:
         from tyre_lightning.lake.s3 import S3Store
 
-        return S3Store(root, s3)
+        return S3Store(root, s3, memory)
     return FolderStore(os.path.expanduser(root))
 
 
