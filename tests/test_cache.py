@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -118,6 +119,36 @@ def test_a_folder_that_vanishes(folder: Path) -> None:
         f"the cache in '{folder}' cannot be used (No such file or directory); going on without it"
     ]
     assert not folder.exists()  # it may have been on a disk that is no longer mounted
+
+
+NOBODY = 65534
+
+
+def _use_without_rights(folder: Path) -> None:
+    if os.geteuid() == 0:  # root may write anywhere
+        os.setuid(NOBODY)
+    cache = DiskCache(folder, LIMIT)
+    for name in ("a", "b"):
+        assert got(cache, name) in (b"abc", None)
+        cache.put({name: b"abc"})
+    (problem,) = cache.problems
+    assert f"the cache in '{folder}' cannot be used (" in problem
+
+
+def test_a_folder_that_may_only_be_read() -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:
+        folder = Path(open_to_all, "cache")
+        DiskCache(folder, LIMIT).put({"a": b"abc"})
+        before = sorted(folder.rglob("*"))
+        for path in (*before, folder, Path(open_to_all)):
+            path.chmod(0o555)
+        process = multiprocessing.get_context("fork").Process(target=_use_without_rights, args=(folder,))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        assert sorted(folder.rglob("*")) == before
+        for path in (Path(open_to_all), folder, *(path for path in before if path.is_dir())):
+            path.chmod(0o755)
 
 
 def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
