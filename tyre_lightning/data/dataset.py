@@ -22,6 +22,8 @@ from tyre_lightning.lake.store import Entry
 AHEAD_IMAGES = 128
 AHEAD_BYTES = 64 << 20
 
+_CHUNK = 10_000  # items of an epoch that are Python objects at one time
+
 
 class Batch(NamedTuple):
     """What a training or evaluation step gets."""
@@ -194,7 +196,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         draws = torch.randint(2**62, (self._length,), generator=generator)
         padding = -self._length % self._world if self._train else 0
         places = torch.cat([order, order[:padding]])[self._rank :: self._world]
-        return ((int(index), int(draws[index])) for index in places)
+        for part in places.split(_CHUNK):  # as Python numbers, a million at once would take more room than the catalog
+            yield from zip(part.tolist(), draws[part].tolist(), strict=True)
 
 
 class BatchSampler(Sampler[Plan]):

@@ -95,7 +95,10 @@ def read_catalog(store: Store, usage: str, classes: Sequence[str], *, strict: bo
     for name, table in zip(classes, tables, strict=True):
         if strict and not table.num_rows:
             raise UserError(f"class '{name}' has no images in '{store.root}/{usage}/{name}': add some or remove it")
-    return Catalog(pa.concat_tables(tables).combine_chunks(), tuple(classes), sum(ignored) + more)
+    catalog = Catalog(pa.concat_tables(tables).combine_chunks(), tuple(classes), sum(ignored) + more)
+    del tables
+    pa.default_memory_pool().release_unused()  # as much again as the catalog, which Arrow would keep
+    return catalog
 
 
 def _read_class(store: Store, folder: str, classes: Sequence[str], code: int, stop: Event) -> tuple[pa.Table, int]:

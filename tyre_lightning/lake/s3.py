@@ -102,6 +102,8 @@ class S3Store(Store):
 
     def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
         """See :meth:`Store.get_many`. A store that stops answering is asked again for a minute."""
+        if not keys:
+            return []
         with self._explained("read", self._base):
             fetch = self._connection().fetch  # here, so that the threads do not connect one by one
         found = dict(zip(keys, fetch([self._parent + key for key in keys]), strict=True)) if fetch else {}
@@ -116,6 +118,8 @@ class S3Store(Store):
 
     def prefetch(self, keys: Sequence[str], *, fresh: bool = False) -> None:
         """See :meth:`Store.prefetch`."""
+        if not keys and self._made is None:
+            return  # all is in the cache: connecting would take longer than the first batch
         try:
             fetch = self._connection().fetch
         except Exception:  # get_many will fail for the same reason, and explain it
