@@ -27,7 +27,7 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.prediction import open_source, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
 
-COLUMNS = ["key", "class", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error"]
+COLUMNS = ["key", "class", "decision", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error"]
 READERS = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}
 
 
@@ -49,7 +49,7 @@ def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, ki
     assert list(rows.columns) == COLUMNS
     assert len(rows) == rows["key"].nunique() == 20
     assert rows["error"].isna().all()
-    probabilities = rows[COLUMNS[2:-1]]
+    probabilities = rows[COLUMNS[3:-1]]
     assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-6
     assert (probabilities.idxmax(axis=1).str.removeprefix("p_") == rows["class"]).all()
     assert "20 images" in done.stdout
@@ -84,7 +84,7 @@ def test_what_cannot_be_read_gets_its_reason_and_exit_code_3(trained: Trained, t
     rows = pd.read_parquet(tmp_path / "predictions.parquet").set_index("key")
     assert list(rows.index) == ["new/a.png", "new/b.jpg"]
     assert rows.loc["new/b.jpg", "error"] == "it is not an image file"
-    assert rows.loc["new/b.jpg", ["class", "p_good"]].isna().all()
+    assert rows.loc["new/b.jpg", ["class", "decision", "p_good"]].isna().all()
     assert rows.loc["new/a.png", "class"] in {"bulge", "crack", "flat_spot", "good"}
 
 

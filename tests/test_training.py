@@ -143,7 +143,7 @@ def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
     signature = mlflow.models.get_model_info(trained.model).signature
     assert [(column.name, str(column.type)) for column in signature.inputs] == [("image", "DataType.binary")]
     assert [column.name for column in signature.outputs] == [
-        "class", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error",
+        "class", "decision", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error",
     ]  # fmt: skip
     folder = Path(mlflow.artifacts.download_artifacts(trained.model))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt"}]

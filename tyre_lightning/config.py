@@ -205,6 +205,24 @@ class CallbacksConfig:
 
 
 @dataclass
+class OperatingPointConfig:
+    """What the line is promised: the threshold on P(defective) follows from it and from the validation images."""
+
+    max_escape_rate: float = 0.05  # at most this share of defective tyres passes as good ...
+    confidence: float = 0.95  # ... with this confidence
+    max_overkill_rate: float | None = None  # with it, only as few good tyres are rejected; a person reviews the rest
+
+
+@dataclass
+class OtherOperatingPointConfig:
+    """Another promise than the model was trained for; null: the model's own."""
+
+    max_escape_rate: float | None = None
+    confidence: float | None = None
+    max_overkill_rate: float | None = None
+
+
+@dataclass
 class LoggerConfig:
     """The MLflow server (or database file) that records runs and models."""
 
@@ -231,6 +249,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0
@@ -247,6 +266,7 @@ class PredictConfig:
     batch_size: int = 32
     accelerator: str = "auto"  # auto, cpu or gpu
     tracking_uri: str = DEFAULT_TRACKING_URI
+    operating_point: OtherOperatingPointConfig = field(default_factory=OtherOperatingPointConfig)
     s3: S3Config = field(default_factory=S3Config)
 
 
@@ -295,6 +315,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
         if not getattr(config, key):
             raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
+    _check_shares(config.operating_point)
     return config
 
 
@@ -334,6 +355,13 @@ def check_ranges(config: TrainConfig) -> None:
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
+    _check_shares(config.operating_point)
+
+
+def _check_shares(point: OperatingPointConfig | OtherOperatingPointConfig) -> None:
+    for item in fields(point):
+        value = getattr(point, item.name)
+        _require(f"operating_point.{item.name}", value, value is None or 0 < value < 1, "between 0 and 1")
 
 
 def _require(key: str, value: object, holds: bool, wanted: str) -> None:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from tyre_lightning.config import Changed, PredictConfig, S3Config, to_predict_config
+from tyre_lightning.config import (
+    Changed,
+    OperatingPointConfig,
+    OtherOperatingPointConfig,
+    PredictConfig,
+    S3Config,
+    to_predict_config,
+)
 from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.evaluation.operating_point import OperatingPoint
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
@@ -32,10 +40,11 @@ from tyre_lightning.tracking.registry import load_inspector
 
 @dataclass
 class Summary:
-    """What a prediction run found: images per class, how many could not be read, and where the rows are."""
+    """What a prediction run found: images per class and decision, how many are unreadable, and where the rows are."""
 
     output: str
     classes: Counter[str] = field(default_factory=Counter)
+    decisions: Counter[str | None] = field(default_factory=Counter)
     unreadable: int = 0
 
     @property
@@ -72,6 +81,7 @@ def predict(cfg: DictConfig) -> Summary:
     if not total:
         raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
     inspector = load_inspector(str(config.model), config.tracking_uri)
+    _promise(inspector, config.operating_point)
     inspector.network.to(_device(config))
     summary = Summary(config.output)
     with open_writer(config.output, inspector.columns()) as writer, _progress() as progress:
@@ -79,6 +89,7 @@ def predict(cfg: DictConfig) -> Summary:
         for rows in predict_batches(inspector, source.store, source.entries(), config.batch_size):
             writer.write(rows)
             summary.classes.update(row["class"] for row in rows if row["error"] is None)
+            summary.decisions.update(row["decision"] for row in rows if row["error"] is None)
             summary.unreadable += sum(row["error"] is not None for row in rows)
             progress.advance(task, len(rows))
     show(summary, inspector)
@@ -88,7 +99,7 @@ def predict(cfg: DictConfig) -> Summary:
 def predict_batches(
     inspector: Inspector, store: Store, entries: Iterable[Entry], batch_size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows (``key``, ``class``, probabilities, ``error``) of a stream of entries, in order and a batch at a time.
+    """Rows (``key``, ``class``, ``decision``, probabilities, ``error``) of a stream of entries, a batch at a time.
 
     While the network works on one batch, the next is fetched and decoded.
     """
@@ -148,7 +159,24 @@ def show(summary: Summary, inspector: Inspector) -> None:
         table.add_row(name, str(count), f"{count / max(1, summary.images):.1%}")
     console = Console()
     console.print(table)
+    if inspector.point is not None:
+        console.print(_decisions(summary.decisions, inspector.point), highlight=False)
     console.print(f"a row for each image is in {summary.output}", highlight=False)
+
+
+def _decisions(found: Counter[str | None], point: OperatingPoint) -> str:
+    promised = point.promised
+    counts = ", ".join(f"{name} {found[name]}" for name in ("accept", "review", "reject"))
+    limit = f"at most {promised.max_escape_rate:.3g} of defective tyres escape, with a confidence of"
+    return f"decisions: {counts} ({limit} {promised.confidence:.3g}: P(defective) below {point.threshold:.4g})"
+
+
+def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
+    """Where another promise is asked for, make it; what is not said stays as the model has it."""
+    changes = {name: value for name, value in asdict(asked).items() if value is not None}
+    if changes:
+        own = OperatingPointConfig() if inspector.point is None else inspector.point.promised
+        inspector.promise(replace(own, **changes))
 
 
 def _read(inspector: Inspector, data: bytes | UnreadableImage, entry: Entry) -> Tensor | UnreadableImage:
@@ -167,7 +195,7 @@ def _rows(
     return [
         {"key": entry.key, **next(answers), "error": None}
         if isinstance(image, Tensor)
-        else {"key": entry.key, "class": None, "error": image.reason}
+        else {"key": entry.key, "class": None, "decision": None, "error": image.reason}
         for entry, image in zip(entries, images, strict=True)
     ]
 

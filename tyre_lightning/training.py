@@ -1,4 +1,4 @@
-"""Training, top to bottom: data, model, fit, test, register."""
+"""Training, top to bottom: data, model, fit, test, judge, register."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -19,28 +19,36 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from tyre_lightning.config import ClassWeights, TrainConfig, to_train_config
+from tyre_lightning.config import ClassWeights, OperatingPointConfig, TrainConfig, to_train_config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.figures import decision_figure
+from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores
 from tyre_lightning.evaluation.metrics import class_weights
+from tyre_lightning.evaluation.scores import RecordScores, Scores
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
 from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.best_epoch import BestEpoch
-from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.tracking.callbacks import LogConfusion
 from tyre_lightning.tracking.registry import register
 from tyre_lightning.tracking.runs import CATALOG, SWEEP_TAG, Run, fetch_catalog, tracked_run, without_password
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCORES = "scores"  # the folder of what the best checkpoint said of each image
+
 log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
-    """Train on a composed config, test the best checkpoint and register it; gives the last metrics by name.
+    """Train on a composed config, judge the best checkpoint and register it; gives the last metrics by name.
 
     Raises:
         UserError: something in the config, the lake or the addresses it names cannot be used.
@@ -62,12 +70,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         record_data(run, data)
         trainer = build_trainer(config, run, folder)
         fit(trainer, model, data, resume)
-        best = record_checkpoints(run, trainer)
-        metrics = dict(trainer.callback_metrics)
-        if data.test is not None:
-            trainer.test(model, data, ckpt_path=best, weights_only=True)
-            metrics |= trainer.callback_metrics
-        uri = register(run, Inspector.from_checkpoint(best))
+        best = checkpoints(trainer)[0]
+        metrics = evaluate(trainer, model, data, best)
+        inspector = Inspector.from_checkpoint(best)
+        metrics |= judge(run, inspector, config.operating_point, folder / SCORES)
+        add_judgement(best, inspector)
+        for path in checkpoints(trainer):
+            run.log_file(path, "checkpoints")
+        uri = register(run, inspector)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}
@@ -167,6 +177,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         ),
         lc.LearningRateMonitor(logging_interval="step"),
         LogConfusion(),
+        RecordScores(folder / SCORES),
     ]
     stop = options.early_stopping
     if stop.patience is not None:
@@ -289,12 +300,58 @@ def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume:
         raise KeyboardInterrupt from None
 
 
-def record_checkpoints(run: Run, trainer: L.Trainer) -> str:
-    """Record the best and the last checkpoint as artifacts; gives the best one's path."""
-    best, last = (item for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint))
-    for saved in (best, last):
-        run.log_file(saved.best_model_path, "checkpoints")
-    return best.best_model_path
+def evaluate(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, best: str) -> dict[str, Any]:
+    """Validate the best checkpoint, and test it where there are test images; gives all metrics so far."""
+    metrics = dict(trainer.callback_metrics)
+    trainer.validate(model, data, ckpt_path=best, weights_only=True, verbose=False)
+    metrics |= trainer.callback_metrics
+    if data.test is not None:
+        trainer.test(model, data, ckpt_path=best, weights_only=True)
+        metrics |= trainer.callback_metrics
+    return metrics
+
+
+def judge(run: Run, inspector: Inspector, wanted: OperatingPointConfig, folder: Path) -> dict[str, float]:
+    """Give an inspector its temperature and operating point, by the validation scores in ``folder``.
+
+    Records what they are worth on the test images, where there are some, and gives it.
+    """
+    classes, good = inspector.classes, inspector.good_class
+    scores = {usage: found for usage in ("val", "test") if (found := Scores.read(folder, usage))}
+    if "val" not in scores:
+        log.warning("no validation image could be read, so that probabilities are not calibrated")
+        return {}
+    inspector.calibration = calibrate(scores["val"], None if good is None else classes.index(good))
+    try:
+        inspector.promise(wanted)
+    except UserError as error:
+        log.warning("the model gets no operating point: %s", error)
+    metrics = {"temperature": inspector.temperature}
+    if inspector.point is not None:
+        metrics |= {"threshold": inspector.point.threshold, "reject_from": inspector.point.reject_from}
+    for usage, found in scores.items():
+        values = assess(found, classes, good, inspector.temperature, inspector.point)
+        metrics |= {f"{usage}/{name}": value for name, value in values.items()}
+        if good is not None:
+            run.log_figure(_decision_figure(found, classes.index(good), inspector), f"{usage}_decisions.png")
+    run.log_metrics(metrics)
+    return metrics
+
+
+def add_judgement(checkpoint: str, inspector: Inspector) -> None:
+    """Write temperature and operating point into a checkpoint, so that it answers as the registered model does."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    torch.save({**content, JUDGEMENT: inspector.judgement()}, checkpoint)
+
+
+def checkpoints(trainer: L.Trainer) -> list[str]:
+    """The paths of the best checkpoint and the last."""
+    return [item.best_model_path for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint)]
+
+
+def _decision_figure(scores: Scores, good: int, inspector: Inspector) -> Figure:
+    threshold = None if inspector.point is None else inspector.point.threshold
+    return decision_figure(scores.labels != good, defective_scores(scores, good, inspector.temperature), threshold)
 
 
 def _share(limit: float | None) -> int | float | None:

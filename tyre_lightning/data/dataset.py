@@ -196,7 +196,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         draws = torch.randint(2**62, (self._length,), generator=generator)
         padding = -self._length % self._world if self._train else 0
         places = torch.cat([order, order[:padding]])[self._rank :: self._world]
-        for part in places.split(_CHUNK):  # as Python numbers, a million at once would take more room than the catalog
+        for start in range(0, len(places), _CHUNK):  # a million Python numbers take as much room as the catalog
+            part = places[start : start + _CHUNK]
             yield from zip(part.tolist(), draws[part].tolist(), strict=True)
 
 

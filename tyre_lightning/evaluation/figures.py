@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+_BINS = 10  # of the calibration curve
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,4 +30,39 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
     for row, column in np.ndindex(*matrix.shape):
         color = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color)
+    return figure
+
+
+def decision_figure(defective: NDArray[np.bool_], scores: NDArray[np.float64], threshold: float | None) -> Figure:
+    """Three curves on how defective and good tyres are told apart: calibration, precision-recall, escape-overkill.
+
+    Args:
+        defective: whether each image is of a defective tyre, shape (N,).
+        scores: P(defective), shape (N,).
+        threshold: marked where there is one.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    calibration, precision_recall, trade = figure.subplots(1, 3)
+    place = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    count, true, predicted = (np.bincount(place, weights, _BINS) for weights in (None, defective, scores))
+    calibration.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    calibration.plot(predicted[count > 0] / count[count > 0], true[count > 0] / count[count > 0], marker="o")
+    calibration.set(xlabel="mean P(defective)", ylabel="share that is defective", title="calibration")
+    steps = np.unique(np.append(scores, np.inf))  # thresholds: what lies below is accepted
+    missed = np.searchsorted(np.sort(scores[defective]), steps)
+    kept = np.searchsorted(np.sort(scores[~defective]), steps)
+    found, false = defective.sum() - missed, (~defective).sum() - kept
+    escape, overkill = missed / max(1, defective.sum()), false / max(1, (~defective).sum())
+    precision_recall.plot(1 - escape[:-1], (found / np.maximum(found + false, 1))[:-1])
+    precision_recall.set(xlabel="recall", ylabel="precision", title="precision and recall of defective tyres")
+    trade.plot(escape, overkill)
+    if threshold is not None:
+        at = int(np.searchsorted(steps, threshold))
+        trade.plot(escape[at], overkill[at], "o", label=f"threshold {threshold:.3g}")
+        trade.legend()
+    trade.set(xlabel="escape rate", ylabel="overkill rate", title="escape against overkill")
+    for axes in (calibration, precision_recall, trade):
+        axes.grid(alpha=0.3)
     return figure

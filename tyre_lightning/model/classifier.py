@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -15,8 +16,11 @@ from torch.nn.functional import cross_entropy
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing, recolour
 from tyre_lightning.evaluation.metrics import InspectionMetrics
+from tyre_lightning.evaluation.scores import LOGITS
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
+
+JUDGEMENT = "judgement"  # a checkpoint's key
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +70,11 @@ class TyreClassifier(L.LightningModule):
         self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val", "test")})
         self._unreadable: dict[str, int] = {"train": 0, "val": 0, "test": 0}
         self._warned: set[str] = set()
+        self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the judgement with the weights."""
+        self.judgement = checkpoint.get(JUDGEMENT, {})
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255."""
@@ -128,17 +137,17 @@ class TyreClassifier(L.LightningModule):
         """Log how many images were left out."""
         self._log_unreadable("train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a validation batch."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        """Measure a validation batch; gives its logits [N, classes]."""
+        return self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         self._log_metrics("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a test batch."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        """Measure a test batch; gives its logits [N, classes]."""
+        return self._evaluate("test", batch)
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
@@ -157,11 +166,13 @@ class TyreClassifier(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _evaluate(self, usage: str, batch: Batch) -> None:
+    def _evaluate(self, usage: str, batch: Batch) -> dict[str, Tensor] | None:
         self._count_unreadable(usage, batch)
         if not len(batch.label):
-            return
-        self.metric(usage).update(self(batch.image), batch.label)
+            return None
+        logits = self(batch.image)
+        self.metric(usage).update(logits, batch.label)
+        return {LOGITS: logits}
 
     def metric(self, usage: str) -> InspectionMetrics:
         """The metrics of a usage, val or test."""
@@ -172,9 +183,10 @@ class TyreClassifier(L.LightningModule):
     def _log_metrics(self, usage: str) -> None:
         metric = self.metric(usage)
         shown = ("accuracy", "f1")
+        record = self.trainer.state.fn != TrainerFn.VALIDATING  # the best epoch once more: it has been recorded
         for name, value in metric.compute().items():
-            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown)
-        self._log_unreadable(usage)
+            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown, logger=record)
+        self._log_unreadable(usage, record)
         metric.reset()
 
     def _count_unreadable(self, usage: str, batch: Batch) -> None:
@@ -184,9 +196,9 @@ class TyreClassifier(L.LightningModule):
                 self._warned.add(text)
                 log.warning("%s", text)
 
-    def _log_unreadable(self, usage: str) -> None:
+    def _log_unreadable(self, usage: str, record: bool = True) -> None:
         count = float(self._unreadable[usage])
-        self.log(f"{usage}/unreadable", count, sync_dist=True, reduce_fx="sum")
+        self.log(f"{usage}/unreadable", count, sync_dist=True, reduce_fx="sum", logger=record)
         self._unreadable[usage] = 0
 
 

@@ -1,4 +1,4 @@
-"""The trained model as the line uses it: weights, class names and preprocessing, saved as one folder.
+"""The trained model as the line uses it: weights, classes, preprocessing and operating point, saved as one folder.
 
 predict.py and the model that MLflow serves are two faces of this one class, which is why they give the same answer.
 """
@@ -16,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.calibration import softmax
+from tyre_lightning.evaluation.operating_point import Calibration, OperatingPoint
 from tyre_lightning.model.backbones import Network
-from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
@@ -35,6 +38,8 @@ class Inspector:
         classes: class names in the order of the network's outputs.
         preprocessing: from a file's bytes to the network's input.
         good_class: the class of tyres without a defect, if one is known.
+        calibration: what the validation images said; None: probabilities are as the network gives them.
+        point: where the line decides; None: nowhere.
     """
 
     network: Network
@@ -42,13 +47,16 @@ class Inspector:
     classes: list[str]
     preprocessing: Preprocessing
     good_class: str | None = None
+    calibration: Calibration | None = None
+    point: OperatingPoint | None = None
 
     @classmethod
     def from_classifier(cls, classifier: TyreClassifier) -> Inspector:
         """The inspector inside a trained LightningModule; shares its weights."""
         options = classifier.hparams
-        network = classifier.network.eval()
-        return cls(network, options["name"], list(options["classes"]), classifier.preprocessing, options["good_class"])
+        network, classes = classifier.network.eval(), list(options["classes"])
+        judgement = _judgement(classifier.judgement)
+        return cls(network, options["name"], classes, classifier.preprocessing, options["good_class"], *judgement)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Inspector:
@@ -77,12 +85,13 @@ class Inspector:
         try:
             spec: dict[str, Any] = json.loads(Path(folder, SPEC_FILE).read_text(encoding="utf-8"))
             preprocessing = Preprocessing.from_dict(spec["preprocessing"])
+            judgement = _judgement(spec.get(JUDGEMENT, {}))
             state = load_file(Path(folder, WEIGHTS_FILE))
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
         network = Network(spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std)
         network.load_state_dict(state)
-        return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"])
+        return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"], *judgement)
 
     def save(self, folder: str | Path) -> None:
         """Write the inspector as a folder of safetensors and JSON."""
@@ -96,8 +105,28 @@ class Inspector:
             "classes": self.classes,
             "good_class": self.good_class,
             "preprocessing": self.preprocessing.to_dict(),
+            JUDGEMENT: self.judgement(),
         }
         Path(folder, SPEC_FILE).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+
+    def judgement(self) -> dict[str, Any]:
+        """Calibration and operating point as plain values."""
+        return {
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "operating_point": None if self.point is None else self.point.to_dict(),
+        }
+
+    def promise(self, wanted: OperatingPointConfig) -> None:
+        """Decide at the operating point that keeps this promise.
+
+        Raises:
+            UserError: the calibration images are too few for it, or there were none.
+        """
+        if self.good_class is None:
+            raise UserError("no class is known to be the good one: train with data.good_class=...")
+        if self.calibration is None:
+            raise UserError("the model was not calibrated, so that it can promise no escape rate: train it anew")
+        self.point = self.calibration.operating_point(wanted)
 
     def read(self, data: bytes, key: str) -> Tensor:
         """An image file's bytes as the network's input, uint8 [3, size, size].
@@ -119,17 +148,39 @@ class Inspector:
         logits = [self.network(torch.stack(list(images[i : i + size])).to(device)) for i in range(0, len(images), size)]
         if not logits:
             return np.zeros((0, len(self.classes)))
-        table: NDArray[np.float64] = torch.cat(logits).double().softmax(dim=1).cpu().numpy()
-        return table
+        return softmax(torch.cat(logits).double().cpu().numpy(), self.temperature)
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     def columns(self) -> list[str]:
         """The names of an answer's probabilities, one a class."""
         return [f"p_{name}" for name in self.classes]
 
     def answers(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """A row for each image: ``class``, the likeliest, and the probability of every class."""
+        """A row for each image: its likeliest ``class``, the ``decision`` on it, and the probability of every class.
+
+        The decision is accept, review or reject; None where there is no operating point.
+        """
         table = self.probabilities(images)
         return [
-            {"class": self.classes[int(row.argmax())], **dict(zip(self.columns(), row.tolist(), strict=True))}
+            {
+                "class": self.classes[int(row.argmax())],
+                "decision": self._decide(row),
+                **dict(zip(self.columns(), row.tolist(), strict=True)),
+            }
             for row in table
         ]
+
+    def _decide(self, row: NDArray[np.float64]) -> str | None:
+        if self.point is None or self.good_class is None:
+            return None
+        return self.point.decide(float(1 - row[self.classes.index(self.good_class)]))
+
+
+def _judgement(values: dict[str, Any]) -> tuple[Calibration | None, OperatingPoint | None]:
+    """The inverse of :meth:`Inspector.judgement`."""
+    calibration, point = values.get("calibration"), values.get("operating_point")
+    return calibration and Calibration.from_dict(calibration), point and OperatingPoint.from_dict(point)

@@ -21,7 +21,7 @@ MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
     "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
-    "simplejpeg", "numpy", "pyarrow", "pandas", "boto3",
+    "simplejpeg", "numpy", "scipy", "pyarrow", "pandas", "boto3",
 )  # fmt: skip
 
 
@@ -91,11 +91,11 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
 
 
 def signature(inspector: Inspector) -> ModelSignature:
-    """Image bytes in; class, probabilities and error out."""
+    """Image bytes in; class, decision, probabilities and error out."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    answers: list[Any] = [ColSpec("string", "class", required=False)]
+    answers: list[Any] = [ColSpec("string", name, required=False) for name in ("class", "decision")]
     answers += [ColSpec("double", name, required=False) for name in inspector.columns()]
     answers += [ColSpec("string", "error", required=False)]
     return ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers))

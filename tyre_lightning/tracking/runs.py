@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
@@ -70,6 +72,17 @@ class Run:
         params = [Param(key, str(value)) for key, value in flatten(values)]
         for start in range(0, len(params), _PARAMS_PER_CALL):
             self.client.log_batch(self.id, params=params[start : start + _PARAMS_PER_CALL])
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """Record final metrics by name."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Record a matplotlib figure as an artifact."""
+        self.client.log_figure(self.id, figure, name)
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as an artifact."""

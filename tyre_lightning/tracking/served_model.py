@@ -1,7 +1,8 @@
 """The registered model: MLflow runs this file to load it (models from code; nothing is pickled).
 
-In: a column ``image`` with the bytes of image files (base64 over HTTP). Out: for each image its ``class``, a
-probability for every class, and ``error`` where the bytes are no image.
+In: a column ``image`` with the bytes of image files (base64 over HTTP). Out: for each image its ``class``, the
+``decision`` on it (accept, review or reject), a probability for every class, and ``error`` where the bytes are no
+image.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class ServedModel(PythonModel):
     ) -> pd.DataFrame:
         """A row for each image."""
         rows = [self._row(data, f"row {index}") for index, data in enumerate(model_input["image"])]
-        table = pd.DataFrame(rows, columns=["class", *self.inspector.columns(), "error"])
+        table = pd.DataFrame(rows, columns=["class", "decision", *self.inspector.columns(), "error"])
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
     def _row(self, data: bytes, key: str) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Whether probabilities mean what they say, and how to make them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 15  # of the calibration error, as in Guo et al.
+_RANGE = (math.log(0.05), math.log(20.0))  # of the logarithm of the temperature
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Class probabilities of logits [N, classes] that are divided by ``temperature``."""
+    scaled = logits / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def fit_temperature(logits: Floats, labels: Labels) -> float:
+    """The temperature with the least cross-entropy (Guo et al., arXiv:1706.04599).
+
+    Args:
+        logits: [N, classes].
+        labels: class indices, shape (N,).
+    """
+    from scipy.optimize import minimize_scalar
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        top = scaled.max(axis=1)
+        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
+
+    return math.exp(minimize_scalar(cross_entropy, bounds=_RANGE, method="bounded").x)
+
+
+def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
+    """Mean distance of confidence and accuracy over bins of the likeliest class's probability (arXiv:1706.04599)."""
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(place, hit - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def brier_score(probabilities: Floats, labels: Labels) -> float:
+    """Mean squared distance of the probabilities from the truth, summed over classes (Brier, 1950): 0 to 2."""
+    truth = np.eye(probabilities.shape[1])[labels]
+    return float(((probabilities - truth) ** 2).sum(axis=1).mean())

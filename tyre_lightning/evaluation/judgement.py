@@ -1,0 +1,62 @@
+"""From scores to a judgement: a temperature, an operating point, and what both are worth on the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tyre_lightning.evaluation.calibration import (
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    softmax,
+)
+from tyre_lightning.evaluation.operating_point import Calibration, Interval, OperatingPoint, Rates, rates
+from tyre_lightning.evaluation.scores import Scores
+
+
+def calibrate(scores: Scores, good: int | None) -> Calibration:
+    """What validation images say; ``good`` is the index of the class without defects, if one is known."""
+    temperature = fit_temperature(scores.logits, scores.labels)
+    if good is None:
+        return Calibration.of(np.empty(0), np.empty(0, bool), temperature)
+    return Calibration.of(defective_scores(scores, good, temperature), scores.labels != good, temperature)
+
+
+def defective_scores(scores: Scores, good: int, temperature: float) -> NDArray[np.float64]:
+    """P(defective) = 1 - P(good), shape (N,)."""
+    return np.asarray(1 - softmax(scores.logits, temperature)[:, good])
+
+
+def assess(
+    scores: Scores, classes: Sequence[str], good_class: str | None, temperature: float, point: OperatingPoint | None
+) -> dict[str, float]:
+    """What temperature and operating point are worth on some images, by name.
+
+    Calibration error and Brier score with the temperature and without it (``_uncalibrated``); escape, overkill and
+    review rates, each with the ends of its interval (``_low``, ``_high``).
+    """
+    found = {}
+    for name, divisor in (("", temperature), ("_uncalibrated", 1.0)):
+        probabilities = softmax(scores.logits, divisor)
+        found[f"ece{name}"] = expected_calibration_error(probabilities, scores.labels)
+        found[f"brier{name}"] = brier_score(probabilities, scores.labels)
+    if point is None or good_class is None:
+        return found
+    defective = defective_scores(scores, classes.index(good_class), temperature)
+    return found | _decisions(rates(point, defective, scores.labels, classes, good_class))
+
+
+def _decisions(found: Rates) -> dict[str, float]:
+    named = {"escape_rate": found.escape, "overkill_rate": found.overkill, "review_rate": found.review}
+    named |= {f"escape_rate/{name}": part for name, part in found.escape_by_class.items()}
+    return {key: value for name, part in named.items() for key, value in _with_ends(name, part)}
+
+
+def _with_ends(name: str, part: Interval) -> Iterator[tuple[str, float]]:
+    if part.total:  # else there is nothing to say
+        rate, separator, of = name.partition("/")
+        for end, value in (("", part.share), ("_low", part.low), ("_high", part.high)):
+            yield f"{rate}{end}{separator}{of}", value
