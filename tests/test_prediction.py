@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import Trained, run_script
 from tests.images import encode, picture
-from tyre_lightning.config import S3Config
+from tyre_lightning.config import OperatingPointConfig, S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.store import Entry, FolderStore
@@ -54,6 +54,27 @@ def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, ki
     assert (probabilities.idxmax(axis=1).str.removeprefix("p_") == rows["class"]).all()
     assert "20 images" in done.stdout
     assert not list(output.parent.glob("*.part"))
+
+
+def test_decisions_follow_the_promise(trained: Trained, inspector: Inspector, tmp_path: Path) -> None:
+    assert inspector.point is not None and inspector.calibration is not None
+    given = [f"model={trained.model}", f"input={trained.local}/test", "output=rows.parquet"]
+    done = predict(trained, tmp_path, *given)
+    assert "decisions: " in done.stdout
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    assert ((1 - rows["p_good"] >= inspector.point.threshold) == (rows["decision"] == "reject")).all()
+    assert set(rows["decision"]) <= {"accept", "reject"}
+    done = predict(trained, tmp_path, *given, "operating_point.max_escape_rate=0.6")
+    assert done.returncode == 0, done.stderr
+    others = pd.read_parquet(tmp_path / "rows.parquet")
+    pd.testing.assert_frame_equal(rows.drop(columns="decision"), others.drop(columns="decision"), check_exact=True)
+    wanted = OperatingPointConfig(max_escape_rate=0.6, confidence=0.8)
+    threshold = inspector.calibration.operating_point(wanted).threshold
+    assert threshold > inspector.point.threshold
+    assert ((1 - rows["p_good"] >= threshold) == (others["decision"] == "reject")).all()
+    done = predict(trained, tmp_path, *given, "operating_point.max_escape_rate=0.01")
+    assert done.returncode == 1
+    assert "it takes 161 defective validation images, and there are 6: add images" in done.stderr
 
 
 def test_s3_folder_and_checkpoint_agree(trained: Trained, tmp_path: Path) -> None:

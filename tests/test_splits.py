@@ -6,7 +6,7 @@ import pytest
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.lake.splits import split_validation
+from tyre_lightning.lake.splits import groups_of, split_fold, split_validation
 
 
 def make_catalog(**counts: int) -> Catalog:
@@ -78,3 +78,55 @@ def test_a_class_that_cannot_be_divided() -> None:
     )
     with pytest.raises(UserError, match="class 'good' has a single group of images"):
         split_validation(make_catalog(good=3), 0.15, 0, ["a", "a", "a"])
+
+
+def test_a_tyre_with_several_defects_is_not_divided() -> None:
+    """Images of one tyre lie in two class folders."""
+    catalog = make_catalog(good=100, cracks=100, bulge=100)
+    groups = [f"{label}{int(key.rpartition('/')[2][:-4]) // 2}" for key, label in rows(catalog)]
+    groups = [group.replace("bulge", "cracks") for group in groups]
+    for train, val in (split_validation(catalog, 0.2, 1, groups), split_fold(catalog, 5, 2, 1, groups)):
+        group_of = dict(zip(catalog.keys(), groups, strict=True))
+        assert set(map(group_of.get, train.keys())).isdisjoint(map(group_of.get, val.keys()))
+        assert val.counts() == {"good": 20, "cracks": 20, "bulge": 20}
+
+
+def rows(catalog: Catalog) -> list[tuple[str, str]]:
+    return list(zip(catalog.keys(), catalog.labels(), strict=True))
+
+
+def test_folds_hold_every_image_out_once_in_the_proportions_of_the_whole() -> None:
+    catalog = make_catalog(good=103, cracks=40, bulge=0)
+    held = [split_fold(catalog, 5, fold, seed=0) for fold in range(5)]
+    assert sorted(key for _, part in held for key in part.keys()) == sorted(catalog.keys())
+    for rest, part in held:
+        assert sorted(rest.keys() + part.keys()) == sorted(catalog.keys())
+        assert 20 <= part.counts()["good"] <= 21
+        assert part.counts()["cracks"] == 8
+    assert split_fold(catalog, 5, 0, seed=1)[1].keys() != held[0][1].keys()
+
+
+def test_folds_balance_groups_of_all_sizes() -> None:
+    sizes = [30, 20, 10, *[1] * 40]
+    groups = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    parts = [split_fold(make_catalog(good=100), 4, fold, 0, groups)[1] for fold in range(4)]
+    assert sorted(len(part) for part in parts) == [23, 23, 24, 30]
+
+
+def test_more_folds_than_groups() -> None:
+    with pytest.raises(UserError, match=r"class 'cracks' has 3 groups, which cannot be divided into 4 folds"):
+        split_fold(make_catalog(good=10, cracks=3), 4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (None, ["v1/train/good/T12_a.jpg", "v1/train/good/T12_b.jpg", "v1/train/good/x.jpg"]),
+        (r"^(T\d+)_", ["id T12", "id T12", "v1/train/good/x.jpg"]),
+        (r"T\d+_", ["id T12_", "id T12_", "v1/train/good/x.jpg"]),
+    ],
+)
+def test_groups_come_from_file_names(pattern: str | None, expected: list[str]) -> None:
+    keys = ["v1/train/good/T12_a.jpg", "v1/train/good/T12_b.jpg", "v1/train/good/x.jpg"]
+    labels = pa.DictionaryArray.from_arrays(pa.array([0, 0, 0], pa.int32()), pa.array(["good"]))
+    assert groups_of(Catalog(pa.table({"key": keys, "label": labels}), ("good",)), pattern) == expected

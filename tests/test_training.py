@@ -79,6 +79,14 @@ def test_what_a_run_records(trained: Trained) -> None:
     for name in ("accuracy", "f1", "auroc", "auroc_defective", "loss", "recall/crack", "unreadable"):
         assert f"test/{name}" in metrics
     assert metrics["test/images"] == 20
+    assert metrics["temperature"] > 0
+    assert 0 < metrics["threshold"] == metrics["reject_from"] < 1
+    for name in ("escape_rate", "overkill_rate", "escape_rate/crack"):
+        low, rate, high = (metrics[f"test/{name.replace('rate', 'rate' + end)}"] for end in ("_low", "", "_high"))
+        assert low <= rate <= high
+    for usage in ("val", "test"):
+        assert {f"{usage}/{name}" for name in ("ece", "ece_uncalibrated", "brier", "brier_uncalibrated")} <= {*metrics}
+    assert metrics["val/escape_rate"] == 0  # six images allow for none
     assert len(client.get_metric_history(run.info.run_id, "val/f1")) == 2
     assert any(name.startswith("lr-AdamW") for name in metrics)
     assert any(name.startswith("system/") for name in metrics)
@@ -93,6 +101,7 @@ def test_artifacts_of_a_run(trained: Trained, tmp_path: Path) -> None:
     run = only_run(trained.folder, trained.experiment)
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names >= {"catalog.parquet", "config.yaml", "confusion_matrix.png", "checkpoints", "model"}
+    assert names >= {"val_decisions.png", "test_decisions.png"}
     saved = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
     assert saved == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     for name in saved:
@@ -126,6 +135,8 @@ def test_a_run_is_repeated_on_the_same_images(trained: Trained, tmp_path: Path) 
     assert (
         f"of the images to train on, 1 gone (v1/test/good/{lost.name}); training goes on" in done.stdout + done.stderr
     )
+    assert "the model gets no operating point: operating_point.max_escape_rate=0.1 with" in done.stdout + done.stderr
+    assert "it takes 22 defective validation images, and there are 6: add images" in done.stdout + done.stderr
     second = only_run(trained.folder, "again")
     before, after = ({usage: item.digest for usage, item in datasets(run).items()} for run in (first, second))
     assert before["train"] == after["train"]
@@ -271,13 +282,36 @@ def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path
         assert two.data.metrics[name] == pytest.approx(one.data.metrics[name], abs=1e-4), name
 
 
+def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> None:
+    options = [f"data.root={lake}", *TINY, "data.val_fraction=0.2", "logger.registered_model=null"]
+    done = run_script("train.py", "-m", "data.folds=2", "data.fold=0,1", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [run.data.metrics["test/images"] for run in runs(tmp_path)] == [10, 10]  # of the 20 for training
+    first, second = (datasets(run)["test"].digest for run in runs(tmp_path))
+    assert first != second
+    assert "mean of 2" in done.stdout and " ± " in done.stdout
+    # Numbers 0 to 2 are those of tyres in both folders; each file of another number is a tyre of its own.
+    done = run_script("train.py", r"data.group_pattern='^([0-2])\.'", *options, "logger.experiment=ids", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 9 test images are of tyres that training sees too (v1/test/crack/0.jpg, ...)" in (
+        done.stdout + done.stderr
+    )
+    metrics = only_run(tmp_path, "ids").data.metrics
+    assert (metrics["test/images"], metrics["test_unshared/images"]) == (9, 3)
+    assert "test_unshared/f1" in metrics
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["data.folds=3"], "data.folds and data.fold belong together"),
+        (["data.folds=3", "data.fold=3"], "data.fold=3 must be from 0 to 2"),
+        (["data.group_pattern='('"], "data.group_pattern='(' is no regular expression: missing )"),
         (["trainer=gpu"], "trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu"),
         (["trainer.devices=none"], "trainer.devices=none must be a count, -1 for all, or a list of indices"),
         (["data.from_run=0123"], "data.from_run=0123: sqlite:///mlflow.db has no such run, or it recorded no catalog"),
         (["data.from_run=a", "data.catalog=b"], "data.catalog and data.from_run both say which images to train on"),
+        (["operating_point.confidence=1"], "operating_point.confidence=1.0 must be between 0 and 1"),
         (["data.cache_gb=0"], "data.cache_gb=0.0 must be more than 0"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
         (["logger.tracking_uri=http://127.0.0.1:9"], "the tracking URI http://127.0.0.1:9 does not answer"),

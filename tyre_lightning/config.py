@@ -7,6 +7,7 @@ it was written: on the command line, in an experiment file or behind ``+``. This
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -113,6 +114,9 @@ class DataConfig:
     classes: list[str] | None = None  # null: every class folder below train
     good_class: str | None = None  # null: a class named good, ok, non_defective, ...
     val_fraction: float = 0.15  # share of train held out where there is no val folder
+    group_pattern: str | None = None  # what a file name's match says of the tyre: its images stay on one side
+    folds: int | None = None  # of a cross-validation on the training images; one of them takes the place of test
+    fold: int | None = None  # which one, from 0
     image_size: int | None = None  # pixels; null: the backbone's own
     eval_crop: EvalCrop = EvalCrop.whole
     batch_size: int = 32  # images per optimiser step, over all devices together
@@ -342,6 +346,7 @@ def check_ranges(config: TrainConfig) -> None:
     if data.classes is not None and len(set(data.classes)) < max(2, len(data.classes)):
         raise UserError(f"data.classes={data.classes} must name at least two classes, each once")
     _require("data.val_fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1")
+    _check_folds(data)
     _require("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1")
     _require("data.num_workers", data.num_workers, data.num_workers is None or data.num_workers >= 0, "0 or more")
     _require("data.image_size", data.image_size, data.image_size is None or data.image_size >= 32, "at least 32")
@@ -356,6 +361,22 @@ def check_ranges(config: TrainConfig) -> None:
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)
+
+
+def _check_folds(data: DataConfig) -> None:
+    if data.group_pattern is not None:
+        try:
+            re.compile(data.group_pattern)
+        except re.error as error:
+            raise UserError(f"data.group_pattern='{data.group_pattern}' is no regular expression: {error}") from error
+    if data.folds is None and data.fold is None:
+        return
+    if data.folds is None or data.fold is None:
+        raise UserError("data.folds and data.fold belong together: data.folds=5 data.fold=0,1,2,3,4 with -m")
+    if data.catalog or data.from_run:
+        raise UserError("data.folds divides what a listing finds: leave out data.catalog and data.from_run")
+    _require("data.folds", data.folds, data.folds >= 2, "at least 2")
+    _require("data.fold", data.fold, 0 <= data.fold < data.folds, f"from 0 to {data.folds - 1}")
 
 
 def _check_shares(point: OperatingPointConfig | OtherOperatingPointConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,7 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.figures import decision_figure
-from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores
+from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores, quality
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.evaluation.scores import RecordScores, Scores
 from tyre_lightning.lake.fingerprint import fingerprint
@@ -68,12 +69,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with tracked_run(config.logger, config.logger.run_name or config.model.name, run_tags()) as run:
         record_setup(run, cfg, data)
         record_data(run, data)
+        shared = find_shared(data)
         trainer = build_trainer(config, run, folder)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
         metrics = evaluate(trainer, model, data, best)
         inspector = Inspector.from_checkpoint(best)
-        metrics |= judge(run, inspector, config.operating_point, folder / SCORES)
+        metrics |= judge(run, inspector, config.operating_point, folder / SCORES, shared)
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
@@ -292,6 +294,17 @@ def record_data(run: Run, data: TyreDataModule) -> None:
         run.log_file(path)
 
 
+def find_shared(data: TyreDataModule) -> list[str]:
+    """The keys of test images of tyres that training sees too; warns of them."""
+    shared = data.shared_with_test()
+    if shared:
+        log.warning(
+            "%d of %d test images are of tyres that training sees too (%s, ...): the metrics without them are "
+            "recorded as test_unshared/...", len(shared), len(data.test or ()), shared[0],
+        )  # fmt: skip
+    return shared
+
+
 def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: str | None) -> None:
     """Fit; a Ctrl-C leaves ``last.ckpt`` and goes on as the KeyboardInterrupt that Lightning makes an exit of."""
     try:
@@ -311,10 +324,13 @@ def evaluate(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, be
     return metrics
 
 
-def judge(run: Run, inspector: Inspector, wanted: OperatingPointConfig, folder: Path) -> dict[str, float]:
+def judge(
+    run: Run, inspector: Inspector, wanted: OperatingPointConfig, folder: Path, shared: Sequence[str]
+) -> dict[str, float]:
     """Give an inspector its temperature and operating point, by the validation scores in ``folder``.
 
-    Records what they are worth on the test images, where there are some, and gives it.
+    Records what they are worth on the test images, where there are some, and gives it; where ``shared`` names test
+    images of tyres that training saw too, then also without them, as ``test_unshared/...``.
     """
     classes, good = inspector.classes, inspector.good_class
     scores = {usage: found for usage in ("val", "test") if (found := Scores.read(folder, usage))}
@@ -329,6 +345,9 @@ def judge(run: Run, inspector: Inspector, wanted: OperatingPointConfig, folder: 
     metrics = {"temperature": inspector.temperature}
     if inspector.point is not None:
         metrics |= {"threshold": inspector.point.threshold, "reject_from": inspector.point.reject_from}
+    if shared and "test" in scores and (unshared := scores["test"].without({*shared})).keys:
+        scores["test_unshared"] = unshared
+        metrics |= {f"test_unshared/{name}": value for name, value in quality(unshared, classes, good).items()}
     for usage, found in scores.items():
         values = assess(found, classes, good, inspector.temperature, inspector.point)
         metrics |= {f"{usage}/{name}": value for name, value in values.items()}

@@ -23,7 +23,7 @@ from tyre_lightning.lake.listing import good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.splits import split_validation
+from tyre_lightning.lake.splits import groups_of, split_fold, split_validation
 from tyre_lightning.lake.store import open_store
 
 _SAMPLED = 8  # images by which a cache's size is judged
@@ -116,9 +116,24 @@ class TyreDataModule(L.LightningDataModule):
         lake = read_lake(self.store, self.config)
         read = {"train": lake.train, "val": lake.val, "test": lake.test}
         self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
+        train, test = lake.train, lake.test
+        if self.config.folds is not None and self.config.fold is not None:
+            train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self._groups(train))
         if lake.val is not None:
-            return lake.train, lake.val, lake.test
-        return *split_validation(lake.train, self.config.val_fraction, self.seed), lake.test
+            return train, lake.val, test
+        return *split_validation(train, self.config.val_fraction, self.seed, self._groups(train)), test
+
+    def _groups(self, catalog: Catalog) -> list[str]:
+        return groups_of(catalog, self.config.group_pattern)
+
+    def shared_with_test(self) -> list[str]:
+        """Keys of test images that belong to the same group as a training or validation image, sorted."""
+        if self.test is None or self.config.group_pattern is None:
+            return []
+        seen = {*self._groups(self.train), *self._groups(self.val)}
+        return sorted(
+            key for key, group in zip(self.test.keys(), self._groups(self.test), strict=True) if group in seen
+        )
 
     def _read_pinned(self, pinned: Pinned) -> tuple[Catalog, Catalog, Catalog | None]:
         """A bucket is not listed for a catalog that was given as a file; a folder always is, for its files' times."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tyre_lightning.evaluation.calibration import (
@@ -13,6 +14,7 @@ from tyre_lightning.evaluation.calibration import (
     fit_temperature,
     softmax,
 )
+from tyre_lightning.evaluation.metrics import InspectionMetrics
 from tyre_lightning.evaluation.operating_point import Calibration, Interval, OperatingPoint, Rates, rates
 from tyre_lightning.evaluation.scores import Scores
 
@@ -28,6 +30,13 @@ def calibrate(scores: Scores, good: int | None) -> Calibration:
 def defective_scores(scores: Scores, good: int, temperature: float) -> NDArray[np.float64]:
     """P(defective) = 1 - P(good), shape (N,)."""
     return np.asarray(1 - softmax(scores.logits, temperature)[:, good])
+
+
+def quality(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:
+    """What :class:`InspectionMetrics` measures, by name."""
+    metrics = InspectionMetrics(classes, good_class)
+    metrics.update(torch.from_numpy(scores.logits), torch.from_numpy(scores.labels))
+    return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def assess(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ class Scores:
         table = pa.concat_tables(tables).sort_by("key")
         logits = np.array(table["logits"].to_pylist(), np.float64)
         return cls(table["key"].to_pylist(), table["label"].to_numpy().astype(np.int64), logits)
+
+    def without(self, keys: Collection[str]) -> Scores:
+        """The scores of all other images."""
+        kept = np.array([key not in keys for key in self.keys], bool)
+        return Scores([key for key in self.keys if key not in keys], self.labels[kept], self.logits[kept])
 
 
 class RecordScores(L.Callback):

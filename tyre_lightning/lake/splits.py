@@ -1,8 +1,10 @@
-"""Hold out part of the training images for validation, where a lake has no validation folder."""
+"""Divide images into training and held-out ones, so that pictures of one tyre are never on both sides."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -11,6 +13,22 @@ from numpy.typing import NDArray
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 
+Ints = NDArray[np.int64]
+
+
+def groups_of(catalog: Catalog, pattern: str | None) -> list[str]:
+    """The group of every image: what ``pattern`` finds in its file name, or else its key.
+
+    Args:
+        catalog: the images.
+        pattern: a regular expression. Its first pair of parentheses is the group's name, or all that it matches.
+    """
+    keys = catalog.keys()
+    if pattern is None:
+        return keys
+    found = [re.search(pattern, key.rpartition("/")[2]) for key in keys]
+    return [f"id {match[bool(match.re.groups)]}" if match else key for key, match in zip(keys, found, strict=True)]
+
 
 def split_validation(
     catalog: Catalog, fraction: float, seed: int, groups: Sequence[str] | None = None
@@ -18,7 +36,8 @@ def split_validation(
     """Divide a catalog into training and validation images, class by class.
 
     A group's place depends on nothing but the seed and its name, so the split is the same in any listing order, and
-    few images change sides when others are added.
+    few images change sides when others are added. A group with images of several classes counts as one of the class
+    that most of them have.
 
     Args:
         fraction: share of each class's images that is held out.
@@ -30,33 +49,94 @@ def split_validation(
     Raises:
         UserError: a class cannot be divided, because it has a single image or a single group.
     """
+    grouped = _group(catalog, groups)
+    held_out = np.zeros(len(grouped.names), dtype=bool)
+    for index, name in enumerate(catalog.classes):
+        members = grouped.of_class(index, name, 2, "train and val")
+        held_out[members] = _choose(grouped.names[members], grouped.sizes[members], fraction, seed)
+    return _divide(catalog, held_out[grouped.group_of])
+
+
+def split_fold(
+    catalog: Catalog, folds: int, fold: int, seed: int, groups: Sequence[str] | None = None
+) -> tuple[Catalog, Catalog]:
+    """One fold of a stratified, grouped cross-validation.
+
+    Args:
+        folds: how many there are; each image is held out in one of them.
+        fold: which one, from 0.
+        seed: of the assignment.
+        groups: as for :func:`split_validation`.
+
+    Returns:
+        The other folds' images and this fold's, both in the order of ``catalog``.
+
+    Raises:
+        UserError: a class has fewer groups than there are folds.
+    """
+    grouped = _group(catalog, groups)
+    place = np.zeros(len(grouped.names), dtype=np.int64)
+    for index, name in enumerate(catalog.classes):
+        members = grouped.of_class(index, name, folds, f"{folds} folds")
+        ranked = members[np.argsort(_hashes(grouped.names[members], seed), kind="stable")]
+        filled = np.zeros(folds, dtype=np.int64)
+        for member in ranked[np.argsort(-grouped.sizes[ranked], kind="stable")]:  # the largest while all have room
+            place[member] = filled.argmin()
+            filled[place[member]] += grouped.sizes[member]
+    return _divide(catalog, (place == fold)[grouped.group_of])
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Groups of images, in the order of their names."""
+
+    names: NDArray[np.object_]
+    group_of: Ints  # of every image
+    sizes: Ints  # images in each group
+    label: Ints  # the class that most images of a group have
+    has: NDArray[np.bool_]  # [groups, classes]: whether it has an image of a class
+
+    def of_class(self, index: int, name: str, least: int, into: str) -> Ints:
+        """The groups that count as of a class; all others' images of it stay where their groups are."""
+        count = int(self.has[:, index].sum())
+        if 0 < count < least:
+            single = len(self.names[self.has[:, index]]) == 1
+            images = int(self.sizes[self.has[:, index]].sum())
+            what = ("a single image" if images == 1 else "a single group of images") if single else f"{count} groups"
+            raise UserError(
+                f"class '{name}' has {what}, which cannot be divided into {into}: "
+                + ("add images, or a folder of validation images" if least == 2 else "add images, or ask for fewer")
+            )
+        return np.flatnonzero(self.label == index)
+
+
+def _group(catalog: Catalog, groups: Sequence[str] | None) -> _Groups:
     names = np.asarray(catalog.keys() if groups is None else groups, dtype=object)
     labels = catalog.codes({name: index for index, name in enumerate(catalog.classes)})
-    held_out = np.zeros(len(catalog), dtype=bool)
-    for index, name in enumerate(catalog.classes):
-        members = np.flatnonzero(labels == index)
-        if len(members):
-            held_out[members] = _choose(names[members], fraction, seed, name)
+    found, group_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    counts = np.zeros((len(found), len(catalog.classes)), dtype=np.int64)
+    np.add.at(counts, (group_of, labels), 1)
+    return _Groups(found, group_of, sizes, counts.argmax(axis=1), counts > 0)
+
+
+def _divide(catalog: Catalog, held_out: NDArray[np.bool_]) -> tuple[Catalog, Catalog]:
     return catalog.take(np.flatnonzero(~held_out)), catalog.take(np.flatnonzero(held_out))
 
 
-def _choose(names: NDArray[np.object_], fraction: float, seed: int, label: str) -> NDArray[np.bool_]:
-    """Which images of one class are held out, given the group of each; shape (N,)."""
-    groups, group_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
-    if len(groups) < 2:
-        what = "image" if len(names) == 1 else "group of images"
-        raise UserError(
-            f"class '{label}' has a single {what}, which cannot be divided into train and val: "
-            "add images, or a folder of validation images"
-        )
-    wanted = min(max(1, round(fraction * len(names))), len(names) - 1)
+def _choose(names: NDArray[np.object_], sizes: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which groups of one class are held out; shape (groups,)."""
+    chosen = np.zeros(len(names), dtype=bool)
+    if len(names) < 2:
+        return chosen
+    total = int(sizes.sum())
+    wanted = min(max(1, round(fraction * total)), total - 1)
     # A group larger than the whole share would make the share useless; it stays in training if smaller ones exist.
     limit = max(wanted, sizes.min())
-    ranked = np.argsort(_hashes(groups, seed), kind="stable")
+    ranked = np.argsort(_hashes(names, seed), kind="stable")
     ranked = ranked[sizes[ranked] <= limit]
     before = np.cumsum(sizes[ranked]) - sizes[ranked]
-    chosen = ranked[before < wanted][: len(groups) - 1]
-    return np.asarray(np.isin(group_of, chosen))
+    chosen[ranked[before < wanted][: len(names) - 1]] = True
+    return chosen
 
 
 def _hashes(groups: NDArray[np.object_], seed: int) -> NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+_REPEATS = ("data.fold", "seed")
 _METRICS = ("test/f1", "test/accuracy", "test/auroc_defective", "val/f1", "val/loss")
 
 
@@ -50,7 +52,27 @@ def table(runs: list[Run]) -> Any:
         minutes = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 60_000
         chosen = [run.data.params.get(name, "") for name in parameters]
         view.add_row(run.info.run_name, run.info.status, *chosen, *cells, f"{minutes:.1f}")
+    for common, repeated in repetitions(runs, parameters).items():
+        cells = [_mean([run.data.metrics[name] for run in repeated if name in run.data.metrics]) for name in metrics]
+        view.add_row(f"mean of {len(repeated)}", "", *common, *cells, "", style="bold")
     return view
+
+
+def repetitions(runs: list[Run], parameters: list[str]) -> dict[tuple[str, ...], list[Run]]:
+    """The runs that differ only in fold or seed, and in what these make of the data, by their other parameters."""
+    repeated = [name for name in parameters if name in _REPEATS or name.startswith("found.")]
+    if not {*repeated} & {*_REPEATS}:
+        return {}
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        chosen = tuple("" if name in repeated else run.data.params.get(name, "") for name in parameters)
+        groups.setdefault(chosen, []).append(run)
+    return groups
+
+
+def _mean(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}" if values else ""
 
 
 def differing(runs: list[Run]) -> list[str]:
