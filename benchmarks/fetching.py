@@ -37,7 +37,7 @@ BATCH = 32
 WORKERS = 2
 DRAWN = 64  # different pictures of each class
 COPIES = 4  # of each, under other names
-LOOP = 256  # images that the plain loop fetches; it is too slow for all
+LOOP = 128  # images that the plain loop fetches; it is too slow for all
 ROUNDS = 3
 
 
