@@ -32,6 +32,7 @@ from tests.fault_proxy import Fault, FaultProxy
 from tests.images import encode, picture
 from tests.test_dataset import module
 from tyre_lightning.config import Cache, Changed
+from tyre_lightning.data import dataset
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch, BatchLoader
 from tyre_lightning.demo.server import S3Server
@@ -252,9 +253,16 @@ def renewable(tmp_path: Path, aws_env: S3Server, monkeypatch: pytest.MonkeyPatch
 @WORKERS
 @pytest.mark.parametrize(("status", "seconds"), [(400, 3600), (403, 5)])
 def test_credentials_are_read_again_when_they_expire(
-    proxy: FaultProxy, bucket: Path, renewable: Renewable, workers: int, status: int, seconds: float
+    proxy: FaultProxy,
+    bucket: Path,
+    renewable: Renewable,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    status: int,
+    seconds: float,
 ) -> None:
     """AWS answers 400, others 403. Those of a few seconds are also read again before they end."""
+    monkeypatch.setattr(dataset, "AHEAD_IMAGES", 8)  # so that the epoch is not fetched as soon as it begins
     write_images(bucket / "v1", {"train": 2, "test": 30}, CLASSES)
     renewable.set("old", seconds)
     data = open_module(bucket / "v1", num_workers=workers, batch_size=2)
