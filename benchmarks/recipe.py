@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from tyre_lightning.demo.server import S3Server
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-METRICS = ("test/f1", "test/accuracy", "test/auroc_defective")
+RATES = tuple(f"{name}_rate{end}" for name in ("escape", "overkill") for end in ("", "_low", "_high"))
+METRICS = ("f1", "accuracy", "auroc_defective", "ece_uncalibrated", "ece", *RATES)
 
 
 def train(root: str, seed: int, overrides: list[str], environment: dict[str, str]) -> tuple[dict[str, float], float]:
@@ -33,7 +34,7 @@ def train(root: str, seed: int, overrides: list[str], environment: dict[str, str
         minutes = (time.monotonic() - started) / 60
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         run = client.search_runs([e.experiment_id for e in client.search_experiments()])[0]
-        return {name: run.data.metrics[name] for name in METRICS if name in run.data.metrics}, minutes
+        return {name: run.data.metrics[key] for name in METRICS if (key := f"test/{name}") in run.data.metrics}, minutes
 
 
 def main() -> None:
