@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
+from tyre_lightning.audit.copies import read_copies
 from tyre_lightning.config import ClassWeights, OperatingPointConfig, TrainConfig, to_train_config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
@@ -61,7 +62,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(config.seed, workers=True, verbose=False)
     resume = find_checkpoint(config)
     preprocessing = Preprocessing.of(preset(config.model.name), config.data)
-    data = TyreDataModule(config.data, config.s3, preprocessing, config.seed)
+    copies = read_copies if config.data.near_copies else None
+    data = TyreDataModule(config.data, config.s3, preprocessing, config.seed, copies)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model)
@@ -295,9 +297,20 @@ def record_data(run: Run, data: TyreDataModule) -> None:
 
 
 def find_shared(data: TyreDataModule) -> list[str]:
-    """The keys of test images of tyres that training sees too; warns of them."""
-    shared = data.shared_with_test()
-    if shared:
+    """The keys of test images of tyres that training sees too; warns of them, and of what else copies may spoil."""
+    if data.copies:
+        log.info("%d pairs of images are copies or near-copies: each stays on one side of a split", len(data.copies))
+    if data.conflicts:
+        log.warning(
+            "%d pairs of copies or near-copies lie in different classes (%s and %s, ...): "
+            "`python -m tyre_lightning.audit` shows them", len(data.conflicts), *data.conflicts[0],
+        )  # fmt: skip
+    if shared := data.shared_with_train("val"):
+        log.warning(
+            "%d of %d validation images are of tyres that training sees too (%s, ...): what they promise is too good",
+            len(shared), len(data.val), shared[0],
+        )  # fmt: skip
+    if shared := data.shared_with_train("test"):
         log.warning(
             "%d of %d test images are of tyres that training sees too (%s, ...): the metrics without them are "
             "recorded as test_unshared/...", len(shared), len(data.test or ()), shared[0],

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Sequence
+from itertools import chain, compress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tyre_lightning.config import Cache, DataConfig, S3Config, WorkerStart
@@ -24,7 +29,9 @@ from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.splits import groups_of, split_fold, split_validation
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.store import Entry, open_store
+
+FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 _SAMPLED = 8  # images by which a cache's size is judged
 
@@ -42,17 +49,30 @@ class TyreDataModule(L.LightningDataModule):
         s3: where the S3 service is.
         preprocessing: evaluation's transform; training's is random and ends in the same size.
         seed: fixes the validation split, the order of the images and their random changes.
+        find_copies: reads images and says which pairs of them, by place, show the same tyre, so that no split
+            divides them; see :func:`tyre_lightning.audit.copies.read_copies`.
 
     Raises:
         UserError: there is no such lake, or its folders do not make a data set.
     """
 
-    def __init__(self, config: DataConfig, s3: S3Config, preprocessing: Preprocessing, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        s3: S3Config,
+        preprocessing: Preprocessing,
+        seed: int = 0,
+        find_copies: FindCopies | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.preprocessing = preprocessing
         self.seed = seed
         self.ignored: dict[str, int] = {}
+        self.copies: list[tuple[str, str]] = []  # the keys of each pair that shows the same tyre
+        self.conflicts: list[tuple[str, str]] = []  # those pairs that lie in different classes
+        self._joined: dict[str, str] = {}  # the group of every image in such a pair
+        self._find_copies = find_copies
         self._folder = cache_folder(config.cache_dir)
         pinned = load_pinned(config.catalog, s3) if config.catalog else None
         root = config.root or (pinned.root if pinned else None)
@@ -116,24 +136,47 @@ class TyreDataModule(L.LightningDataModule):
         lake = read_lake(self.store, self.config)
         read = {"train": lake.train, "val": lake.val, "test": lake.test}
         self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
-        train, test = lake.train, lake.test
+        train, test = lake.train, lake.test if self.config.folds is None else None
+        self._join([train, lake.val, test])
         if self.config.folds is not None and self.config.fold is not None:
             train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self._groups(train))
         if lake.val is not None:
             return train, lake.val, test
         return *split_validation(train, self.config.val_fraction, self.seed, self._groups(train)), test
 
-    def _groups(self, catalog: Catalog) -> list[str]:
-        return groups_of(catalog, self.config.group_pattern)
+    def _join(self, catalogs: Sequence[Catalog | None]) -> None:
+        """Find the images that show the same tyre, wherever they lie."""
+        if self._find_copies is None:
+            return
+        read = [catalog for catalog in catalogs if catalog is not None]
+        reader = Reader(self.store, self._cache if self.config.cache is Cache.files else None, self.config.changed)
+        left, right = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], self._folder)
+        for problem in reader.problems:
+            log.warning("%s", problem)
+        keys = [key for catalog in read for key in catalog.keys()]
+        groups = groups_of(keys, self.config.group_pattern, (left, right))
+        labels = [label for catalog in read for label in catalog.labels()]
+        self.copies = [(keys[one], keys[other]) for one, other in zip(left, right, strict=True)]
+        differ = [labels[one] != labels[other] for one, other in zip(left, right, strict=True)]
+        self.conflicts = [*compress(self.copies, differ)]
+        joined = {groups[place] for place in left}
+        self._joined = {key: group for key, group in zip(keys, groups, strict=True) if group in joined}
 
-    def shared_with_test(self) -> list[str]:
-        """Keys of test images that belong to the same group as a training or validation image, sorted."""
-        if self.test is None or self.config.group_pattern is None:
+    def _groups(self, catalog: Catalog) -> list[str]:
+        names = groups_of(catalog.keys(), self.config.group_pattern)
+        return [self._joined.get(key, name) for key, name in zip(catalog.keys(), names, strict=True)]
+
+    def shared_with_train(self, usage: str) -> list[str]:
+        """Keys of ``val`` or ``test`` images of tyres of which the model sees other images, sorted.
+
+        It sees those of train; and, for test, those of val, by which the best epoch is chosen.
+        """
+        catalogs = self.catalogs()
+        if usage not in catalogs:
             return []
-        seen = {*self._groups(self.train), *self._groups(self.val)}
-        return sorted(
-            key for key, group in zip(self.test.keys(), self._groups(self.test), strict=True) if group in seen
-        )
+        seen = {group for other in ("train", "val") if other != usage for group in self._groups(catalogs[other])}
+        pairs = zip(catalogs[usage].keys(), self._groups(catalogs[usage]), strict=True)
+        return sorted(key for key, group in pairs if group in seen)
 
     def _read_pinned(self, pinned: Pinned) -> tuple[Catalog, Catalog, Catalog | None]:
         """A bucket is not listed for a catalog that was given as a file; a folder always is, for its files' times."""
@@ -142,6 +185,7 @@ class TyreDataModule(L.LightningDataModule):
         if self.config.from_run or not self.store.remote:
             pinned = check(pinned, self.store, self.config.changed, self._folder / "contents")
         found = pinned.catalogs
+        self._join([*found.values()])
         return found["train"], found["val"], found.get("test")
 
     def _open_cache(self) -> DiskCache | None:

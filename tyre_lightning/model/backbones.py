@@ -87,9 +87,14 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255 (uint8 or float)."""
-        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
-        logits: Tensor = self.head(self.backbone(pixels.contiguous(memory_format=self._layout)))
+        logits: Tensor = self.head(self.features(image))
         return logits
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the backbone makes of images, as :meth:`forward` takes them: [N, width of the head's input]."""
+        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
+        found: Tensor = self.backbone(pixels.contiguous(memory_format=self._layout))
+        return found
 
 
 def _follow_quickly(module: nn.Module) -> None:

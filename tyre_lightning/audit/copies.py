@@ -1,0 +1,136 @@
+"""Which images show the same: files with the same bytes, and near-copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from tyre_lightning.audit.looks import Looks, look
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.store import Entry
+
+NEAR = 0.25  # cosine distance of two near-copies, at most; see benchmarks/README.md for what that finds
+FEWEST = 40  # images; among fewer it cannot be told what is usual and what is a copy
+
+_DIMENSIONS = 128
+_SHRINKAGE = 0.1  # of the mean variance
+_SAMPLE = 20_000  # images from which the usual is learned
+_NEIGHBOURS = 16  # looked at for each image; larger groups hang together through them
+_EXACT_SEARCH = 20_000  # images; above, an index with cells
+_PROBED = 32  # cells for each image
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class Pairs(NamedTuple):
+    """M pairs of images that show the same, each once; ``left`` is the earlier of the two in the order of the looks."""
+
+    left: Ints  # [M]
+    right: Ints  # [M]
+    distance: Floats  # [M]: 0 for files with the same bytes, up to NEAR for near-copies
+
+
+def read_copies(reader: Reader, entries: Sequence[Entry], memory: Path) -> tuple[Ints, Ints]:
+    """Places [M] and [M] in ``entries`` of images that show the same tyre; what was seen of them stays in ``memory``.
+
+    Raises:
+        UserError: an object cannot be read.
+    """
+    pairs = find_copies(look(reader, entries, memory))
+    return pairs.left, pairs.right
+
+
+def find_copies(looks: Looks) -> Pairs:
+    """All pairs of near-copies, and enough pairs of exact copies to hold each set of them together.
+
+    Memory and time grow with the number of images, not with its square: an index (FAISS, arXiv:2401.08281) gives each
+    image's nearest neighbours.
+    """
+    left, right = _same_bytes(looks)
+    places = np.flatnonzero(looks.readable)
+    near_left, near_right, distance = near_copies(looks.embeddings()[places])
+    one = np.concatenate([left, places[near_left]])
+    other = np.concatenate([right, places[near_right]])
+    gaps = np.concatenate([np.zeros(len(left), np.float32), distance])
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    _, first = np.unique(low * len(looks) + high, return_index=True)  # exact copies come first and stay
+    return Pairs(low[first], high[first], gaps[first])
+
+
+def near_copies(embeddings: NDArray[np.float16]) -> Pairs:
+    """The pairs at most ``NEAR`` apart; none among fewer than ``FEWEST`` images.
+
+    Args:
+        embeddings: [N, D].
+    """
+    count = len(embeddings)
+    if count < FEWEST:
+        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    points = whiten(embeddings)
+    similarity, found = _index(points).search(points, min(_NEIGHBOURS + 1, count))
+    distance = 1 - similarity
+    own = np.broadcast_to(np.arange(count)[:, None], found.shape)
+    near = (found >= 0) & (found != own) & (distance <= NEAR)
+    return Pairs(own[near], found[near].astype(np.int64), distance[near].clip(0).astype(np.float32))
+
+
+def whiten(embeddings: NDArray[np.float16]) -> Floats:
+    """Unit vectors in which what sets the images of this lake apart counts, not what they have in common.
+
+    Tyres before one camera are all alike to a network that was trained on everything. Principal components, each
+    divided by its spread, take that away (Jegou and Chum, ECCV 2012, "Negative evidences and co-occurences"); the
+    spread has a tenth of the mean variance added, so that noise is not blown up.
+
+    Args:
+        embeddings: [N, D].
+
+    Returns:
+        [N, at most 128], of length 1 (0 for an image that is just the mean).
+    """
+    mean, turn = _components(embeddings)
+    points = np.empty((len(embeddings), turn.shape[1]), np.float32)
+    for start in range(0, len(embeddings), _SAMPLE):  # the whole in float32 would take twice its memory
+        points[start : start + _SAMPLE] = (_unit(embeddings[start : start + _SAMPLE]) - mean) @ turn
+    return _unit(points)
+
+
+def _components(embeddings: NDArray[np.float16]) -> tuple[Floats, Floats]:
+    """The mean [D], and the matrix [D, d] that whitens."""
+    chosen = np.random.default_rng(0).permutation(len(embeddings))[:_SAMPLE]
+    sample = _unit(embeddings[np.sort(chosen)])
+    mean = sample.mean(0)
+    variance, vectors = np.linalg.eigh(np.cov(sample - mean, rowvar=False, bias=True))
+    kept = min(_DIMENSIONS, len(embeddings) // 2)
+    variance, vectors = variance[::-1].clip(0), vectors[:, ::-1]
+    spread = np.sqrt(variance + _SHRINKAGE * variance[: len(sample)].mean() + 1e-12)
+    return mean, (vectors / spread)[:, :kept].astype(np.float32)
+
+
+def _unit(vectors: NDArray[np.floating]) -> Floats:
+    values = vectors.astype(np.float32)
+    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6))
+
+
+def _index(points: Floats) -> Any:
+    count, dimensions = points.shape
+    cells = f"IVF{count // 100},Flat" if count > _EXACT_SEARCH else "Flat"
+    index: Any = faiss.index_factory(dimensions, cells, faiss.METRIC_INNER_PRODUCT)
+    if count > _EXACT_SEARCH:
+        index.nprobe = _PROBED
+        index.train(points)
+    index.add(points)
+    return index
+
+
+def _same_bytes(looks: Looks) -> tuple[Ints, Ints]:
+    """Each copy with the first of its kind."""
+    digests = looks.digests().astype(str)
+    _, first, kind = np.unique(digests, return_index=True, return_inverse=True)
+    copies = np.flatnonzero((first[kind] != np.arange(len(digests))) & (digests != ""))
+    return first[kind[copies]].astype(np.int64), copies

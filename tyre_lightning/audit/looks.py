@@ -1,0 +1,217 @@
+"""What every image looks like, in numbers: read once, then kept on this disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import md5
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from tyre_lightning.audit.embedding import VIEW, WIDTH, Embedder
+from tyre_lightning.data.decoding import decode
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.store import Entry
+
+TRAITS = ("width", "height", "brightness", "contrast", "colour", "sharpness", "border_r", "border_g", "border_b")
+
+_FORM = "looks 1"  # what is kept; another form is made anew
+_BATCH = 64  # images in memory at one time; as many again are being fetched
+_PART = 4096  # images in one file of what is kept
+_BORDER = 0.04  # of a side
+_SHARPNESS_SIDE = 512  # pixels: sharpness is measured in the middle, at the camera's own resolution
+
+Floats = NDArray[np.float32]
+
+
+class _Seen(NamedTuple):
+    """One image as it was read: a hash of its bytes, and the rest where it could be decoded."""
+
+    digest: str
+    error: str | None
+    traits: tuple[float, ...] | None
+    view: Tensor | None  # uint8 [3, VIEW, VIEW]
+
+
+class Looks:
+    """Measurements of N images, in order.
+
+    Args:
+        table: columns key, etag, digest (of the file's bytes), error (null where the image was decoded), one column
+            for each of :data:`TRAITS` (float32, nan where it was not), and embedding (float16, ``WIDTH`` numbers).
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Which images could be decoded, shape (N,)."""
+        return np.asarray(pc.is_null(self.table["error"]))
+
+    def digests(self) -> NDArray[np.object_]:
+        """A hash of each file's bytes, shape (N,)."""
+        return np.asarray(self.table["digest"].to_numpy(zero_copy_only=False))
+
+    def traits(self) -> Floats:
+        """The measurements that :data:`TRAITS` names, shape (N, 9); nan where an image was not decoded."""
+        return np.stack([self.table[name].to_numpy() for name in TRAITS], axis=1)
+
+    def embeddings(self) -> NDArray[np.float16]:
+        """What :class:`Embedder` saw, shape (N, ``WIDTH``); zeros where an image was not decoded."""
+        chunks = [chunk.values.to_numpy().reshape(-1, WIDTH) for chunk in self.table["embedding"].chunks]
+        return np.concatenate([np.empty((0, WIDTH), np.float16), *chunks])
+
+
+def look(reader: Reader, entries: Sequence[Entry], memory: Path, show: bool = True) -> Looks:
+    """Measure images; those that ``memory``, a folder, knows by key and tag are not read again.
+
+    Args:
+        reader: reads them.
+        entries: which; any number, of which a small batch is in memory at one time.
+        memory: may not exist yet.
+        show: a progress bar, while images are read.
+
+    Raises:
+        UserError: an object cannot be read.
+    """
+    folder = memory / "looks" / md5(f"{_FORM}\n{reader.store.address}".encode(), usedforsecurity=False).hexdigest()
+    known = _load(folder)
+    missing = [entry for entry, place in zip(entries, _places(known, entries), strict=True) if place is None]
+    with Progress(*_columns(), disable=not show or not missing) as progress:
+        task = progress.add_task("looking at images", total=len(missing))
+        for part in _chunks(missing, _PART):
+            tables = []
+            for table in _measure(reader, part):
+                tables.append(table)
+                progress.advance(task, len(table))
+            new = pa.concat_tables(tables)
+            _save(folder, new)
+            known = pa.concat_tables([known, new])
+    return Looks(known.take(pa.array(_places(known, entries), pa.int64())))
+
+
+def _chunks(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
+    return [entries[start : start + size] for start in range(0, len(entries), size)]
+
+
+def _columns() -> tuple[TextColumn, BarColumn, MofNCompleteColumn, TimeRemainingColumn]:
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+
+
+def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
+    """Where each entry is in a table; None where it is not."""
+    names = pc.binary_join_element_wise(known["key"], known["etag"], "\n")
+    wanted = pa.array([f"{entry.key}\n{entry.etag}" for entry in entries], pa.string())
+    return [*pc.index_in(wanted, value_set=names).to_pylist()]
+
+
+def _measure(reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
+    """A table for each batch of entries; while one is looked at, the next is fetched."""
+    embedder = Embedder()
+    batches = _chunks(entries, _BATCH)
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
+        fetched = [ahead.submit(reader.read, batch) for batch in batches[:1]]
+        for number, batch in enumerate(batches):
+            files = fetched.pop().result()
+            fetched += [ahead.submit(reader.read, later) for later in batches[number + 1 : number + 2]]
+            yield _rows(embedder, batch, [*decoders.map(_see, files, batch)])
+
+
+def _see(file: bytes | UnreadableImage, entry: Entry) -> _Seen:
+    if isinstance(file, UnreadableImage):
+        return _Seen("", file.reason, None, None)
+    digest = xxhash.xxh3_128_hexdigest(file)
+    try:
+        image = decode(file, entry.key)
+    except UnreadableImage as error:
+        return _Seen(digest, error.reason, None, None)
+    return _Seen(digest, None, _traits(image), F.resize(image, [VIEW, VIEW], F.InterpolationMode.BICUBIC))
+
+
+def _traits(image: Tensor) -> tuple[float, ...]:
+    """The measurements of uint8 [3, H, W] that :data:`TRAITS` names; all but the sizes on a scale of 0 to 255."""
+    _, height, width = image.shape
+    small = F.resize(image, [64, 64]).float()
+    grey = small.mean(0)
+    colour = (small.amax(0) - small.amin(0)).mean()
+    frame = torch.ones(64, 64, dtype=torch.bool)
+    edge = max(1, round(64 * _BORDER))
+    frame[edge:-edge, edge:-edge] = False
+    middle = F.center_crop(image, [min(height, _SHARPNESS_SIDE), min(width, _SHARPNESS_SIDE)])
+    measured = (grey.mean(), grey.std(), colour, _sharpness(middle), *small[:, frame].mean(1))
+    return float(width), float(height), *map(float, measured)
+
+
+def _sharpness(image: Tensor) -> Tensor:
+    """The mean absolute Laplacian of the green channel."""
+    pixels = image[1].to(torch.int16)
+    middle = pixels[1:-1, 1:-1]
+    if not middle.numel():
+        return torch.zeros(())
+    sides = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
+    return (sides - 4 * middle).abs().float().mean()
+
+
+def _rows(embedder: Embedder, entries: Sequence[Entry], seen: Sequence[_Seen]) -> pa.Table:
+    views = [one.view for one in seen if one.view is not None]
+    embeddings = np.zeros((len(seen), WIDTH), np.float16)
+    embeddings[[one.view is not None for one in seen]] = embedder(views)
+    nothing = (float("nan"),) * len(TRAITS)
+    traits = np.array([one.traits or nothing for one in seen], np.float32).reshape(-1, len(TRAITS))
+    return pa.table(
+        {
+            "key": pa.array([entry.key for entry in entries], pa.string()),
+            "etag": pa.array([entry.etag for entry in entries], pa.string()),
+            "digest": pa.array([one.digest for one in seen], pa.string()),
+            "error": pa.array([one.error for one in seen], pa.string()),
+            **{name: pa.array(traits[:, place]) for place, name in enumerate(TRAITS)},
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), WIDTH),
+        }
+    )
+
+
+def _load(folder: Path) -> pa.Table:
+    """What earlier runs found; later parts come first, so that theirs are the rows that are found."""
+    tables = [_rows_of_nothing()]
+    for path in sorted(folder.glob("*.parquet"), reverse=True):
+        try:
+            tables.append(pq.read_table(path).cast(tables[0].schema))
+        except (OSError, pa.ArrowException, ValueError):  # damaged: its images are looked at again
+            continue
+    return pa.concat_tables(tables)
+
+
+def _rows_of_nothing() -> pa.Table:
+    numbers = {name: pa.float32() for name in TRAITS}
+    texts = {name: pa.string() for name in ("key", "etag", "digest", "error")}
+    return pa.schema({**texts, **numbers, "embedding": pa.list_(pa.float16(), WIDTH)}).empty_table()
+
+
+def _save(folder: Path, table: pa.Table) -> None:
+    """Write one more part; a disk that refuses costs the next run the time, nothing else."""
+    parts = [int(path.stem) for path in folder.glob("*.parquet") if path.stem.isdigit()]
+    path = folder / f"{max(parts, default=0) + 1:06d}.parquet"
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, unfinished)
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
