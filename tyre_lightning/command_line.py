@@ -16,9 +16,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tyre_lightning.config import SCHEMAS, TrainConfig, known_keys, to_predict_config, to_train_config
+from tyre_lightning.config import (
+    SCHEMAS,
+    AuditConfig,
+    PredictConfig,
+    TrainConfig,
+    known_keys,
+    to_audit_config,
+    to_predict_config,
+    to_train_config,
+)
 from tyre_lightning.errors import UserError
 
+CHECKS: dict[type, Callable[[Any], Any]] = {
+    TrainConfig: to_train_config,
+    AuditConfig: to_audit_config,
+    PredictConfig: to_predict_config,
+}
 USER_ERROR = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -63,7 +77,7 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError("the config has no schema: keep train_schema or predict_schema first in its defaults list")
     for key in _unknown_keys(cfg, schema, ""):
         raise UserError(unknown_key(key, schema))
-    (to_train_config if schema is TrainConfig else to_predict_config)(cfg)
+    CHECKS[schema](cfg)
 
 
 def guard(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:

@@ -262,6 +262,15 @@ class TrainConfig:
 
 
 @dataclass
+class AuditConfig:
+    """``python -m tyre_lightning.audit``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    s3: S3Config = field(default_factory=S3Config)
+    output: str = "audit"  # a folder
+
+
+@dataclass
 class PredictConfig:
     """``python predict.py``."""
 
@@ -275,7 +284,7 @@ class PredictConfig:
     s3: S3Config = field(default_factory=S3Config)
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "predict": PredictConfig}
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "audit": AuditConfig, "predict": PredictConfig}
 
 
 def register_schemas() -> None:
@@ -312,6 +321,16 @@ def to_train_config(cfg: Any) -> TrainConfig:
     return config
 
 
+def to_audit_config(cfg: Any) -> AuditConfig:
+    """Like :func:`to_train_config`, for the audit."""
+    config = cfg if isinstance(cfg, AuditConfig) else OmegaConf.to_object(cfg)
+    assert isinstance(config, AuditConfig)
+    config.data.root = data_root(config.data)
+    _check_classes(config.data)
+    _check_pattern(config.data)
+    return config
+
+
 def to_predict_config(cfg: Any) -> PredictConfig:
     """Like :func:`to_train_config`, for ``predict.py``."""
     config = cfg if isinstance(cfg, PredictConfig) else OmegaConf.to_object(cfg)
@@ -344,8 +363,7 @@ def check_ranges(config: TrainConfig) -> None:
     data, model, trainer = config.data, config.model, config.trainer
     if model.name not in BACKBONES:
         raise UserError(f"model.name='{model.name}' is not known: choose from {', '.join(BACKBONES)}")
-    if data.classes is not None and len(set(data.classes)) < max(2, len(data.classes)):
-        raise UserError(f"data.classes={data.classes} must name at least two classes, each once")
+    _check_classes(data)
     _require("data.val_fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1")
     _check_folds(data)
     _require("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1")
@@ -364,12 +382,21 @@ def check_ranges(config: TrainConfig) -> None:
     _check_shares(config.operating_point)
 
 
-def _check_folds(data: DataConfig) -> None:
+def _check_classes(data: DataConfig) -> None:
+    if data.classes is not None and len(set(data.classes)) < max(2, len(data.classes)):
+        raise UserError(f"data.classes={data.classes} must name at least two classes, each once")
+
+
+def _check_pattern(data: DataConfig) -> None:
     if data.group_pattern is not None:
         try:
             re.compile(data.group_pattern)
         except re.error as error:
             raise UserError(f"data.group_pattern='{data.group_pattern}' is no regular expression: {error}") from error
+
+
+def _check_folds(data: DataConfig) -> None:
+    _check_pattern(data)
     if data.folds is None and data.fold is None:
         return
     if data.folds is None or data.fold is None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.looks import Looks, look
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
@@ -34,6 +35,7 @@ class Pairs(NamedTuple):
     left: Ints  # [M]
     right: Ints  # [M]
     distance: Floats  # [M]: 0 for files with the same bytes, up to NEAR for near-copies
+    exact: NDArray[np.bool_]  # [M]: the files have the same bytes
 
 
 def read_copies(reader: Reader, entries: Sequence[Entry], memory: Path) -> tuple[Ints, Ints]:
@@ -42,7 +44,7 @@ def read_copies(reader: Reader, entries: Sequence[Entry], memory: Path) -> tuple
     Raises:
         UserError: an object cannot be read.
     """
-    pairs = find_copies(look(reader, entries, memory))
+    pairs = find_copies(look(reader, entries, memory, COPIES))
     return pairs.left, pairs.right
 
 
@@ -54,30 +56,33 @@ def find_copies(looks: Looks) -> Pairs:
     """
     left, right = _same_bytes(looks)
     places = np.flatnonzero(looks.readable)
-    near_left, near_right, distance = near_copies(looks.embeddings()[places])
+    near_left, near_right, near = near_copies(looks.embeddings()[places])
     one = np.concatenate([left, places[near_left]])
     other = np.concatenate([right, places[near_right]])
-    gaps = np.concatenate([np.zeros(len(left), np.float32), distance])
+    distance = np.concatenate([np.zeros(len(left), np.float32), near])
     low, high = np.minimum(one, other), np.maximum(one, other)
     _, first = np.unique(low * len(looks) + high, return_index=True)  # exact copies come first and stay
-    return Pairs(low[first], high[first], gaps[first])
+    return Pairs(low[first], high[first], distance[first], first < len(left))
 
 
-def near_copies(embeddings: NDArray[np.float16]) -> Pairs:
-    """The pairs at most ``NEAR`` apart; none among fewer than ``FEWEST`` images.
+def near_copies(embeddings: NDArray[np.float16]) -> tuple[Ints, Ints, Floats]:
+    """The pairs at most ``NEAR`` apart, and how far; none among fewer than ``FEWEST`` images.
 
     Args:
         embeddings: [N, D].
+
+    Returns:
+        Places [M] and [M], and cosine distances [M]; a pair may be there twice.
     """
     count = len(embeddings)
     if count < FEWEST:
-        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     points = whiten(embeddings)
     similarity, found = _index(points).search(points, min(_NEIGHBOURS + 1, count))
     distance = 1 - similarity
     own = np.broadcast_to(np.arange(count)[:, None], found.shape)
     near = (found >= 0) & (found != own) & (distance <= NEAR)
-    return Pairs(own[near], found[near].astype(np.int64), distance[near].clip(0).astype(np.float32))
+    return own[near], found[near].astype(np.int64), distance[near].clip(0).astype(np.float32)
 
 
 def whiten(embeddings: NDArray[np.float16]) -> Floats:
@@ -119,6 +124,9 @@ def _unit(vectors: NDArray[np.floating]) -> Floats:
 
 def _index(points: Floats) -> Any:
     count, dimensions = points.shape
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it says that it loads
+    import faiss
+
     cells = f"IVF{count // 100},Flat" if count > _EXACT_SEARCH else "Flat"
     index: Any = faiss.index_factory(dimensions, cells, faiss.METRIC_INNER_PRODUCT)
     if count > _EXACT_SEARCH:

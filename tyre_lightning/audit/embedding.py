@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,23 +11,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tyre_lightning.config import S3Config
+from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.weights import load_weights
 
-VIEW = 96  # pixels: enough to tell one tyre from another, at a sixth of the work that classifying takes
 WIDTH = 1280
 
 _BACKBONE = "efficientnet_lite0"  # its weights come with the installation
 
 
-class Embedder:
-    """An ImageNet backbone's features, the mean over an image's four quarter turns.
+class Sight(NamedTuple):
+    """How closely an image is looked at."""
 
-    The mean is the same whichever way up a picture is; and the backbone, which learned on mirrored pictures, hardly
-    minds a mirror.
+    size: int  # pixels of the square that it is made
+    turns: int  # quarter turns, over which features are averaged
+
+
+COPIES = Sight(96, 4)  # enough to tell one tyre from another, at half the work of classifying
+LABELS = Sight(256, 1)  # fine cracks show
+
+
+class Embedder:
+    """An ImageNet backbone's features, the mean over an image's quarter turns.
+
+    The mean over all four is the same whichever way up a picture is; and the backbone, which learned on mirrored
+    pictures, hardly minds a mirror.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sight: Sight) -> None:
+        self.sight = sight
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         values = preset(_BACKBONE)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = Network(_BACKBONE, 2, values.mean, values.std)
@@ -35,11 +50,13 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, views: Sequence[Tensor]) -> NDArray[np.float16]:
-        """Embeddings [N, ``WIDTH``] of N images, each uint8 [3, ``VIEW``, ``VIEW``]."""
+        """Embeddings [N, ``WIDTH``] of N images, each uint8 [3, size, size]."""
         if not views:
             return np.zeros((0, WIDTH), np.float16)
         images = torch.stack([*views]).to(self._device)
-        turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
+        turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(self.sight.turns)])
         features = self._network.features(turned).float()
-        mean: NDArray[np.float16] = features.view(4, len(views), WIDTH).mean(0).cpu().numpy().astype(np.float16)
+        mean: NDArray[np.float16] = (
+            features.view(self.sight.turns, len(views), WIDTH).mean(0).cpu().numpy().astype(np.float16)
+        )
         return mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import md5
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +21,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from tyre_lightning.audit.embedding import VIEW, WIDTH, Embedder
+from tyre_lightning.audit.embedding import WIDTH, Embedder, Sight
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 
-TRAITS = ("width", "height", "brightness", "contrast", "colour", "sharpness", "border_r", "border_g", "border_b")
+SIDES = tuple(
+    f"{side}_{what}" for side in ("top", "bottom", "left", "right") for what in ("red", "green", "blue", "spread")
+)
+TRAITS = ("width", "height", "brightness", "contrast", "colour", "sharpness", *SIDES)
 
 _FORM = "looks 1"  # what is kept; another form is made anew
 _BATCH = 64  # images in memory at one time; as many again are being fetched
 _PART = 4096  # images in one file of what is kept
-_BORDER = 0.04  # of a side
+_SMALL = 64  # pixels of the side on which colours are measured
+_BORDER = 3  # of them
 _SHARPNESS_SIDE = 512  # pixels: sharpness is measured in the middle, at the camera's own resolution
 
 Floats = NDArray[np.float32]
@@ -43,7 +48,7 @@ class _Seen(NamedTuple):
     digest: str
     error: str | None
     traits: tuple[float, ...] | None
-    view: Tensor | None  # uint8 [3, VIEW, VIEW]
+    view: Tensor | None  # uint8 [3, size, size] of the sight
 
 
 class Looks:
@@ -52,6 +57,8 @@ class Looks:
     Args:
         table: columns key, etag, digest (of the file's bytes), error (null where the image was decoded), one column
             for each of :data:`TRAITS` (float32, nan where it was not), and embedding (float16, ``WIDTH`` numbers).
+            Brightness, contrast (a standard deviation), colour, sharpness and the four sides' colours and spread are
+            on a scale of 0 to 255.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -70,7 +77,7 @@ class Looks:
         return np.asarray(self.table["digest"].to_numpy(zero_copy_only=False))
 
     def traits(self) -> Floats:
-        """The measurements that :data:`TRAITS` names, shape (N, 9); nan where an image was not decoded."""
+        """The measurements that :data:`TRAITS` names, shape (N, 22); nan where an image was not decoded."""
         return np.stack([self.table[name].to_numpy() for name in TRAITS], axis=1)
 
     def embeddings(self) -> NDArray[np.float16]:
@@ -79,26 +86,29 @@ class Looks:
         return np.concatenate([np.empty((0, WIDTH), np.float16), *chunks])
 
 
-def look(reader: Reader, entries: Sequence[Entry], memory: Path, show: bool = True) -> Looks:
+def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, show: bool = True) -> Looks:
     """Measure images; those that ``memory``, a folder, knows by key and tag are not read again.
 
     Args:
         reader: reads them.
         entries: which; any number, of which a small batch is in memory at one time.
         memory: may not exist yet.
+        sight: how closely they are looked at.
         show: a progress bar, while images are read.
 
     Raises:
         UserError: an object cannot be read.
     """
-    folder = memory / "looks" / md5(f"{_FORM}\n{reader.store.address}".encode(), usedforsecurity=False).hexdigest()
+    folder = (
+        memory / "looks" / md5(f"{_FORM} {sight}\n{reader.store.address}".encode(), usedforsecurity=False).hexdigest()
+    )
     known = _load(folder)
     missing = [entry for entry, place in zip(entries, _places(known, entries), strict=True) if place is None]
     with Progress(*_columns(), disable=not show or not missing) as progress:
         task = progress.add_task("looking at images", total=len(missing))
         for part in _chunks(missing, _PART):
             tables = []
-            for table in _measure(reader, part):
+            for table in _measure(Embedder(sight), reader, part):
                 tables.append(table)
                 progress.advance(task, len(table))
             new = pa.concat_tables(tables)
@@ -122,19 +132,18 @@ def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
     return [*pc.index_in(wanted, value_set=names).to_pylist()]
 
 
-def _measure(reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
+def _measure(embedder: Embedder, reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
     """A table for each batch of entries; while one is looked at, the next is fetched."""
-    embedder = Embedder()
     batches = _chunks(entries, _BATCH)
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
         fetched = [ahead.submit(reader.read, batch) for batch in batches[:1]]
         for number, batch in enumerate(batches):
             files = fetched.pop().result()
             fetched += [ahead.submit(reader.read, later) for later in batches[number + 1 : number + 2]]
-            yield _rows(embedder, batch, [*decoders.map(_see, files, batch)])
+            yield _rows(embedder, batch, [*decoders.map(partial(_see, embedder.sight), files, batch)])
 
 
-def _see(file: bytes | UnreadableImage, entry: Entry) -> _Seen:
+def _see(sight: Sight, file: bytes | UnreadableImage, entry: Entry) -> _Seen:
     if isinstance(file, UnreadableImage):
         return _Seen("", file.reason, None, None)
     digest = xxhash.xxh3_128_hexdigest(file)
@@ -142,20 +151,19 @@ def _see(file: bytes | UnreadableImage, entry: Entry) -> _Seen:
         image = decode(file, entry.key)
     except UnreadableImage as error:
         return _Seen(digest, error.reason, None, None)
-    return _Seen(digest, None, _traits(image), F.resize(image, [VIEW, VIEW], F.InterpolationMode.BICUBIC))
+    return _Seen(digest, None, _traits(image), F.resize(image, [sight.size, sight.size], F.InterpolationMode.BICUBIC))
 
 
 def _traits(image: Tensor) -> tuple[float, ...]:
-    """The measurements of uint8 [3, H, W] that :data:`TRAITS` names; all but the sizes on a scale of 0 to 255."""
+    """The measurements of uint8 [3, H, W] that :data:`TRAITS` names."""
     _, height, width = image.shape
-    small = F.resize(image, [64, 64]).float()
+    small = F.resize(image, [_SMALL, _SMALL]).float()
     grey = small.mean(0)
     colour = (small.amax(0) - small.amin(0)).mean()
-    frame = torch.ones(64, 64, dtype=torch.bool)
-    edge = max(1, round(64 * _BORDER))
-    frame[edge:-edge, edge:-edge] = False
+    borders = (small[:, :_BORDER], small[:, -_BORDER:], small[:, :, :_BORDER], small[:, :, -_BORDER:])
+    sides = [value for border in borders for value in (*border.mean((1, 2)), border.mean(0).std())]
     middle = F.center_crop(image, [min(height, _SHARPNESS_SIDE), min(width, _SHARPNESS_SIDE)])
-    measured = (grey.mean(), grey.std(), colour, _sharpness(middle), *small[:, frame].mean(1))
+    measured = (grey.mean(), grey.std(), colour, _sharpness(middle), *sides)
     return float(width), float(height), *map(float, measured)
 
 

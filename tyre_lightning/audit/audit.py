@@ -1,0 +1,177 @@
+"""The audit, top to bottom: list, look, find copies, test for shortcuts, suspect labels, write tables and a page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from tyre_lightning.audit.copies import Pairs, find_copies
+from tyre_lightning.audit.embedding import COPIES, LABELS
+from tyre_lightning.audit.labels import Shortcut, Suspects, shortcut, suspects
+from tyre_lightning.audit.looks import TRAITS, Looks, look
+from tyre_lightning.config import Cache, DataConfig, S3Config, to_audit_config
+from tyre_lightning.errors import UserError
+from tyre_lightning.lake.cache import DiskCache, cache_folder
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.listing import read_lake
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.splits import groups_of
+from tyre_lightning.lake.store import Store, open_store
+
+PAGE = "audit.html"
+FINDINGS = "findings.csv"
+IMAGES = "images.parquet"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Args:
+        store: where the images lie.
+        classes: in order.
+        images: a row for each image: key, usage, label, size (bytes), error (None where it was decoded), the columns
+            of :data:`tyre_lightning.audit.looks.TRAITS`, and group: images that show the same tyre have one number.
+        findings: a row for each thing to look at, the gravest first: kind, key, usage, label; of copies also
+            other_key, other_usage, other_label and distance; of labels suggested and confidence; of unreadable
+            images error.
+        shortcut: None where a class is too small to tell.
+        labels_judged: whether classes were large enough to suspect labels.
+    """
+
+    store: Store
+    classes: tuple[str, ...]
+    images: pd.DataFrame
+    findings: pd.DataFrame
+    shortcut: Shortcut | None
+    labels_judged: bool
+
+    def of(self, *kinds: str) -> pd.DataFrame:
+        """The findings of some kinds."""
+        return self.findings[self.findings["kind"].isin(kinds)]
+
+    @property
+    def leaks(self) -> pd.DataFrame:
+        """Pairs that lie in different usages: results on the one are too good because of the other."""
+        copies = self.of("exact copy", "near-copy")
+        return copies[copies["usage"] != copies["other_usage"]]
+
+    @property
+    def conflicts(self) -> pd.DataFrame:
+        """Pairs that lie in different classes: one of the labels is wrong, or the tyre has two defects."""
+        copies = self.of("exact copy", "near-copy")
+        return copies[copies["label"] != copies["other_label"]]
+
+
+def audit(cfg: DictConfig) -> Audit:
+    """Audit the lake of a composed config and write the findings to its ``output``.
+
+    Raises:
+        UserError: the lake or the output folder cannot be used.
+    """
+    from tyre_lightning.audit.page import render
+
+    config = to_audit_config(cfg)
+    output = Path(config.output).expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={config.output} cannot be made: {error.strerror}") from error
+    found = examine(config.data, config.s3)
+    found.images.to_parquet(output / IMAGES, index=False)
+    found.findings.to_csv(output / FINDINGS, index=False)
+    (output / PAGE).write_text(render(found), encoding="utf-8")
+    return found
+
+
+def examine(data: DataConfig, s3: S3Config) -> Audit:
+    """Look at every image of a lake, and find what may spoil a training or its test.
+
+    Raises:
+        UserError: there is no such lake, or an object in it cannot be read.
+    """
+    folder = cache_folder(data.cache_dir)
+    store = open_store(str(data.root), s3, None if data.cache is Cache.none else folder / "listings")
+    cache = (
+        DiskCache(folder / "images", int(data.cache_gb * 1e9)) if data.cache is Cache.files and store.remote else None
+    )
+    reader = Reader(store, cache, data.changed)
+    lake = read_lake(store, data)
+    catalogs = {"train": lake.train, "val": lake.val, "test": lake.test}
+    images = _listed({usage: catalog for usage, catalog in catalogs.items() if catalog is not None})
+    entries = [entry for catalog in catalogs.values() if catalog is not None for entry in catalog.entries()]
+    looks = look(reader, entries, folder, COPIES)
+    pairs = find_copies(looks)
+    close = look(reader, entries, folder, LABELS)
+    for problem in reader.problems:
+        log.warning("%s", problem)
+    return conclude(store, lake.classes, images, looks, close, pairs, data.group_pattern)
+
+
+def conclude(
+    store: Store,
+    classes: tuple[str, ...],
+    images: pd.DataFrame,
+    looks: Looks,
+    close: Looks,
+    pairs: Pairs,
+    pattern: str | None,
+) -> Audit:
+    """Put together what was seen of N images (``looks`` from afar, ``close`` for their labels)."""
+    names = groups_of(images["key"].tolist(), pattern, (pairs.left, pairs.right))
+    group = np.unique(np.array(names, dtype=object), return_inverse=True)[1]
+    traits = looks.traits()
+    images = images.assign(error=looks.table["error"].to_pandas(), group=group)
+    images[list(TRAITS)] = traits
+    known = np.flatnonzero(looks.readable)
+    codes = images["label"].map({name: place for place, name in enumerate(classes)}).to_numpy()
+    trivial = shortcut(traits[known], codes[known], group[known])
+    doubted = suspects(close.embeddings()[known].astype(np.float32), codes[known], group[known])
+    findings = [_unreadable(images), _copies(images, pairs), _labels(images, classes, known, doubted)]
+    table = pd.concat([part for part in findings if len(part)] or findings[:1], ignore_index=True)
+    return Audit(store, classes, images, table, trivial, doubted is not None)
+
+
+def _listed(catalogs: dict[str, Catalog]) -> pd.DataFrame:
+    tables = [catalog.table.to_pandas().assign(usage=usage) for usage, catalog in catalogs.items()]
+    whole = pd.concat(tables, ignore_index=True)
+    return whole[["key", "usage", "label", "size"]].astype({"label": "str"})
+
+
+def _unreadable(images: pd.DataFrame) -> pd.DataFrame:
+    broken = images[images["error"].notna()]
+    return broken[["key", "usage", "label", "error"]].assign(kind="unreadable")
+
+
+def _copies(images: pd.DataFrame, pairs: Pairs) -> pd.DataFrame:
+    """Conflicts first, then leaks, then the rest; the most alike first."""
+    left, right = (_place(images, places) for places in (pairs.left, pairs.right))
+    table = pd.concat([left, right.add_prefix("other_")], axis=1).assign(distance=pairs.distance)
+    table["kind"] = np.where(pairs.exact, "exact copy", "near-copy")
+    agree = table["label"] == table["other_label"]
+    alone = table["usage"] == table["other_usage"]
+    ranked = table.assign(agree=agree, alone=alone).sort_values(["agree", "alone", "distance"], kind="stable")
+    return ranked.drop(columns=["agree", "alone"])
+
+
+def _labels(
+    images: pd.DataFrame, classes: Sequence[str], known: NDArray[np.int64], doubted: Suspects | None
+) -> pd.DataFrame:
+    if doubted is None:
+        return _place(images, np.empty(0, np.int64))
+    suggested = [classes[code] for code in doubted.suggested]
+    table = _place(images, known[doubted.place])
+    return table.assign(kind="label", suggested=suggested, confidence=doubted.confidence)
+
+
+def _place(images: pd.DataFrame, places: NDArray[np.int64]) -> pd.DataFrame:
+    return images[["key", "usage", "label"]].iloc[places].reset_index(drop=True)
