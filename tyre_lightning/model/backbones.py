@@ -87,9 +87,13 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255 (uint8 or float)."""
-        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
-        logits: Tensor = self.head(self.backbone(pixels.contiguous(memory_format=self._layout)))
+        logits: Tensor = self.head(self.backbone(self.normalize(image)))
         return logits
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Images as :meth:`forward` takes them, as the backbone takes them: float [N, 3, H, W]."""
+        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
+        return pixels.contiguous(memory_format=self._layout)
 
 
 def _follow_quickly(module: nn.Module) -> None:
