@@ -121,6 +121,12 @@ def test_the_page_says_on_which_images_it_is_measured() -> None:
     assert embedded(html)["start"] == 0.5
 
 
+def test_the_page_says_that_training_saw_some_tyres() -> None:
+    html = build_page(inspector(PROMISE), scores(60, 2), "test", PROMISE, facts(shared=7), read)
+    assert "7 of them are of tyres that training saw too" in html
+    assert "took no part in the training" not in html
+
+
 def test_without_a_good_class_there_is_no_threshold() -> None:
     html = build_page(inspector(None, None), scores(60, 2), "test", PROMISE, facts(), read)
     assert "No class is known to be the good one" in html

@@ -122,6 +122,7 @@ def test_the_report_of_a_run_has_its_numbers(trained: Trained, tmp_path: Path) -
         f"v1/{path.relative_to(trained.local).as_posix()}" for path in trained.local.glob("test/*/*.jpg")
     )
     assert all(defective["pictures"]) and all(defective["overlays"])
+    assert "<figcaption>Loss</figcaption>" in page and "<figcaption>Validation score</figcaption>" in page
     assert "20 test images" in page and run.info.run_id in page and trained.root in page
 
 

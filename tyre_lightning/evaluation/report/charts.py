@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,8 +108,8 @@ def calibration_chart(scores: Scores, good: int, temperature: float) -> Chart:
     return Chart("Calibration", "mean P(defective)", "share that is defective", lines)
 
 
-def epoch_chart(title: str, curves: dict[str, Pairs], top: float | None = None) -> Chart:
-    """Metrics by epoch, counted from 1; the axis ends at ``top``, or at the highest value."""
+def epoch_chart(title: str, curves: Mapping[str, Pairs]) -> Chart:
+    """Metrics by epoch, counted from 1."""
     styles = ("first", "second", "third")
     lines = [
         Line(name, points, style, dots=True) for (name, points), style in zip(curves.items(), styles, strict=False)
@@ -118,7 +118,7 @@ def epoch_chart(title: str, curves: dict[str, Pairs], top: float | None = None) 
     highest = max((y for points in curves.values() for _, y in points), default=1.0)
     step = max(1, -(-int(last) // 8))
     ticks = [1, *range(step if step > 1 else 2, int(last) + 1, step)]
-    return Chart(title, "epoch", title.lower(), lines, last, top or _nice(highest), x_min=1.0, x_ticks=ticks)
+    return Chart(title, "epoch", title.lower(), lines, last, _nice(highest), x_min=1.0, x_ticks=ticks)
 
 
 def trade_limit(defective: Floats, good: Floats, threshold: float) -> float:

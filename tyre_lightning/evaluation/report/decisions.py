@@ -64,7 +64,7 @@ def interval_tables(totals: set[int], confidence: float) -> dict[str, list[list[
 def decision_data(inspector: Inspector, defective: Side, good: Side, confidence: float) -> dict[str, Any]:
     """What the page's script works with, as plain values."""
     counts = np.bincount(defective.labels, minlength=len(inspector.classes)).tolist()
-    totals = {len(defective.keys), len(good.keys), len(defective.keys) + len(good.keys), *counts}
+    totals = {len(defective.keys), len(good.keys), len(defective.keys) + len(good.keys), *counts}  # all: for review
     return {
         "classes": inspector.classes,
         "counts": counts,

@@ -49,6 +49,7 @@ class Facts:
     counts: Mapping[str, Mapping[str, int]]  # images by usage and class
     ignored: Mapping[str, int] = field(default_factory=dict)  # other files, by usage
     unreadable: Mapping[str, int] = field(default_factory=dict)  # images, by usage
+    shared: int = 0  # test images of tyres that training saw too
     curves: Mapping[str, Mapping[str, Pairs]] = field(default_factory=dict)  # (epoch, value) by chart and line
 
 
@@ -129,7 +130,7 @@ def _confusion(scores: Scores, classes: list[str]) -> list[list[tuple[int, float
 
 
 def _epochs(facts: Facts) -> list[Chart]:
-    return [epoch_chart(title, dict(lines)) for title, lines in facts.curves.items() if any(lines.values())]
+    return [epoch_chart(title, lines) for title, lines in facts.curves.items() if any(lines.values())]
 
 
 def _render(content: dict[str, Any]) -> str:
