@@ -94,7 +94,7 @@ def rate_curves(defective: Floats, good: Floats, limit: float) -> list[Chart]:
     return [
         Chart("Escape against overkill", "escape rate", kept, [trade], limit, limit, marker="trade"),
         Chart("ROC", kept, caught, [_diagonal(), roc], marker="roc"),
-        Chart("Precision and recall", caught, "share defective of those not accepted", [recall],
+        Chart("Precision and recall", caught, "precision", [recall],
               marker="recall"),
     ]  # fmt: skip
 
