@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from tests.images import encode, picture
+from tyre_lightning.config import register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
 
@@ -120,7 +123,21 @@ def trained(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Tr
     )
 
 
+TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
 SMALL = ("data.image_size=48", "trainer.max_epochs=2", "data.batch_size=8", "data.num_workers=1")
+
+
+def train_here(folder: Path, *overrides: str) -> dict[str, float]:
+    """Train in this process and in ``folder``, as a notebook would."""
+    from tyre_lightning.training import train
+
+    register_schemas()
+    paths = [f"paths.output_dir={folder}/out", f"logger.tracking_uri=sqlite:///{folder}/mlflow.db"]
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
+    folder.mkdir(exist_ok=True)
+    with contextlib.chdir(folder):  # MLflow keeps a database's artifacts in ./mlruns
+        return train(cfg)
 
 
 def subprocess_environment(server: S3Server) -> dict[str, str]:

@@ -16,11 +16,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.conftest import Trained, run_script
 from tests.images import encode, picture
 from tyre_lightning.config import OperatingPointConfig, S3Config
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.overlays import overlay_path
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.store import Entry, FolderStore
 from tyre_lightning.model.inspector import Inspector
@@ -107,6 +109,33 @@ def test_what_cannot_be_read_gets_its_reason_and_exit_code_3(trained: Trained, t
     assert rows.loc["new/b.jpg", "error"] == "it is not an image file"
     assert rows.loc["new/b.jpg", ["class", "decision", "p_good"]].isna().all()
     assert rows.loc["new/a.png", "class"] in {"bulge", "crack", "flat_spot", "good"}
+
+
+def test_what_the_model_looked_at_is_drawn_beside_the_rows(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    (folder / "line 3").mkdir(parents=True)
+    (folder / "line 3" / "a.png").write_bytes(encode(picture(size=(1000, 250))))
+    (folder / "b.JPG").write_bytes(encode(picture(1), "JPEG"))
+    (folder / "c.jpg").write_bytes(b"<html>")
+    done = predict(trained, tmp_path, f"model={trained.model}", f"input={folder}", "output=rows.csv", "explain=true")
+    assert done.returncode == 3, done.stderr
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index("key")
+    assert list(rows.columns) == [*COLUMNS[1:], "overlay"]
+    assert rows.loc["new/line 3/a.png", "overlay"] == "rows-explained/new/line 3/a.png.jpg"
+    assert rows.loc["new/b.JPG", "overlay"] == "rows-explained/new/b.JPG"
+    assert rows["overlay"].isna().tolist() == [key == "new/c.jpg" for key in rows.index]
+    drawn = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "rows-explained").rglob("*.*")}
+    assert drawn == set(rows["overlay"].dropna())
+    with Image.open(tmp_path / rows.loc["new/line 3/a.png", "overlay"]) as image:
+        assert image.size == (640, 160)
+
+
+def test_no_key_leads_out_of_the_folder_of_overlays(tmp_path: Path) -> None:
+    """S3 has no folders, and a key may have any name."""
+    for key in ("../../x.jpg", "/etc/x.png", "a//./../x.webp", ".."):
+        path = overlay_path(tmp_path, key)
+        assert path.resolve().is_relative_to(tmp_path.resolve()), key
+        assert path.suffix == ".jpg"
 
 
 def test_files_and_globs(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A training run: what it records, that it can be repeated, resumed, interrupted and divided."""
 
-import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,17 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, Run
 
-from tests.conftest import PROJECT, SMALL, Trained, run_script, untracked_environment, write_images
-from tyre_lightning.config import register_schemas
+from tests.conftest import (
+    PROJECT,
+    SMALL,
+    TINY,
+    Trained,
+    run_script,
+    train_here,
+    untracked_environment,
+    write_images,
+)
 from tyre_lightning.model.classifier import TyreClassifier
-from tyre_lightning.training import train
 
 CLASSES = ("crack", "good")
-TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
 
 
 def only_run(folder: Path, experiment: str = "tyre-defects") -> Run:
@@ -49,17 +54,6 @@ def lake(tmp_path: Path) -> str:
     write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 5}, CLASSES)
     (tmp_path / "lake" / "v1" / "test" / "good" / "4.jpg").unlink()
     return str(tmp_path / "lake" / "v1")
-
-
-def train_here(folder: Path, *overrides: str) -> dict[str, float]:
-    """Train in this process and in ``folder``, as a notebook would."""
-    register_schemas()
-    paths = [f"paths.output_dir={folder}/out", f"logger.tracking_uri=sqlite:///{folder}/mlflow.db"]
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
-    folder.mkdir(exist_ok=True)
-    with contextlib.chdir(folder):  # MLflow keeps a database's artifacts in ./mlruns
-        return train(cfg)
 
 
 def test_what_a_run_records(trained: Trained) -> None:
@@ -108,6 +102,45 @@ def test_artifacts_of_a_run(trained: Trained, tmp_path: Path) -> None:
         path = client.download_artifacts(run.info.run_id, name, str(tmp_path))
         torch.load(path, weights_only=True)
         assert TyreClassifier.load_from_checkpoint(path, weights_only=True).hparams["classes"][0] == "bulge"
+
+
+def test_the_report_of_a_run_has_its_numbers(trained: Trained, tmp_path: Path) -> None:
+    client = MlflowClient(trained.tracking_uri)
+    run = only_run(trained.folder, trained.experiment)
+    page = Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))).read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert found is not None
+    data = json.loads(found[1])
+    metrics = run.data.metrics
+    threshold, defective, good = data["start"], data["defective"], data["good"]
+    assert threshold == metrics["threshold"]
+    escapes = sum(score < threshold for score in defective["scores"])
+    assert escapes / len(defective["scores"]) == metrics["test/escape_rate"]
+    assert data["intervals"]["15"][1][escapes] == pytest.approx(metrics["test/escape_rate_high"])
+    assert sum(score >= threshold for score in good["scores"]) / len(good["scores"]) == metrics["test/overkill_rate"]
+    assert sorted({*defective["keys"], *good["keys"]}) == sorted(
+        f"v1/{path.relative_to(trained.local).as_posix()}" for path in trained.local.glob("test/*/*.jpg")
+    )
+    assert all(defective["pictures"]) and all(defective["overlays"])
+    assert "<figcaption>Loss</figcaption>" in page and "<figcaption>Validation score</figcaption>" in page
+    assert "20 test images" in page and run.info.run_id in page and trained.root in page
+
+
+def test_a_report_that_fails_costs_no_model(
+    lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tyre_lightning.tracking.report.build_page", fail)
+    metrics = train_here(tmp_path, f"data.root={lake}", "logger.system_metrics=false")
+    run = only_run(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test/f1"] == pytest.approx(metrics["test/f1"])
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_model_version("tyre-defects", "1").run_id == run.info.run_id
+    assert "report.html" not in {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert "the run has no report.html (OSError: [Errno 28] No space left on device)" in caplog.text
 
 
 def test_the_images_of_a_run_are_its_inputs(trained: Trained) -> None:

@@ -277,6 +277,7 @@ class PredictConfig:
     model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
     input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
     output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
+    explain: bool = False  # also draw, beside the output, where on each image the model saw a defect
     batch_size: int = 32
     accelerator: str = "auto"  # auto, cpu or gpu
     tracking_uri: str = DEFAULT_TRACKING_URI

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -28,8 +28,10 @@ from tyre_lightning.config import (
     S3Config,
     to_predict_config,
 )
+from tyre_lightning.data.decoding import decode
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.operating_point import OperatingPoint
+from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
@@ -84,9 +86,11 @@ def predict(cfg: DictConfig) -> Summary:
     _promise(inspector, config.operating_point)
     inspector.network.to(_device(config))
     summary = Summary(config.output)
-    with open_writer(config.output, inspector.columns()) as writer, _progress() as progress:
+    overlays = overlay_folder(config.output) if config.explain else None
+    more = [OVERLAY] if config.explain else []
+    with open_writer(config.output, inspector.columns(), more) as writer, _progress() as progress:
         task = progress.add_task("predicting", total=total)
-        for rows in predict_batches(inspector, source.store, source.entries(), config.batch_size):
+        for rows in predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays):
             writer.write(rows)
             summary.classes.update(row["class"] for row in rows if row["error"] is None)
             summary.decisions.update(row["decision"] for row in rows if row["error"] is None)
@@ -97,16 +101,17 @@ def predict(cfg: DictConfig) -> Summary:
 
 
 def predict_batches(
-    inspector: Inspector, store: Store, entries: Iterable[Entry], batch_size: int
+    inspector: Inspector, store: Store, entries: Iterable[Entry], batch_size: int, overlays: Path | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows (``key``, ``class``, ``decision``, probabilities, ``error``) of a stream of entries, a batch at a time.
 
-    While the network works on one batch, the next is fetched and decoded.
+    With ``overlays``, a folder, each readable image is drawn there too, with what the model looked at, and its row has
+    the path as ``overlay``. While the network works on one batch, the next is fetched and decoded.
     """
     reader = Reader(store, None, Changed.reread)
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
 
-        def load(batch: Sequence[Entry]) -> list[Tensor | UnreadableImage]:
+        def load(batch: Sequence[Entry]) -> list[_Image | UnreadableImage]:
             return list(decoders.map(partial(_read, inspector), reader.read(batch), batch))
 
         batches = _batched(entries, batch_size)
@@ -116,7 +121,10 @@ def predict_batches(
             images = loading.result()
             following = next(batches, [])
             loading = ahead.submit(load, following)
-            yield _rows(inspector, batch, images)
+            rows = _rows(inspector, batch, images)
+            if overlays is not None:
+                _draw(overlays, inspector, rows, images)
+            yield rows
             batch = following
 
 
@@ -179,25 +187,42 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
         inspector.promise(replace(own, **changes))
 
 
-def _read(inspector: Inspector, data: bytes | UnreadableImage, entry: Entry) -> Tensor | UnreadableImage:
+class _Image(NamedTuple):
+    picture: Tensor  # uint8 [3, H, W]
+    view: Tensor  # what the network sees of it, uint8 [3, size, size]
+
+
+def _read(inspector: Inspector, data: bytes | UnreadableImage, entry: Entry) -> _Image | UnreadableImage:
     if isinstance(data, UnreadableImage):
         return data
     try:
-        return inspector.read(data, entry.key)
+        picture = decode(data, entry.key)
     except UnreadableImage as error:
         return error
+    return _Image(picture, inspector.preprocessing(picture))
 
 
 def _rows(
-    inspector: Inspector, entries: Sequence[Entry], images: Sequence[Tensor | UnreadableImage]
+    inspector: Inspector, entries: Sequence[Entry], images: Sequence[_Image | UnreadableImage]
 ) -> list[dict[str, Any]]:
-    answers = iter(inspector.answers([image for image in images if isinstance(image, Tensor)]))
+    answers = iter(inspector.answers([image.view for image in images if isinstance(image, _Image)]))
     return [
         {"key": entry.key, **next(answers), "error": None}
-        if isinstance(image, Tensor)
+        if isinstance(image, _Image)
         else {"key": entry.key, "class": None, "decision": None, "error": image.reason}
         for entry, image in zip(entries, images, strict=True)
     ]
+
+
+def _draw(
+    folder: Path, inspector: Inspector, rows: list[dict[str, Any]], images: Sequence[_Image | UnreadableImage]
+) -> None:
+    """Write the overlays of readable images, and their paths into the rows."""
+    seen = [(row, image) for row, image in zip(rows, images, strict=True) if isinstance(image, _Image)]
+    views, pictures = [image.view for _, image in seen], [image.picture for _, image in seen]
+    paths = write_overlays(folder, inspector, [row["key"] for row, _ in seen], views, pictures)
+    for (row, _), path in zip(seen, paths, strict=True):
+        row[OVERLAY] = path
 
 
 def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:

@@ -39,6 +39,7 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.tracking.callbacks import LogConfusion
 from tyre_lightning.tracking.registry import register
+from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, SWEEP_TAG, Run, fetch_catalog, tracked_run, without_password
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
         uri = register(run, inspector)
+        shown = config.trainer.enable_progress_bar
+        log_report(run, inspector, data, folder / SCORES, config.operating_point, progress=shown)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}

@@ -127,6 +127,11 @@ class TyreDataModule(L.LightningDataModule):
             **options,
         )
 
+    def reader(self) -> Reader:
+        """Reads the images' files, from the cache where that keeps files."""
+        kept = self._cache if self.config.cache is Cache.files else None
+        return Reader(self.store, kept, self.config.changed)
+
     def tagged(self) -> dict[str, Catalog]:
         """:meth:`catalogs` with tags that follow from the contents alone; a folder's files are read for that."""
         memory = self._folder / "contents"
@@ -200,15 +205,15 @@ class TyreDataModule(L.LightningDataModule):
     def _images(self, augmentation: Augmentation | None) -> Images:
         if self.config.cache is not Cache.resized:
             prepare = self.preprocessing if augmentation is None else unchanged
-            return Images(Reader(self.store, self._cache, self.config.changed), prepare, None)
+            return Images(self.reader(), prepare, None)
         shrink = self.preprocessing if augmentation is None else augmentation.shrink()
-        return Images(Reader(self.store, None, self.config.changed), shrink, self._cache)
+        return Images(self.reader(), shrink, self._cache)
 
     def _show_cost(self) -> None:
         """Say what a cache of pixels will take on the disk, judged by a few images, before it is written."""
         few = [self.train.entry(index) for index in range(0, len(self.train), -(-len(self.train) // _SAMPLED))]
         shrink = Augmentation(self.config.augment, self.preprocessing).shrink()
-        images = Images(Reader(self.store, None, self.config.changed), shrink, None).read(few)
+        images = Images(self.reader(), shrink, None).read(few)
         sizes = [image.numel() for image in images if isinstance(image, Tensor)]
         train = sum(sizes) / max(1, len(sizes)) * len(self.train)
         others = sum(len(catalog) for catalog in self.catalogs().values()) - len(self.train)

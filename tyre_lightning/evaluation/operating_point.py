@@ -66,12 +66,19 @@ class Interval:
 
 def interval(count: int, total: int, confidence: float) -> Interval:
     """The exact binomial interval of ``count`` in ``total`` (Clopper and Pearson, 1934)."""
+    low, high = interval_ends(np.array([count]), total, confidence)
+    return Interval(count, total, float(low[0]), float(high[0]))
+
+
+def interval_ends(counts: NDArray[np.int64], total: int, confidence: float) -> tuple[Floats, Floats]:
+    """The low and the high ends, each shape (N,), of :func:`interval` for ``counts``, shape (N,), of one ``total``."""
     from scipy.stats import beta
 
     tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, count, total - count + 1)) if count else 0.0
-    high = float(beta.ppf(1 - tail, count + 1, total - count)) if count < total else 1.0
-    return Interval(count, total, low, high)
+    # Without a count, or with all, one end is known, and the other parameter would be 0.
+    low = np.where(counts > 0, beta.ppf(tail, np.maximum(counts, 1), total - counts + 1), 0.0)
+    high = np.where(counts < total, beta.ppf(1 - tail, counts + 1, np.maximum(total - counts, 1)), 1.0)
+    return low, high
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ _WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], Writer]] = {
 
 
 @contextmanager
-def open_writer(output: str, probabilities: Sequence[str]) -> Iterator[Writer]:
-    """A writer for ``key``, ``class``, ``decision``, the probabilities and ``error``.
+def open_writer(output: str, probabilities: Sequence[str], more: Sequence[str] = ()) -> Iterator[Writer]:
+    """A writer for ``key``, ``class``, ``decision``, the probabilities, ``error``, and ``more`` columns of text.
 
     The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
 
@@ -91,7 +91,7 @@ def open_writer(output: str, probabilities: Sequence[str]) -> Iterator[Writer]:
     try:
         partial.absolute().parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            writer = kind(file, ["key", "class", "decision", *probabilities, "error"])
+            writer = kind(file, ["key", "class", "decision", *probabilities, "error", *more])
             yield writer
             writer.close()
         os.replace(partial, output)

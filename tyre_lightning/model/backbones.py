@@ -92,9 +92,13 @@ class Network(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the backbone makes of images, as :meth:`forward` takes them: [N, width of the head's input]."""
-        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
-        found: Tensor = self.backbone(pixels.contiguous(memory_format=self._layout))
+        found: Tensor = self.backbone(self.normalize(image))
         return found
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Images as :meth:`forward` takes them, as the backbone takes them: float [N, 3, H, W]."""
+        pixels = (image.to(self.mean.dtype) - self.mean) / self.std
+        return pixels.contiguous(memory_format=self._layout)
 
 
 def _follow_quickly(module: nn.Module) -> None:

@@ -88,6 +88,14 @@ class Run:
         """Record a text as an artifact."""
         self.client.log_text(self.id, text, name)
 
+    def by_epoch(self, name: str) -> list[tuple[float, float]]:
+        """A metric that was recorded once an epoch, as pairs of epoch, counted from 1, and value."""
+        epochs = {point.step: point.value + 1 for point in self.client.get_metric_history(self.id, "epoch")}
+        found = {
+            epochs.get(point.step, point.step): point.value for point in self.client.get_metric_history(self.id, name)
+        }
+        return sorted(found.items())
+
     def log_dataset(self, usage: str, digest: str, root: str, counts: Mapping[str, int]) -> None:
         """Record a set of images as an input of the run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag

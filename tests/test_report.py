@@ -1,0 +1,319 @@
+"""The report: in a real browser, its numbers are Python's at every threshold, and names stay text."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.images import encode, picture
+from tyre_lightning.config import DataConfig, OperatingPointConfig
+from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.evaluation.judgement import calibrate, defective_scores
+from tyre_lightning.evaluation.operating_point import Interval, OperatingPoint, rates
+from tyre_lightning.evaluation.report.page import Facts, build_page
+from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.backbones import Network, preset
+from tyre_lightning.model.inspector import Inspector
+
+HOSTILE = '</script><img src=x onerror="document.title=`owned`">&amp;'
+CLASSES = ["bulge", HOSTILE, "flat_spot", "good"]
+GOOD = 3
+LONG = "a_very_long_file_name_without_any_place_to_break_it_" * 4
+PROMISE = OperatingPointConfig(0.2, 0.9)
+BAND = OperatingPointConfig(0.2, 0.9, 0.1)
+
+
+def scores(count: int, seed: int) -> Scores:
+    """What a fair model might say of ``count`` images; the names of some are attacks."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, len(CLASSES), count)
+    logits = draw.normal(0, 1, (count, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
+    keys = [f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)]
+    return Scores(keys, labels, logits)
+
+
+def inspector(wanted: OperatingPointConfig | None, good: str | None = "good") -> Inspector:
+    """A small model with random weights whose judgement comes from other images."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32))
+    network = Network("efficientnet_lite0", len(CLASSES), preprocessing.mean, preprocessing.std).eval()
+    made = Inspector(network, "efficientnet_lite0", CLASSES, preprocessing, good)
+    if wanted is not None:
+        made.calibration = calibrate(scores(300, 1), GOOD)
+        made.promise(wanted)
+    return made
+
+
+def read(keys: Sequence[str]) -> list[bytes | UnreadableImage]:
+    """A picture for every key; one in ten cannot be read."""
+    numbers = [int(key.split("/")[2]) for key in keys]
+    return [b"<html>" if number % 10 == 7 else encode(picture(number % 50), "JPEG") for number in numbers]
+
+
+def facts(**others: Any) -> Facts:
+    counts = {usage: dict.fromkeys(CLASSES, 30) for usage in ("train", "val", "test")}
+    curves = {"Loss": {"training": [(1.0, 1.2), (2.0, 0.7)], "validation": [(1.0, 1.3), (2.0, 0.9)]}}
+    known: dict[str, Any] = {"name": HOSTILE, "id": "0123", "started": "2026", "reported": "2026", "root": LONG}
+    return Facts(**{**known, "counts": counts, "curves": curves, **others})
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report and what it was made of."""
+
+    path: Path
+    scores: Scores
+    inspector: Inspector
+
+    def rates(self, threshold: float) -> tuple[Interval, Interval, Interval, dict[str, Interval]]:
+        """What Python says of a threshold: escape, overkill, review, and escape by class."""
+        point = self.inspector.point
+        assert point is not None
+        band = point.reject_from > point.threshold
+        at = OperatingPoint(threshold, max(threshold, point.reject_from) if band else threshold, point.promised)
+        found = rates(at, self.defective(), self.scores.labels, CLASSES, "good")
+        return found.escape, found.overkill, found.review, found.escape_by_class
+
+    def defective(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return defective_scores(self.scores, GOOD, self.inspector.temperature)
+
+
+def write(folder: Path, count: int, wanted: OperatingPointConfig) -> Page:
+    found, model = scores(count, 2), inspector(wanted)
+    path = folder / "report.html"
+    path.write_text(build_page(model, found, "test", wanted, facts(), read), encoding="utf-8")
+    return Page(path, found, model)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return write(tmp_path_factory.mktemp("page"), 240, PROMISE)
+
+
+@pytest.fixture(scope="module")
+def banded(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return write(tmp_path_factory.mktemp("banded"), 240, BAND)
+
+
+def embedded(html: str) -> dict[str, Any]:
+    """The data in a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_the_page_says_on_which_images_it_is_measured() -> None:
+    model = inspector(None)
+    html = build_page(model, scores(60, 2), "val", PROMISE, facts(), read)
+    assert "60 validation images" in html and "there is no test folder" in html
+    assert "The model has no operating point" in html
+    assert embedded(html)["start"] == 0.5
+
+
+def test_the_page_says_that_training_saw_some_tyres() -> None:
+    html = build_page(inspector(PROMISE), scores(60, 2), "test", PROMISE, facts(shared=7), read)
+    assert "7 of them are of tyres that training saw too" in html
+    assert "took no part in the training" not in html
+
+
+def test_without_a_good_class_there_is_no_threshold() -> None:
+    html = build_page(inspector(None, None), scores(60, 2), "test", PROMISE, facts(), read)
+    assert "No class is known to be the good one" in html
+    assert "Confusion matrix" in html
+    assert "<script" not in html
+
+
+def test_a_page_of_one_image_is_written() -> None:
+    one = scores(1, 2)
+    html = build_page(inspector(PROMISE), one, "test", PROMISE, facts(curves={}), read)
+    assert len(embedded(html)["defective"]["scores"]) == int(one.labels[0] != GOOD)
+
+
+browser_tests = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="apt-get install --no-install-recommends chromium chromium-driver",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window."""
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page in a window of some width; afterwards nothing went wrong in it, nor over the network."""
+    opened: list[str] = []
+
+    def go(page: Page, width: int = 1280) -> Any:
+        opened.append(page.path.as_uri())
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get_log("performance")
+        browser.get(opened[-1])
+        return browser
+
+    yield go
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert {url for url in asked if not url.startswith("data:image/jpeg;base64,")} == {*opened}
+
+
+def text(driver: Any, selector: str) -> str:
+    return str(driver.execute_script("return document.querySelector(arguments[0]).textContent", selector))
+
+
+def move(driver: Any, control: str, value: float) -> None:
+    """Put a control where a user would."""
+    script = (
+        "const c = document.getElementById(arguments[0]); c.value = arguments[1]; c.dispatchEvent(new Event('input'))"
+    )
+    driver.execute_script(script, control, repr(value))
+
+
+def assert_shows(shown: str, value: float) -> None:
+    """A percentage with one or two decimals, as near as it can be."""
+    number = re.fullmatch(r"(\d+\.(\d+)) %", shown)
+    assert number is not None, shown
+    assert float(number[1]) == pytest.approx(100 * value, abs=0.5001 * 10 ** -len(number[2]))
+
+
+def assert_tile(driver: Any, name: str, found: Interval) -> None:
+    assert_shows(text(driver, f"#{name}"), found.share)
+    detail = re.match(r"(\d+) of (\d+) .*; 90 % interval (.* %) to (.* %)", text(driver, f"#{name}-detail"))
+    assert detail is not None
+    assert (int(detail[1]), int(detail[2])) == (found.count, found.total)
+    assert_shows(detail[3], found.low)
+    assert_shows(detail[4], found.high)
+
+
+def assert_python_agrees(driver: Any, page: Page, threshold: float) -> None:
+    escape, overkill, review, by_class = page.rates(threshold)
+    assert_tile(driver, "escape", escape)
+    assert_tile(driver, "overkill", overkill)
+    assert text(driver, "#escapes .count") == str(escape.count)
+    assert text(driver, "#overkills .count") == str(overkill.count)
+    if review.count:
+        assert_tile(driver, "review", review)
+    rows = driver.execute_script(
+        "return [...document.querySelectorAll('#defects tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert [row[0] for row in rows] == CLASSES[:GOOD]
+    for name, images, escapes, rate, ends in rows:
+        assert (int(images), int(escapes)) == (by_class[name].total, by_class[name].count)
+        assert_shows(rate, by_class[name].share)
+        assert_shows(ends.split(" to ")[1], by_class[name].high)
+
+
+@pytest.mark.parametrize("kind", ["page", "banded"])
+class TestThreshold:
+    pytestmark = browser_tests
+
+    def test_numbers_are_python_s(self, kind: str, request: pytest.FixtureRequest, visit: Callable[..., Any]) -> None:
+        page: Page = request.getfixturevalue(kind)
+        driver = visit(page)
+        point = page.inspector.point
+        assert point is not None
+        assert_python_agrees(driver, page, point.threshold)
+        on_a_score = float(np.sort(page.defective())[50])  # a tyre exactly at the threshold is rejected
+        for control, value in (("slider", 0.0), ("slider", 0.25), ("number", on_a_score), ("number", 1.0)):
+            move(driver, control, value)
+            assert_python_agrees(driver, page, value)
+        driver.find_element("id", "reset").click()
+        assert_python_agrees(driver, page, point.threshold)
+
+
+class TestPage:
+    pytestmark = browser_tests
+
+    def test_the_keyboard_moves_the_threshold(self, page: Page, visit: Callable[..., Any]) -> None:
+        driver = visit(page)
+        move(driver, "slider", 0.3)
+        driver.find_element("id", "slider").send_keys("\ue014")  # arrow right
+        assert_python_agrees(driver, page, 0.301)
+
+    def test_galleries_show_the_worst_first(self, page: Page, visit: Callable[..., Any]) -> None:
+        driver = visit(page)
+        scores, labels = page.defective(), page.scores.labels
+        move(driver, "number", 0.6)
+        keys = np.array(page.scores.keys)
+        escaped, overkilled = (labels != GOOD) & (scores < 0.6), (labels == GOOD) & (scores >= 0.6)
+        for name, hit, order in (("escapes", escaped, scores), ("overkills", overkilled, -scores)):
+            expected = keys[hit][np.argsort(order[hit], kind="stable")].tolist()
+            shown = [item.text for item in driver.find_elements("css selector", f"#{name} .key")]
+            assert shown == expected[:24]
+        move(driver, "slider", 1.0)
+        driver.find_element("css selector", "#escapes button[data-step='1']").click()
+        expected = keys[labels != GOOD][np.argsort(scores[labels != GOOD], kind="stable")].tolist()
+        assert [item.text for item in driver.find_elements("css selector", "#escapes .key")] == expected[24:48]
+        assert "it is not an image file" in text(driver, "#escapes .cards")
+
+    def test_what_the_model_looked_at_is_shown_on_demand(self, page: Page, visit: Callable[..., Any]) -> None:
+        driver = visit(page)
+        move(driver, "slider", 1.0)
+        first = "return document.querySelector('#escapes img').src"
+        plain = driver.execute_script(first)
+        driver.find_element("id", "heat").click()
+        heat = driver.execute_script(first)
+        assert heat != plain
+        driver.find_element("css selector", "#escapes .view").click()
+        assert driver.execute_script(first) == plain
+
+    def test_names_are_only_text(self, page: Page, visit: Callable[..., Any]) -> None:
+        driver = visit(page)
+        move(driver, "slider", 1.0)
+        assert driver.title == f"Inspection report: {HOSTILE}"
+        assert text(driver, "h1") == HOSTILE
+        assert HOSTILE in text(driver, "#escapes .cards")
+        assert driver.execute_script("return document.querySelectorAll('[onerror], img[src=x]').length") == 0
+
+    @pytest.mark.parametrize("width", [320, 390, 1280])
+    def test_nothing_is_wider_than_the_window(self, banded: Page, visit: Callable[..., Any], width: int) -> None:
+        driver = visit(banded, width)
+        move(driver, "slider", 1.0)
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+
+    def test_a_print_shows_the_threshold_and_no_slider(self, page: Page, visit: Callable[..., Any]) -> None:
+        driver = visit(page)
+        move(driver, "slider", 0.25)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        try:
+            assert not driver.find_element("id", "slider").is_displayed()
+            assert driver.find_element("id", "state").text == "0.25"
+        finally:
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+    def test_ten_thousand_images(self, tmp_path: Path, visit: Callable[..., Any]) -> None:
+        page = write(tmp_path, 10_000, PROMISE)
+        assert page.path.stat().st_size < 20e6
+        driver = visit(page)
+        for value in (0.2, 0.9):
+            move(driver, "slider", value)
+            assert_python_agrees(driver, page, value)
+        assert "1 to 24 of" in text(driver, "#escapes .range")

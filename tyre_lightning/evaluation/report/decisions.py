@@ -1,0 +1,77 @@
+"""What the page needs to follow a threshold: P(defective) of every image, and the exact interval of every count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tyre_lightning.evaluation.calibration import softmax
+from tyre_lightning.evaluation.judgement import defective_scores
+from tyre_lightning.evaluation.operating_point import interval_ends
+from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.inspector import Inspector
+
+LISTED = 10_000  # of the images nearest to being wrong on each side: those that the page names
+_DIGITS = 8  # of an interval's end
+
+
+@dataclass(frozen=True)
+class Side:
+    """Defective images, the lowest P(defective) first, or good ones, the highest first: those at the front are wrong.
+
+    Whatever the threshold, its escapes (or overkills) are the first so many of them.
+    """
+
+    keys: list[str]
+    labels: NDArray[np.int64]  # class indices, shape (N,)
+    scores: NDArray[np.float64]  # P(defective), shape (N,)
+    probabilities: NDArray[np.float64]  # [N, classes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; keys and probabilities of the first :data:`LISTED`."""
+        return {
+            "keys": self.keys[:LISTED],
+            "labels": self.labels.tolist(),
+            "scores": self.scores.tolist(),  # all digits: the page must decide as Python does
+            "probabilities": self.probabilities[:LISTED].round(4).tolist(),
+        }
+
+
+def sides(scores: Scores, good: int, temperature: float) -> tuple[Side, Side]:
+    """The defective and the good images, nearest to being wrong first; ``good`` is the good class's index."""
+    defective = defective_scores(scores, good, temperature)
+    probabilities = softmax(scores.logits, temperature)
+
+    def side(hit: NDArray[np.bool_], order: NDArray[np.float64]) -> Side:
+        place = np.flatnonzero(hit)[np.argsort(order[hit], kind="stable")]
+        keys = [scores.keys[index] for index in place]
+        return Side(keys, scores.labels[place], defective[place], probabilities[place])
+
+    return side(scores.labels != good, defective), side(scores.labels == good, -defective)
+
+
+def interval_tables(totals: set[int], confidence: float) -> dict[str, list[list[float]]]:
+    """By total: the low and the high end of the Clopper-Pearson interval of every count from 0 to the total."""
+    return {
+        str(total): [ends.round(_DIGITS).tolist() for ends in interval_ends(np.arange(total + 1), total, confidence)]
+        for total in totals
+    }
+
+
+def decision_data(inspector: Inspector, defective: Side, good: Side, confidence: float) -> dict[str, Any]:
+    """What the page's script works with, as plain values."""
+    counts = np.bincount(defective.labels, minlength=len(inspector.classes)).tolist()
+    totals = {len(defective.keys), len(good.keys), len(defective.keys) + len(good.keys), *counts}  # all: for review
+    return {
+        "classes": inspector.classes,
+        "counts": counts,
+        "goodClass": inspector.good_class,
+        "point": None if inspector.point is None else inspector.point.to_dict(),
+        "confidence": confidence,
+        "intervals": interval_tables(totals, confidence),
+        "defective": defective.to_dict(),
+        "good": good.to_dict(),
+    }

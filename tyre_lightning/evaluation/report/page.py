@@ -1,0 +1,145 @@
+"""One HTML page on a finished training: what it saw and learnt, how it decides, and what it gets wrong.
+
+The page asks the network for nothing: style, script, data and pictures are in it, and its content security policy
+forbids everything else. Keys and class names are only ever text to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tyre_lightning.config import OperatingPointConfig
+from tyre_lightning.evaluation.calibration import expected_calibration_error, softmax
+from tyre_lightning.evaluation.judgement import quality
+from tyre_lightning.evaluation.report.charts import (
+    Chart,
+    Pairs,
+    calibration_chart,
+    epoch_chart,
+    histogram,
+    rate_curves,
+    trade_limit,
+)
+from tyre_lightning.evaluation.report.decisions import decision_data, sides
+from tyre_lightning.evaluation.report.pictures import PICTURES, Read, gallery
+from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.inspector import Inspector
+
+_FOLDER = Path(__file__).parent
+_UNPROMISED = 0.5  # where the slider stands if the model has no operating point
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page tells of a run besides its scores."""
+
+    name: str
+    id: str
+    started: str
+    reported: str
+    root: str
+    counts: Mapping[str, Mapping[str, int]]  # images by usage and class
+    ignored: Mapping[str, int] = field(default_factory=dict)  # other files, by usage
+    unreadable: Mapping[str, int] = field(default_factory=dict)  # images, by usage
+    shared: int = 0  # test images of tyres that training saw too
+    curves: Mapping[str, Mapping[str, Pairs]] = field(default_factory=dict)  # (epoch, value) by chart and line
+
+
+def build_page(
+    inspector: Inspector,
+    scores: Scores,
+    usage: str,
+    wanted: OperatingPointConfig,
+    facts: Facts,
+    read: Read,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        inspector: the finished model.
+        scores: of the images to judge by.
+        usage: theirs, val or test.
+        wanted: the promise that was asked for.
+        facts: what else to tell.
+        read: gives the files of some keys, in order.
+        advance: told how many of how many pictures are done.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    content = {
+        "facts": facts,
+        "usage": {"val": "validation", "test": "test"}[usage],
+        "inspector": inspector,
+        "wanted": wanted,
+        "metrics": _metrics(inspector, scores),
+        "confusion": _confusion(scores, inspector.classes),
+        "epochs": _epochs(facts),
+        "decisions": None if inspector.good_class is None else _decisions(inspector, scores, wanted, read, advance),
+    }
+    return _render(content)
+
+
+def _decisions(
+    inspector: Inspector, scores: Scores, wanted: OperatingPointConfig, read: Read, advance: Callable[[int, int], None]
+) -> dict[str, Any]:
+    assert inspector.good_class is not None
+    index = inspector.classes.index(inspector.good_class)
+    defective, good = sides(scores, index, inspector.temperature)
+    start = _UNPROMISED if inspector.point is None else inspector.point.threshold
+    data = decision_data(inspector, defective, good, wanted.confidence)
+    total, done = sum(min(PICTURES, len(side.keys)) for side in (defective, good)), 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(done, total)
+
+    for name, side in (("defective", defective), ("good", good)):
+        data[name] |= gallery(inspector, side.keys, read, add).to_dict()
+    limit = trade_limit(defective.scores, good.scores, start)
+    charts = [
+        *rate_curves(defective.scores, good.scores, limit),
+        calibration_chart(scores, index, inspector.temperature),
+    ]
+    bars = {"defective": histogram(defective.scores), "good": histogram(good.scores)}
+    return {"data": {**data, "start": start}, "start": start, "charts": charts, "bars": bars}
+
+
+def _metrics(inspector: Inspector, scores: Scores) -> dict[str, float]:
+    found = quality(scores, inspector.classes, inspector.good_class)
+    probabilities = [softmax(scores.logits, temperature) for temperature in (1.0, inspector.temperature)]
+    before, after = (expected_calibration_error(values, scores.labels) for values in probabilities)
+    return {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
+
+
+def _confusion(scores: Scores, classes: list[str]) -> list[list[tuple[int, float]]]:
+    """Rows of the confusion matrix by the true class: counts, and their shares of the row."""
+    matrix: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(matrix, (scores.labels, scores.logits.argmax(axis=1)), 1)
+    return [[(int(count), count / max(1, row.sum())) for count in row] for row in matrix]
+
+
+def _epochs(facts: Facts) -> list[Chart]:
+    return [epoch_chart(title, lines) for title, lines in facts.curves.items() if any(lines.values())]
+
+
+def _render(content: dict[str, Any]) -> str:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(_FOLDER)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(**content, script=script, style=style, digest=digest)

@@ -1,0 +1,95 @@
+"""The page that a finished run leaves as an artifact: gathers what it shows, and never fails the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.progress import Progress
+
+from tyre_lightning.config import OperatingPointConfig
+from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.evaluation.report.page import Facts, build_page
+from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.tracking.runs import Run
+
+REPORT = "report.html"
+_CURVES = {
+    "Loss": {"training": "train/loss_epoch", "validation": "val/loss"},
+    "Validation score": {"macro F1": "val/f1", "accuracy": "val/accuracy"},
+}
+
+log = logging.getLogger(__name__)
+
+
+def log_report(
+    run: Run, inspector: Inspector, data: TyreDataModule, folder: Path, wanted: OperatingPointConfig, *, progress: bool
+) -> None:
+    """Record the report of a run; what goes wrong with it is a warning, since the model is done and registered.
+
+    Args:
+        run: the run, with everything else recorded.
+        inspector: its model.
+        data: its images.
+        folder: with the scores of the best checkpoint.
+        wanted: the promise that was asked for.
+        progress: whether to draw a progress bar.
+    """
+    try:
+        found = {usage: scores for usage in ("test", "val") if (scores := Scores.read(folder, usage))}
+        if not found:
+            log.warning("the run has no %s: neither a test nor a validation image could be read", REPORT)
+            return
+        usage, scores = next(iter(found.items()))
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task(REPORT, total=None)
+
+            def advance(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            page = build_page(inspector, scores, usage, wanted, _facts(run, data), _Files(data, usage), advance)
+        with TemporaryDirectory() as scratch:
+            Path(scratch, REPORT).write_text(page, encoding="utf-8")
+            run.log_file(Path(scratch, REPORT))
+    except Exception as error:  # whatever it is, it must not cost the run its end
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        log.warning("the run has no %s (%s: %s); the model is not affected", REPORT, type(error).__name__, reason)
+
+
+class _Files:
+    """Reads the files of some keys of one usage."""
+
+    def __init__(self, data: TyreDataModule, usage: str) -> None:
+        self._catalog = data.catalogs()[usage]
+        self._place = {key: index for index, key in enumerate(self._catalog.keys())}
+        self._reader = data.reader()
+
+    def __call__(self, keys: Sequence[str]) -> list[bytes | UnreadableImage]:
+        return self._reader.read([self._catalog.entry(self._place[key]) for key in keys])
+
+
+def _facts(run: Run, data: TyreDataModule) -> Facts:
+    info = run.client.get_run(run.id)
+    catalogs = data.catalogs()
+    metrics: Mapping[str, float] = info.data.metrics
+    return Facts(
+        name=info.info.run_name,
+        id=run.id,
+        started=_date(datetime.fromtimestamp(info.info.start_time / 1000)),
+        reported=_date(datetime.now()),
+        root=data.store.root,
+        counts={usage: catalog.counts() for usage, catalog in catalogs.items()},
+        ignored=data.ignored,
+        shared=len(data.shared_with_test()),
+        unreadable={usage: int(metrics.get(f"{usage}/unreadable", 0)) for usage in catalogs},
+        curves={title: {line: run.by_epoch(name) for line, name in names.items()} for title, names in _CURVES.items()},
+    )
+
+
+def _date(moment: datetime) -> str:
+    return moment.astimezone().isoformat(" ", "minutes")
