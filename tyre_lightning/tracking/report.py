@@ -85,7 +85,7 @@ def _facts(run: Run, data: TyreDataModule) -> Facts:
         root=data.store.root,
         counts={usage: catalog.counts() for usage, catalog in catalogs.items()},
         ignored=data.ignored,
-        shared=len(data.shared_with_test()),
+        shared=len(data.shared_with_train("test")),
         unreadable={usage: int(metrics.get(f"{usage}/unreadable", 0)) for usage in catalogs},
         curves={title: {line: run.by_epoch(name) for line, name in names.items()} for title, names in _CURVES.items()},
     )
