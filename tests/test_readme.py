@@ -18,12 +18,12 @@ SCRIPTS = [line for line in COMMANDS if line.startswith("python ")]
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_python_commands_compose(command: str) -> None:
-    _, script, *arguments = shlex.split(command)
+    _, script, *arguments = shlex.split(command.replace("-m tyre_lightning.", ""))
     name = script.removesuffix(".py")
     overrides = [argument for argument in arguments if not argument.startswith("-") and argument != "job"]
     register_schemas()
     for choice in sweep(overrides) if "-m" in arguments else [overrides]:
-        folder = PROJECT / "conf" if name == "train" else PROJECT / "conf" / name
+        folder = PROJECT / "conf" / name if name == "predict" else PROJECT / "conf"
         with initialize_config_dir(str(folder), version_base="1.3"):
             check_config(compose(name, overrides=choice))
 

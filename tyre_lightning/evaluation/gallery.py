@@ -1,12 +1,11 @@
-"""What the notebooks show of images: measurements, thumbnails and contact sheets, streamed from a store."""
+"""What notebooks and pages show of images: thumbnails and contact sheets, streamed from a store."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import functional as F
@@ -35,22 +34,6 @@ def stream(store: Store, keys: Sequence[str], look: Callable[[bytes, str], T]) -
         for start in range(0, len(keys), _BATCH):
             batch = keys[start : start + _BATCH]
             yield from pool.map(look, [content.data for content in store.get_many(batch)], batch)
-
-
-def measure(data: bytes, key: str) -> dict[str, Any]:
-    """Width, height and mean brightness (0 black, 255 white) of an image file, or why it is unreadable (``error``)."""
-    try:
-        image = decode(data, key)
-    except UnreadableImage as error:
-        return {"key": key, "width": None, "height": None, "brightness": None, "error": error.reason}
-    _, height, width = image.shape
-    brightness = float(F.rgb_to_grayscale(image).float().mean())
-    return {"key": key, "width": width, "height": height, "brightness": brightness, "error": None}
-
-
-def fingerprint(data: bytes, key: str) -> str:
-    """The same for two files exactly when their bytes are the same."""
-    return blake2b(data, digest_size=16).hexdigest()
 
 
 def thumbnail(data: bytes, key: str) -> Image.Image:

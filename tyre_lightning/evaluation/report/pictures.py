@@ -19,7 +19,7 @@ from tyre_lightning.evaluation.saliency import explain, overlay
 from tyre_lightning.model.inspector import Inspector
 
 PICTURES = 400  # in each gallery
-OVERLAYS = 96  # in each gallery
+OVERLAYS = 48  # in each gallery
 _BYTES = 7_000_000  # of a gallery's base64
 _BATCH = 16  # files in memory at one time
 _SIDE = 224  # pixels
