@@ -41,12 +41,13 @@ def test_predict_config_composes() -> None:
     assert cfg.model == "models:/tyres/1"
 
 
-def test_yaml_files_and_schema_agree_on_every_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python callers and the command line must train alike."""
+@pytest.mark.parametrize("name", ["train", "audit"])
+def test_yaml_files_and_schema_agree_on_every_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python callers and the command line must do alike."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where a test uses MLflow
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train")
+        cfg = compose(name)
     schema = OmegaConf.structured(type(OmegaConf.to_object(cfg)))
     for key in known_keys(type(OmegaConf.to_object(cfg))):
         assert OmegaConf.select(cfg, key) == OmegaConf.select(schema, key), key

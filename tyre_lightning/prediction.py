@@ -112,7 +112,7 @@ def predict_batches(
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
 
         def load(batch: Sequence[Entry]) -> list[_Image | UnreadableImage]:
-            return list(decoders.map(partial(_read, inspector), reader.read(batch), batch))
+            return list(decoders.map(partial(_read, inspector, overlays is not None), reader.read(batch), batch))
 
         batches = _batched(entries, batch_size)
         batch = next(batches, [])
@@ -188,18 +188,18 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
 
 
 class _Image(NamedTuple):
-    picture: Tensor  # uint8 [3, H, W]
+    picture: Tensor | None  # uint8 [3, H, W]; None where it is not asked for, since a batch of them is large
     view: Tensor  # what the network sees of it, uint8 [3, size, size]
 
 
-def _read(inspector: Inspector, data: bytes | UnreadableImage, entry: Entry) -> _Image | UnreadableImage:
+def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> _Image | UnreadableImage:
     if isinstance(data, UnreadableImage):
         return data
     try:
         picture = decode(data, entry.key)
     except UnreadableImage as error:
         return error
-    return _Image(picture, inspector.preprocessing(picture))
+    return _Image(picture if whole else None, inspector.preprocessing(picture))
 
 
 def _rows(
@@ -218,10 +218,13 @@ def _draw(
     folder: Path, inspector: Inspector, rows: list[dict[str, Any]], images: Sequence[_Image | UnreadableImage]
 ) -> None:
     """Write the overlays of readable images, and their paths into the rows."""
-    seen = [(row, image) for row, image in zip(rows, images, strict=True) if isinstance(image, _Image)]
-    views, pictures = [image.view for _, image in seen], [image.picture for _, image in seen]
-    paths = write_overlays(folder, inspector, [row["key"] for row, _ in seen], views, pictures)
-    for (row, _), path in zip(seen, paths, strict=True):
+    seen = [
+        (row, image.view, image.picture)
+        for row, image in zip(rows, images, strict=True)
+        if isinstance(image, _Image) and image.picture is not None
+    ]
+    keys, views, pictures = [row["key"] for row, *_ in seen], [view for _, view, _ in seen], [one for *_, one in seen]
+    for (row, *_), path in zip(seen, write_overlays(folder, inspector, keys, views, pictures), strict=True):
         row[OVERLAY] = path
 
 
