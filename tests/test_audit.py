@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
 from tests.conftest import PROJECT, untracked_environment
@@ -104,6 +105,16 @@ def test_an_image_is_read_once_until_it_changes(tmp_path: Path) -> None:
     assert fetched == ["v1/1.png"]
     changed = (first.embeddings() != second.embeddings()).any(axis=1)
     assert changed.tolist() == [False, True, False]
+
+
+def test_looking_draws_no_random_number(tmp_path: Path) -> None:
+    (root := tmp_path / "v1").mkdir()
+    draw("good", 0, 64)[0].save(root / "0.png")
+    torch.manual_seed(0)
+    look(read(root)[0], [*FolderStore(str(root)).list()], tmp_path, COPIES, show=False)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(3), drawn)
 
 
 def test_measurements_mean_what_they_say(tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ class Embedder:
             keep_freed_memory()
         values = preset(_BACKBONE)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = Network(_BACKBONE, 2, values.mean, values.std)
-        load_weights(network, _BACKBONE, "imagenet", S3Config())
+        with torch.random.fork_rng(devices=[]):  # a training to come draws the same whether or not images are looked at
+            network = Network(_BACKBONE, 2, values.mean, values.std)
+            load_weights(network, _BACKBONE, "imagenet", S3Config())
         self._network = network.eval().to(self._device)
 
     @torch.inference_mode()
