@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import chdir
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +40,7 @@ from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.training import train
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 MIRRORED = {"2 mirrored views averaged": 2, "4 mirrored views averaged": 4}
 
 
@@ -237,8 +238,10 @@ def run(job: Job) -> list[shared.Result]:
         variant.patch()
     register_schemas()
     with tempfile.TemporaryDirectory() as folder:
-        with initialize_config_dir(str(CONF), version_base="1.3"), shared.regime_in_use(job.regime):
-            train(compose("train", overrides=overrides(job, folder)))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", overrides=overrides(job, folder))
+        with chdir(folder), shared.regime_in_use(job.regime):  # MLflow keeps artifacts where it is
+            train(config)
         minutes = (time.monotonic() - started) / 60
         inspector = Inspector.from_checkpoint(Path(folder, "out/checkpoints/best.ckpt"))
         scores = Scores.read(Path(folder, "out/scores"), "test")
@@ -283,7 +286,7 @@ def main() -> None:
     wanted = [(name, options.regime, options.size, fold) for name in names for fold in options.folds]
     threads = max(1, torch.get_num_threads() // options.jobs)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = options.scratch or Path(folder)
+        scratch = (options.scratch or Path(folder)).resolve()
         root = shared.link_lake(options.lake, scratch)
         jobs = [Job(*key, root, scratch / "cache", threads) for key in wanted if key not in done]
         with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
