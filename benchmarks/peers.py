@@ -266,7 +266,7 @@ PEERS: dict[str, Callable[[Fold], NDArray[np.float64]]] = {
     "logistic regression on frozen features": regression,
     "fastai, fine_tune(2e-3)": partial(fastai, rate=2e-3),
     "fastai, fine_tune by lr_find": partial(fastai, rate=None),
-    "fastai, fine_tune(5e-3)": partial(fastai, rate=5e-3),
+    "fastai, fine_tune(1e-2)": partial(fastai, rate=1e-2),
     "timm's parts, AdamW 5e-4": partial(plain, recipe=Plain(timm_augment, partial(timm_optimizer, 5e-4))),
     "timm's parts, AdamW 1e-3": partial(plain, recipe=Plain(timm_augment, partial(timm_optimizer, 1e-3))),
     "torchvision's reference, SGD 0.02": partial(
@@ -297,6 +297,7 @@ def main() -> None:
     parser.add_argument("peers", nargs="*", metavar="peer", help=f"of {', '.join(PEERS)}; default: all")
     parser.add_argument("--regime", choices=shared.REGIMES, default="all")
     parser.add_argument("--size", type=int, default=256, help="pixels of an image in evaluation")
+    parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS), help="of 0, 1, 2")
     parser.add_argument("--results", type=Path, default=Path("ablation.jsonl"), help="those of ablation.py")
     options = parser.parse_intermixed_args()
     if unknown := set(options.peers) - set(PEERS):
@@ -306,7 +307,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = shared.link_lake(options.lake, Path(folder))
         for name in options.peers or PEERS:
-            for fold in range(shared.FOLDS):
+            for fold in options.folds:
                 if (name, options.regime, options.size, fold) not in done:
                     result = run(root, name, options.regime, options.size, fold)
                     shared.append(options.results, result)
