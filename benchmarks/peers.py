@@ -172,7 +172,7 @@ def timm_augment(size: int) -> Callable[[Tensor], Tensor]:
     from timm.data import create_transform
 
     change = create_transform(
-        size, is_training=True, scale=(0.35, 1.0), vflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25,
+        size, is_training=True, scale=(0.35, 1.0), vflip=0.5, auto_augment="rand-m9-mstd0.5", re_prob=0.25,
         re_mode="const", interpolation="bicubic", mean=(0.0,) * 3, std=(1.0,) * 3,
     )  # fmt: skip
     return lambda image: 255 * change(F.to_pil_image(image))
