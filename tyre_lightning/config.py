@@ -56,6 +56,13 @@ class Cache(Enum):
     resized = "resized"  # pixels, decoded and made small: more disk, less work
 
 
+class Sampling(Enum):
+    """How often training sees an image."""
+
+    natural = "natural"  # once an epoch
+    balanced = "balanced"  # so often that all classes are seen equally often
+
+
 class ClassWeights(Enum):
     """How classes weigh in the loss."""
 
@@ -120,6 +127,7 @@ class DataConfig:
     image_size: int | None = None  # pixels; null: the backbone's own
     eval_crop: EvalCrop = EvalCrop.whole
     eval_views: int = 1  # 1, 2 or 4 mirrored views of an image, whose logits evaluation averages
+    sampling: Sampling = Sampling.natural
     batch_size: int = 32  # images per optimiser step, over all devices together
     num_workers: int | None = None  # DataLoader processes per device; null: the cores, at most 8
     worker_start: WorkerStart = WorkerStart.auto
