@@ -129,9 +129,9 @@ def table(results: Sequence[Result]) -> Iterator[str]:
 def _cell(runs: dict[int, Result], base: dict[int, Result], metric: str) -> str:
     values = [run.metrics[metric] for run in runs.values()]
     changes = [runs[fold].metrics[metric] - base[fold].metrics[metric] for fold in runs if fold in base]
-    own = f"{statistics.mean(values):.3f} ± {_spread(values):.3f}"
-    return own if runs is base or not changes else f"{own} ({statistics.mean(changes):+.3f} ± {_spread(changes):.3f})"
+    own = f"{statistics.mean(values):.3f}{_spread(values)}"
+    return own if runs is base or not changes else f"{own} ({statistics.mean(changes):+.3f}{_spread(changes)})"
 
 
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
+def _spread(values: Sequence[float]) -> str:
+    return f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
