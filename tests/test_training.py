@@ -17,9 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, Run
 
 from tests.conftest import PROJECT, SMALL, Trained, run_script, untracked_environment, write_images
-from tyre_lightning.config import TrainConfig, TrainerConfig, register_schemas
+from tyre_lightning.config import register_schemas
 from tyre_lightning.model.classifier import TyreClassifier
-from tyre_lightning.training import count_epochs, train
+from tyre_lightning.training import train
 
 CLASSES = ("crack", "good")
 TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
@@ -62,16 +62,6 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
         return train(cfg)
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(765, 12), (100_000, 12), (200, 38), (10, 40)])
-def test_few_images_are_seen_in_more_epochs(images: int, epochs: int) -> None:
-    assert count_epochs(TrainConfig(), images) == epochs
-    assert count_epochs(TrainConfig(trainer=TrainerConfig(max_epochs=3)), images) == 3
-
-
-def test_accumulated_batches_make_fewer_steps() -> None:
-    assert count_epochs(TrainConfig(trainer=TrainerConfig(accumulate_grad_batches=2)), 765) == 22
-
-
 def test_what_a_run_records(trained: Trained) -> None:
     client = MlflowClient(trained.tracking_uri)
     run = only_run(trained.folder, trained.experiment)
@@ -82,7 +72,6 @@ def test_what_a_run_records(trained: Trained) -> None:
     assert params["data.eval_crop"] == "whole"
     assert params["found.classes"] == "['bulge', 'crack', 'flat_spot', 'good']"
     assert params["found.good_class"] == "good"
-    assert params["found.epochs"] == params["trainer.max_epochs"] == "2"
     assert (params["found.images.train.crack"], params["found.images.val.crack"]) == ("10", "2")
     assert params["found.images.test.crack"] == "5"
     assert len([name for name in params if name.startswith("trainer.")]) >= 10

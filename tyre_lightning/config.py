@@ -170,7 +170,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int | None = None  # null: 12, and with few images more, until they are 260 steps; at most 40
+    max_epochs: int = 12
     accelerator: str = "auto"
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
@@ -367,8 +367,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("model.freeze_stages", model.freeze_stages, 0 <= model.freeze_stages <= 7, "from 0 to 7")
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
-    epochs = trainer.max_epochs
-    _require("trainer.max_epochs", epochs, epochs is None or epochs >= 1, "at least 1")
+    _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)

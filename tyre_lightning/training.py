@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -44,8 +43,6 @@ from tyre_lightning.tracking.runs import CATALOG, SWEEP_TAG, Run, fetch_catalog,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST_EPOCHS, MOST_EPOCHS = 12, 40  # where the config leaves it to the number of images
-LEAST_STEPS = 260  # what some 700 images make of 12 epochs; with 200 images the same 12 would end too soon
 SCORES = "scores"  # the folder of what the best checkpoint said of each image
 
 log = logging.getLogger(__name__)
@@ -65,14 +62,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     resume = find_checkpoint(config)
     preprocessing = Preprocessing.of(preset(config.model.name), config.data)
     data = TyreDataModule(config.data, config.s3, preprocessing, config.seed)
-    config.trainer.max_epochs = count_epochs(config, len(data.train))
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model)
     folder = run_folder(config)
     with tracked_run(config.logger, config.logger.run_name or config.model.name, run_tags()) as run:
         record_setup(run, cfg, data)
-        run.log_params({"found": {"epochs": config.trainer.max_epochs}})
         record_data(run, data)
         shared = find_shared(data)
         trainer = build_trainer(config, run, folder)
@@ -124,17 +119,6 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
     if pretrained:
         load_weights(model.network, options.name, options.weights, config.s3)
     return model
-
-
-def count_epochs(config: TrainConfig, images: int) -> int:
-    """``trainer.max_epochs``, or else as many as give enough steps.
-
-    A network needs a number of steps, not of epochs, to settle in new images (Hoffer et al., arXiv:1705.08741).
-    """
-    if config.trainer.max_epochs is not None:
-        return config.trainer.max_epochs
-    steps = math.ceil(images / (config.data.batch_size * config.trainer.accumulate_grad_batches))
-    return min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps)))
 
 
 def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
