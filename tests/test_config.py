@@ -64,6 +64,7 @@ MISTAKES = [
     (["experiment=dmo"], "there is no experiment=dmo: did you mean demo?"),
     (["data.batch_size=many"], "data.batch_size: Value 'many' of type 'str' could not be converted to Integer"),
     (["data.eval_crop=middle"], "data.eval_crop: Invalid value 'middle', expected one of [whole, center]"),
+    (["data.eval_views=3"], "data.eval_views=3 must be 1, 2 or 4"),
     (["data.batch_size=0"], "data.batch_size=0 must be at least 1"),
     (["data.val_fraction=1.5"], "data.val_fraction=1.5 must be between 0 and 1"),
     (["data.classes=[cracks]"], "data.classes=['cracks'] must name at least two classes"),

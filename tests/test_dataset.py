@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import Cache, DataConfig, S3Config, Unreadable, WorkerStart
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
-from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler
+from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.model.backbones import preset
@@ -97,6 +98,20 @@ def test_processes_share_a_batch_and_count_no_test_image_twice(world: int) -> No
     assert [len(part) for part in tested] == [
         len(EpochSampler(10, seed=3, train=False, rank=r, world=world)) for r in range(world)
     ]
+
+
+def test_balanced_sampling_draws_all_classes_alike_and_no_view_twice() -> None:
+    codes = [0] * 900 + [1] * 90 + [2] * 10
+    weights = balanced(codes)
+    whole = [*EpochSampler(1000, seed=3, train=True, weights=weights)]
+    assert len(whole) == 1000
+    counts = Counter(codes[index] for index, _ in whole)
+    assert all(280 < counts[label] < 390 for label in (0, 1, 2))
+    assert len({seed for _, seed in whole}) == 1000
+    parts = [[*EpochSampler(1000, seed=3, train=True, rank=r, world=2, weights=weights)] for r in range(2)]
+    assert [item for pair in zip(*parts, strict=True) for item in pair] == whole
+    tested = EpochSampler(1000, seed=3, train=False, weights=weights)
+    assert [index for index, _ in tested] == list(range(1000))
 
 
 def test_batches_must_divide_over_the_devices() -> None:

@@ -221,6 +221,31 @@ def test_inspector_survives_the_disk_and_holds_no_pickle(tmp_path: Path) -> None
         Inspector.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("views", "dims"), [(2, [(3,)]), (4, [(3,), (2,), (2, 3)])])
+def test_a_mirror_changes_nothing_when_mirrored_views_are_averaged(views: int, dims: list[tuple[int, ...]]) -> None:
+    net = Network(LITE, 3, preset(LITE).mean, preset(LITE).std, views=views)
+    load_weights(net, LITE, "imagenet", S3Config())
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits = net.eval()(images)
+        for mirrored in dims:
+            torch.testing.assert_close(net(images.flip(mirrored)), logits)
+        net._views = net._views[:1]
+        each = [net(images), *(net(images.flip(mirrored)) for mirrored in dims)]
+    assert not torch.allclose(each[0], each[1])
+    torch.testing.assert_close(torch.stack(each).mean(0), logits)
+
+
+def test_mirrored_views_travel_with_the_model_and_older_models_have_one(tmp_path: Path) -> None:
+    options = Preprocessing.of(preset(LITE), DataConfig(image_size=32, eval_views=2)).to_dict()
+    before = Inspector.from_classifier(TyreClassifier(LITE, ["bad", "good"], options, good_class="good"))
+    before.save(tmp_path)
+    image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
+    assert Inspector.load(tmp_path).answers([image]) == before.answers([image])
+    del options["views"]
+    assert Preprocessing.from_dict(options).views == 1
+
+
 def test_an_answer_does_not_depend_on_its_company() -> None:
     inspector = Inspector.from_classifier(classifier())
     images = list(torch.randint(0, 255, (5, 3, 32, 32), dtype=torch.uint8))

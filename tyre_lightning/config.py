@@ -56,6 +56,13 @@ class Cache(Enum):
     resized = "resized"  # pixels, decoded and made small: more disk, less work
 
 
+class Sampling(Enum):
+    """How often training sees an image."""
+
+    natural = "natural"  # once an epoch
+    balanced = "balanced"  # so often that all classes are seen equally often
+
+
 class ClassWeights(Enum):
     """How classes weigh in the loss."""
 
@@ -120,6 +127,8 @@ class DataConfig:
     fold: int | None = None  # which one, from 0
     image_size: int | None = None  # pixels; null: the backbone's own
     eval_crop: EvalCrop = EvalCrop.whole
+    eval_views: int = 1  # 1, 2 or 4 mirrored views of an image, whose logits evaluation averages
+    sampling: Sampling = Sampling.natural
     batch_size: int = 32  # images per optimiser step, over all devices together
     num_workers: int | None = None  # DataLoader processes per device; null: the cores, at most 8
     worker_start: WorkerStart = WorkerStart.auto
@@ -370,6 +379,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1")
     _require("data.num_workers", data.num_workers, data.num_workers is None or data.num_workers >= 0, "0 or more")
     _require("data.image_size", data.image_size, data.image_size is None or data.image_size >= 32, "at least 32")
+    _require("data.eval_views", data.eval_views, data.eval_views in (1, 2, 4), "1, 2 or 4")
     _require("data.cache_gb", data.cache_gb, data.cache_gb > 0, "more than 0")
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tyre_lightning.config import Cache, DataConfig, S3Config, WorkerStart
-from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, collate
+from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
+from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.transforms import Augmentation, Preprocessing
 from tyre_lightning.errors import UserError
@@ -116,7 +116,10 @@ class TyreDataModule(L.LightningDataModule):
         augmentation = Augmentation(self.config.augment, self.preprocessing) if train else None
         images = self._images(augmentation)
         dataset: Any = TyreDataset(catalog, images, self.classes, augmentation, self.config.unreadable)
-        sampler = EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world)
+        weights = None
+        if train and self.config.sampling is Sampling.balanced:
+            weights = balanced(catalog.codes({name: index for index, name in enumerate(self.classes)}))
+        sampler = EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world, weights=weights)
         batch_size = batch_per_device(self.config.batch_size, world)
         options = self._worker_options()
         return BatchLoader(

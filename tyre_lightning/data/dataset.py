@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -170,14 +172,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Over several processes, taken together, a global batch is the same as in one process. In training every process
     gets the same number of images (at most ``world - 1`` are repeated); in evaluation no image is repeated, so that
     none is counted twice.
+
+    Args:
+        length: how many images there are, and how many an epoch has.
+        weights: how likely each is drawn in training, with replacement; None: each comes once.
     """
 
-    def __init__(self, length: int, *, seed: int, train: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, length: int, *, seed: int, train: bool, rank: int = 0, world: int = 1, weights: Tensor | None = None
+    ) -> None:
         self._length = length
         self._seed = seed
         self._train = train
         self._rank = rank
         self._world = world
+        self._weights = weights
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -192,13 +201,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(self._length, generator=generator) if self._train else torch.arange(self._length)
+        order = self._order(generator)
         draws = torch.randint(2**62, (self._length,), generator=generator)
         padding = -self._length % self._world if self._train else 0
         places = torch.cat([order, order[:padding]])[self._rank :: self._world]
         for start in range(0, len(places), _CHUNK):  # a million Python numbers take as much room as the catalog
             part = places[start : start + _CHUNK]
-            yield from zip(part.tolist(), draws[part].tolist(), strict=True)
+            yield from zip(part.tolist(), draws[self._own(part, start)].tolist(), strict=True)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        if not self._train:
+            return torch.arange(self._length)
+        if self._weights is None:
+            return torch.randperm(self._length, generator=generator)
+        return torch.multinomial(self._weights, self._length, replacement=True, generator=generator)
+
+    def _own(self, part: Tensor, start: int) -> Tensor:
+        """Which draws are those of some images: what comes twice in an epoch is to look different each time."""
+        if self._weights is None:
+            return part
+        return (torch.arange(start, start + len(part)) * self._world + self._rank) % self._length
+
+
+def balanced(codes: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """Weights by which every class is drawn equally often, float64 [N], of the class index of each image."""
+    numbers = torch.as_tensor(codes)
+    return 1 / numbers.bincount()[numbers].double()
 
 
 class BatchSampler(Sampler[Plan]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +51,7 @@ class Preprocessing:
     is resized to ``resize`` pixels and the middle ``size`` x ``size`` is cut out, as in the backbone's own preset.
     Training crops are ``train_size`` pixels, the preset's crop for the preset's size before it: a random crop shows
     things larger than the whole picture does, so it is made smaller (Touvron et al., arXiv:1906.06423).
+    The network averages over ``views``: the picture, its mirror image left-right, and both of them top-bottom.
     """
 
     size: int
@@ -60,6 +61,7 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    views: int = field(default=1, repr=False)  # changes no pixel that a cache keeps
 
     @classmethod
     def of(cls, preset: Preset, data: DataConfig) -> Preprocessing:
@@ -72,7 +74,8 @@ class Preprocessing:
         size = data.image_size or (preset.resize if whole else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
         train_size = round(size * preset.crop / preset.resize) if whole else size
-        return cls(size, train_size, resize, data.eval_crop.value, preset.interpolation, preset.mean, preset.std)
+        crop, how = data.eval_crop.value, preset.interpolation
+        return cls(size, train_size, resize, crop, how, preset.mean, preset.std, data.eval_views)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

@@ -47,6 +47,9 @@ _STAGES = (
 )
 
 
+_MIRRORED: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # dimensions in which each view is mirrored
+
+
 class Network(nn.Module):
     """A backbone with its normalisation in front and a linear head behind: pixels in, logits out.
 
@@ -57,6 +60,7 @@ class Network(nn.Module):
         std: per-channel standard deviation, likewise.
         dropout: before the head; None for the backbone's own.
         channels_last: keep weights and activations in the layout that CPUs and tensor cores convolve fastest.
+        views: mirrored views of an image whose logits evaluation averages (Krizhevsky et al., NIPS 2012): 1, 2 or 4.
     """
 
     mean: Tensor
@@ -70,6 +74,7 @@ class Network(nn.Module):
         std: tuple[float, ...],
         dropout: float | None = None,
         channels_last: bool = True,
+        views: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = build_backbone(name)
@@ -78,6 +83,7 @@ class Network(nn.Module):
         self.head = nn.Sequential(
             nn.Dropout(drop.p if dropout is None else dropout), nn.Linear(linear.in_features, num_classes)
         )
+        self._views = _MIRRORED[:views]
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         _follow_quickly(self.backbone)
         self.to(memory_format=self._layout)
@@ -87,8 +93,9 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255 (uint8 or float)."""
-        logits: Tensor = self.head(self.features(image))
-        return logits
+        views = self._views[:1] if self.training else self._views
+        found = [self.head(self.features(image.flip(axes) if axes else image)) for axes in views]
+        return torch.stack(found).mean(0)
 
     def features(self, image: Tensor) -> Tensor:
         """What the backbone makes of images, as :meth:`forward` takes them: [N, width of the head's input]."""

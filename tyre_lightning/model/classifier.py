@@ -61,9 +61,8 @@ class TyreClassifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.preprocessing = Preprocessing.from_dict(preprocessing)
-        self.network = Network(
-            name, len(classes), self.preprocessing.mean, self.preprocessing.std, dropout, channels_last
-        )
+        mean, std, views = self.preprocessing.mean, self.preprocessing.std, self.preprocessing.views
+        self.network = Network(name, len(classes), mean, std, dropout, channels_last, views)
         self._freeze()
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)

@@ -89,7 +89,9 @@ class Inspector:
             state = load_file(Path(folder, WEIGHTS_FILE))
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
-        network = Network(spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std)
+        network = Network(
+            spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std, views=preprocessing.views
+        )
         network.load_state_dict(state)
         return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"], *judgement)
 

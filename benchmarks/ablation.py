@@ -1,0 +1,272 @@
+"""What each part of the default recipe is worth, and what it lacks.
+
+``python benchmarks/ablation.py LAKE [variant ...]``, where LAKE is a folder with ``manifest.csv``, whose ``group`` is
+the tyre. Every variant is trained once for each of three folds, with a seed of its own, on the other folds' images;
+``--regime few`` leaves 200 of them, ``rare`` five of each defect. A line for each training is added to ``--results``;
+what is there already is not done again. Prints mean and standard deviation, and those of the paired differences to the
+default recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import chdir
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import folds as shared
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, one_hot
+from torchvision.transforms import v2
+
+import tyre_lightning.model.classifier as classifier
+from tyre_lightning.config import register_schemas
+from tyre_lightning.data.dataset import Batch
+from tyre_lightning.data.transforms import Augmentation, Colour, recolour
+from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.training import train
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+MIRRORED = {"2 mirrored views averaged": 2, "4 mirrored views averaged": 4}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change to the default recipe: options that it has, or a patch of the package for what it has not."""
+
+    overrides: tuple[str, ...] = ()
+    patch: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    variant: str
+    regime: str
+    size: int
+    fold: int
+    root: Path
+    cache: Path
+    threads: int
+
+
+def replace(owner: object, name: str, value: object) -> None:
+    """Put ``value`` in the place of an attribute for the rest of this process, which makes one training only."""
+    mock.patch.object(owner, name, value).start()
+
+
+# Changes of a batch
+
+
+def rotate(images: Tensor, degrees: float = 15.0) -> Tensor:
+    """Each image turned by a random angle; what comes from outside is mirrored."""
+    angle = (torch.rand(len(images)) * 2 - 1) * degrees * torch.pi / 180
+    zero = torch.zeros_like(angle)
+    rows = [torch.stack([angle.cos(), -angle.sin(), zero], 1), torch.stack([angle.sin(), angle.cos(), zero], 1)]
+    grid = affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def erase(images: Tensor) -> Tensor:
+    """A random rectangle of a quarter of the images made noise (Zhong et al., arXiv:1708.04896)."""
+    erasing = v2.RandomErasing(p=0.25, value=[127.0, 127.0, 127.0])
+    return torch.stack([erasing(image) for image in images])
+
+
+def use_on_batches(change: Callable[[Tensor], Tensor]) -> None:
+    """Change training's batches after their colours."""
+    replace(classifier, "recolour", lambda images, colours: change(recolour(images, colours)))
+
+
+def mixing_step(mix: Any) -> Callable[[TyreClassifier, Batch, int], Tensor]:
+    """A training step on mixed images and labels."""
+
+    def step(self: TyreClassifier, batch: Batch, batch_idx: int) -> Tensor:
+        images, target = mix(recolour(batch.image, batch.colour), batch.label)
+        loss = cross_entropy(self(images), target, label_smoothing=self.hparams["label_smoothing"])
+        self.log("train/loss", loss, batch_size=len(batch.label))
+        return loss
+
+    return step
+
+
+def use_mixing(kind: type, alpha: float) -> None:
+    """Mixup (Zhang et al., arXiv:1710.09412) or CutMix (Yun et al., arXiv:1905.04899), of the four classes."""
+    replace(TyreClassifier, "training_step", mixing_step(kind(num_classes=4, alpha=alpha)))
+
+
+def focal_loss(logits: Tensor, label: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
+    """Focal loss with a gamma of 2 (Lin et al., arXiv:1708.02002) on smoothed labels."""
+    classes = logits.shape[1]
+    target = one_hot(label, classes) * (1 - label_smoothing) + label_smoothing / classes
+    log_p = logits.log_softmax(1)
+    return -(target * (1 - log_p.exp()) ** 2 * log_p).sum(1).mean()
+
+
+# Changes of single images
+
+
+def use_trivial_augment() -> None:
+    """TrivialAugment (Müller and Hutter, arXiv:2103.10158) after the random crop."""
+    original, change = Augmentation.__call__, v2.TrivialAugmentWide(fill=127)
+
+    def augment(self: Augmentation, image: Tensor, seed: int) -> tuple[Tensor, Colour]:
+        view, colour = original(self, image, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return change(view.contiguous()), colour
+
+    replace(Augmentation, "__call__", augment)
+
+
+# Optimiser
+
+
+def use_layer_decay(decay: float = 0.7) -> None:
+    """A learning rate that shrinks from stage to stage towards the stem (Howard and Ruder, arXiv:1801.06146)."""
+    original = classifier._decayed
+
+    def grouped(module: Any, lr: float, weight_decay: float, name: str) -> list[dict[str, Any]]:
+        if name != "backbone":
+            return original(module, lr, weight_decay, name)
+        stages = module.features
+        parts = [
+            original(part, lr * decay**depth, weight_decay, f"{name}{depth}") for depth, part in enumerate(stages[::-1])
+        ]
+        return [group for part in parts for group in part]
+
+    replace(classifier, "_decayed", grouped)
+
+
+VARIANTS = {
+    shared.BASELINE: Variant(),  # its twelve epochs in every regime, see overrides
+    "no moving average": Variant(("callbacks.ema.decay=null",)),
+    "moving average 0.99": Variant(("callbacks.ema.decay=0.99",)),
+    "no label smoothing": Variant(("model.label_smoothing=0",)),
+    "balanced class weights": Variant(("model.class_weights=balanced",)),
+    "balanced sampling": Variant(("data.sampling=balanced",)),
+    "focal loss": Variant(patch=lambda: replace(classifier, "cross_entropy", focal_loss)),
+    "no frozen stages": Variant(("model.freeze_stages=0",)),
+    "head first for an epoch": Variant(("model.freeze_epochs=1",)),
+    "half the backbone's rate": Variant(("model.optimizer.backbone_lr=2.5e-4",)),
+    "twice the backbone's rate": Variant(("model.optimizer.backbone_lr=1e-3",)),
+    "layer-wise rates": Variant(("model.freeze_stages=0",), use_layer_decay),
+    "dropout 0.4": Variant(("model.dropout=0.4",)),
+    "crops from 0.3": Variant(("data.augment.min_scale=0.3",)),
+    "colours by 0.4": Variant(tuple(f"data.augment.{name}=0.4" for name in ("brightness", "contrast", "saturation"))),
+    "rotation by 15 degrees": Variant(patch=lambda: use_on_batches(rotate)),
+    "random erasing": Variant(patch=lambda: use_on_batches(erase)),
+    "mixup 0.2": Variant(patch=lambda: use_mixing(v2.MixUp, 0.2)),
+    "CutMix 1.0": Variant(patch=lambda: use_mixing(v2.CutMix, 1.0)),
+    "TrivialAugment": Variant(patch=use_trivial_augment),
+    "20 epochs": Variant(("trainer.max_epochs=20",)),
+    "40 epochs": Variant(("trainer.max_epochs=40",)),
+}
+
+
+def overrides(job: Job, folder: str) -> list[str]:
+    """The options of a training."""
+    return [
+        f"data.root={job.root}",
+        f"data.group_pattern='{shared.GROUP_PATTERN}'",
+        f"data.folds={shared.FOLDS}",
+        f"data.fold={job.fold}",
+        f"seed={job.fold}",
+        f"data.image_size={job.size}",
+        "data.cache=resized",
+        f"data.cache_dir={job.cache}",
+        "data.num_workers=0",
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+        "trainer.max_epochs=12",
+        "logger.registered_model=null",
+        "logger.system_metrics=false",
+        f"logger.tracking_uri=sqlite:///{folder}/mlflow.db",
+        f"paths.output_dir={folder}/out",
+        *VARIANTS[job.variant].overrides,
+    ]
+
+
+def run(job: Job) -> list[shared.Result]:
+    """Train once, in a process of its own; the baseline is evaluated on mirrored views too."""
+    started = time.monotonic()
+    torch.set_num_threads(job.threads)
+    variant = VARIANTS[job.variant]
+    if variant.patch:
+        variant.patch()
+    register_schemas()
+    with tempfile.TemporaryDirectory() as folder:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", overrides=overrides(job, folder))
+        with chdir(folder), shared.regime_in_use(job.regime):  # MLflow keeps artifacts where it is
+            train(config)
+        minutes = (time.monotonic() - started) / 60
+        inspector = Inspector.from_checkpoint(Path(folder, "out/checkpoints/best.ckpt"))
+        scores = Scores.read(Path(folder, "out/scores"), "test")
+        assert scores is not None
+        found = {job.variant: scores}
+        if job.variant == shared.BASELINE:
+            found |= mirrored(inspector, scores, job.root)
+    return [
+        shared.Result(name, job.regime, job.size, job.fold, shared.measure(part, inspector.classes), minutes)
+        for name, part in found.items()
+    ]
+
+
+@torch.inference_mode()
+def mirrored(inspector: Inspector, scores: Scores, root: Path) -> dict[str, Scores]:
+    """Logits averaged over an image and its mirror image left-right; over these and those top-bottom."""
+    rows = []
+    for key in scores.keys:
+        image = inspector.read((root.parent / key).read_bytes(), key)
+        views = torch.stack([image, image.flip(2), image.flip(1), image.flip(1, 2)])
+        rows.append(inspector.network(views).double().numpy())
+    logits = np.stack(rows)
+    return {name: Scores(scores.keys, scores.labels, logits[:, :n].mean(1)) for name, n in MIRRORED.items()}
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("variants", nargs="*", metavar="variant", help=f"of {', '.join(VARIANTS)}; default: all")
+    parser.add_argument("--regime", choices=shared.REGIMES, default="all")
+    parser.add_argument("--size", type=int, default=256, help="pixels of an image in evaluation")
+    parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS), help="of 0, 1, 2")
+    parser.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
+    parser.add_argument("--scratch", type=Path, help="where links and caches go, to be used again; default: nowhere")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    options = parser.parse_intermixed_args()
+    names = options.variants or list(VARIANTS)
+    if unknown := set(names) - set(VARIANTS):
+        parser.error(f"no such variant: {', '.join(sorted(unknown))}")
+    done = {(r.variant, r.regime, r.size, r.fold) for r in shared.read(options.results)}
+    wanted = [(name, options.regime, options.size, fold) for name in names for fold in options.folds]
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = (options.scratch or Path(folder)).resolve()
+        root = shared.link_lake(options.lake, scratch)
+        jobs = [Job(*key, root, scratch / "cache", threads) for key in wanted if key not in done]
+        with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+            for future in as_completed([pool.submit(run, job) for job in jobs]):
+                for result in future.result():
+                    shared.append(options.results, result)
+                    print(result, flush=True)
+    print("\n".join(shared.table(shared.read(options.results))))
+
+
+if __name__ == "__main__":
+    main()
