@@ -182,6 +182,7 @@ def overrides(job: Job, folder: str) -> list[str]:
     return [
         f"data.root={job.root}",
         f"data.group_pattern='{shared.GROUP_PATTERN}'",
+        "data.near_copies=false",  # the manifest knows the groups, and the peers have the same
         f"data.folds={shared.FOLDS}",
         f"data.fold={job.fold}",
         f"seed={job.fold}",
