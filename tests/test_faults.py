@@ -431,7 +431,15 @@ def test_namesakes_are_kept_apart(proxy: FaultProxy, bucket: Path) -> None:
 # Whole runs.
 
 OPTIONS = (
-    *("experiment=demo", *SMALL, "data.image_size=32", "data.batch_size=4", "data.cache=none", "trainer=cpu"),
+    *(
+        "experiment=demo",
+        *SMALL,
+        "data.image_size=32",
+        "data.batch_size=4",
+        "data.cache=none",
+        "trainer=cpu",
+        "data.near_copies=false",
+    ),
     *("trainer.enable_progress_bar=false", "logger.registered_model=null", "logger.system_metrics=false"),
 )
 
@@ -471,6 +479,19 @@ def test_a_run_that_loses_an_image_ends_in_one_sentence(
     assert run_of(tmp_path).info.status == "FAILED"
     (last,) = tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")
     assert torch.load(last, weights_only=True)["epoch"] == 1
+
+
+def test_an_image_that_is_gone_when_copies_are_looked_for(
+    proxy: FaultProxy, folder: Path, aws_env: S3Server, tmp_path: Path
+) -> None:
+    environment = {**subprocess_environment(aws_env), "AWS_ENDPOINT_URL": proxy.endpoint}
+    key = min(open_module(folder).train.keys())
+    proxy.add(Fault("status", match=key, status=404, code="NoSuchKey", times=None))
+    root = f"data.root=s3://{folder.parent.name}/v1"
+    done = run_script("train.py", root, *OPTIONS, "data.near_copies=true", cwd=tmp_path, environment=environment)
+    assert done.returncode == 1
+    (message,) = errors_in(done.stderr)
+    assert f"cannot read 's3://{folder.parent.name}/{key}'" in message
 
 
 @contextmanager
