@@ -157,7 +157,7 @@ class TyreDataModule(L.LightningDataModule):
         if self._find_copies is None:
             return
         read = [catalog for catalog in catalogs if catalog is not None]
-        reader = Reader(self.store, self._cache if self.config.cache is Cache.files else None, self.config.changed)
+        reader = self.reader()
         left, right = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], self._folder)
         for problem in reader.problems:
             log.warning("%s", problem)
@@ -180,7 +180,7 @@ class TyreDataModule(L.LightningDataModule):
         It sees those of train; and, for test, those of val, by which the best epoch is chosen.
         """
         catalogs = self.catalogs()
-        if usage not in catalogs:
+        if usage not in catalogs or not (self._joined or self.config.group_pattern):
             return []
         seen = {group for other in ("train", "val") if other != usage for group in self._groups(catalogs[other])}
         pairs = zip(catalogs[usage].keys(), self._groups(catalogs[usage]), strict=True)
