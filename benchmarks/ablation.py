@@ -10,6 +10,7 @@ default recipe.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -216,7 +217,7 @@ def run(job: Job) -> list[shared.Result]:
             train(config)
         minutes = (time.monotonic() - started) / 60
         inspector = Inspector.from_checkpoint(Path(folder, "out/checkpoints/best.ckpt"))
-        scores = Scores.read(Path(folder, "out/scores"), "test")
+        scores = Scores.read(Path(folder, "out/scores"), "test", {})
         assert scores is not None
         found = {job.variant: scores}
         if job.variant == shared.BASELINE:
@@ -236,7 +237,7 @@ def mirrored(inspector: Inspector, scores: Scores, root: Path) -> dict[str, Scor
         views = torch.stack([image, image.flip(2), image.flip(1), image.flip(1, 2)])
         rows.append(inspector.network(views).double().numpy())
     logits = np.stack(rows)
-    return {name: Scores(scores.keys, scores.labels, logits[:, :n].mean(1)) for name, n in MIRRORED.items()}
+    return {name: dataclasses.replace(scores, logits=logits[:, :n].mean(1)) for name, n in MIRRORED.items()}
 
 
 def main() -> None:

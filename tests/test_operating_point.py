@@ -6,12 +6,20 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.calibration import brier_score, expected_calibration_error, fit_temperature, softmax
-from tyre_lightning.evaluation.operating_point import Calibration, OperatingPoint, Promise, interval, rates
+from tyre_lightning.evaluation.operating_point import (
+    Calibration,
+    Interval,
+    OperatingPoint,
+    Promise,
+    interval,
+    rates,
+    worth,
+)
 
 PROMISES = [Promise(0.05, 0.9), Promise(0.01, 0.95), Promise(0.2, 0.5), Promise(0.1, 0.99)]
 
@@ -19,7 +27,7 @@ PROMISES = [Promise(0.05, 0.9), Promise(0.01, 0.95), Promise(0.2, 0.5), Promise(
 def calibration(draw: np.random.Generator, defective: int, good: int) -> Calibration:
     """Scores of a classifier that confuses some."""
     scores = np.concatenate([draw.beta(4, 1, defective), draw.beta(1, 4, good)])
-    return Calibration.of(scores, np.arange(defective + good) < defective, 1.0)
+    return Calibration.of(scores, np.arange(defective + good) < defective, np.arange(defective + good), 1.0)
 
 
 def wanted(promise: Promise) -> OperatingPointConfig:
@@ -32,7 +40,7 @@ def test_the_bound_is_clopper_and_pearsons(promise: Promise, count: int) -> None
     def bound(escapes: int) -> float:
         return float(beta.ppf(promise.confidence, escapes + 1, count - escapes)) if escapes < count else 1.0
 
-    allowed = promise.allowed(count)
+    allowed = promise.allowed(count, count)
     assert allowed == -1 or bound(allowed) <= promise.rate
     assert bound(allowed + 1) > promise.rate
     assert (allowed >= 0) == (count >= promise.needed())
@@ -71,7 +79,7 @@ def test_the_promise_on_good_tyres_holds_too() -> None:
 def test_the_threshold_is_the_highest_that_keeps_the_promise() -> None:
     found = calibration(np.random.default_rng(1), 100, 50)
     promise = Promise(0.05, 0.9)
-    escapes = promise.allowed(100)
+    escapes = promise.allowed(100, 100)
     point = found.operating_point(wanted(promise))
     assert sum(score < point.threshold for score in found.defective) == escapes
     assert point.threshold == pytest.approx(found.defective[escapes], rel=1e-5)
@@ -80,7 +88,7 @@ def test_the_threshold_is_the_highest_that_keeps_the_promise() -> None:
 
 
 def test_ties_are_no_escapes() -> None:
-    found = Calibration.of(np.full(100, 0.7), np.ones(100, bool), 1.0)
+    found = Calibration.of(np.full(100, 0.7), np.ones(100, bool), np.arange(100), 1.0)
     point = found.operating_point(OperatingPointConfig(0.05, 0.9))
     assert point.decide(0.7) == "reject"
 
@@ -119,8 +127,9 @@ def test_rates() -> None:
     scores = np.array([0.1, 0.9, 0.9, 0.5, 0.1, 0.3, 0.9])
     labels = np.array([0, 0, 2, 2, 1, 1, 1])
     found = rates(
-        OperatingPoint(0.2, 0.8, OperatingPointConfig(0.05, 0.9)), scores, labels, ["bulge", "good", "cracks"], "good"
-    )
+        OperatingPoint(0.2, 0.8, OperatingPointConfig(0.05, 0.9)),
+        scores, labels, np.arange(7), ["bulge", "good", "cracks"], "good",
+    )  # fmt: skip
     assert (found.escape.count, found.escape.total) == (1, 4)
     assert (found.overkill.count, found.overkill.total) == (1, 3)
     assert (found.review.count, found.review.total) == (2, 7)
@@ -132,10 +141,55 @@ def test_rates() -> None:
 
 
 def test_intervals_are_exact() -> None:
-    assert (interval(0, 10, 0.9).low, interval(10, 10, 0.9).high) == (0, 1)
-    assert interval(0, 10, 0.9).high == pytest.approx(1 - 0.05 ** (1 / 10))
-    assert math.isnan(interval(0, 0, 0.9).share)
-    assert (interval(0, 0, 0.9).low, interval(0, 0, 0.9).high) == (0, 1)
+    def of(count: int, total: int) -> Interval:
+        return interval(np.arange(total) < count, np.arange(total), 0.9)
+
+    assert (of(0, 10).low, of(10, 10).high) == (0, 1)
+    assert of(0, 10).high == pytest.approx(1 - 0.05 ** (1 / 10))
+    assert (of(3, 10).low, of(3, 10).high) == pytest.approx((beta.ppf(0.05, 3, 8), beta.ppf(0.95, 4, 7)))
+    assert math.isnan(of(0, 0).share)
+    assert (of(0, 0).low, of(0, 0).high) == (0, 1)
+
+
+def test_pictures_of_one_tyre_count_for_fewer() -> None:
+    assert worth(np.arange(10)) == 10
+    assert worth(np.arange(10) // 2) == 5
+    assert worth(np.array([0, 0, 0, 1])) == 1.6
+    assert worth(np.empty(0, np.int64)) == 0
+    pairs = interval(np.arange(20) < 4, np.arange(20) // 2, 0.9)
+    single = interval(np.arange(10) < 2, np.arange(10), 0.9)
+    assert (pairs.count, pairs.share, pairs.low, pairs.high) == (4, single.share, single.low, single.high)
+
+
+def clustered(draw: np.random.Generator, tyres: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of defective tyres with one to four pictures each, which the classifier sees in much the same way."""
+    shown = np.repeat(np.arange(tyres), draw.integers(1, 5, tyres))
+    own = draw.normal(0, 1, tyres)[shown]
+    return norm.cdf(1 + 0.95 * own + math.sqrt(1 - 0.95**2) * draw.normal(0, 1, len(shown))), shown
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_the_promise_holds_where_tyres_have_several_pictures(promise: Promise) -> None:
+    """It would be broken too often, were each picture taken for a tyre of its own."""
+    draw, rounds = np.random.default_rng(9), 2000
+    broken = {"by tyre": 0, "by picture": 0}
+    for _ in range(rounds):
+        scores, shown = clustered(draw, 2 * promise.needed())
+        for name, tyres in (("by tyre", shown), ("by picture", np.arange(len(shown)))):
+            found = Calibration.of(scores, np.ones(len(scores), bool), tyres, 1.0)
+            threshold = found.operating_point(wanted(promise)).threshold
+            broken[name] += norm.cdf(norm.ppf(threshold) - 1) > promise.rate
+    allowed = 1 - promise.confidence
+    noise = 3 * math.sqrt(allowed * (1 - allowed) / rounds)
+    assert broken["by tyre"] / rounds <= allowed + noise
+    if promise.confidence > 0.5:  # at an even chance, spread does not matter
+        assert broken["by picture"] / rounds > allowed + noise
+
+
+def test_what_cannot_be_promised_says_how_much_pictures_of_one_tyre_count_for() -> None:
+    found = Calibration.of(np.linspace(0.5, 1, 60), np.ones(60, bool), np.arange(60) // 2, 1.0)
+    with pytest.raises(UserError, match=r"takes 45 defective validation images, and there are 60, which count for 30 "):
+        found.operating_point(OperatingPointConfig(0.05, 0.9))
 
 
 def test_temperature_mends_what_is_too_sure() -> None:

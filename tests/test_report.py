@@ -34,12 +34,12 @@ BAND = OperatingPointConfig(0.2, 0.9, 0.1)
 
 
 def scores(count: int, seed: int) -> Scores:
-    """What a fair model might say of ``count`` images; the names of some are attacks."""
+    """What a fair model might say of ``count`` images; the names of some are attacks, and some show the same tyre."""
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, len(CLASSES), count)
     logits = draw.normal(0, 1, (count, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
     keys = [f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)]
-    return Scores(keys, labels, logits)
+    return Scores(keys, labels, logits, np.arange(count) // draw.integers(1, 4, count))
 
 
 def inspector(wanted: OperatingPointConfig | None, good: str | None = "good") -> Inspector:
@@ -81,7 +81,7 @@ class Page:
         assert point is not None
         band = point.reject_from > point.threshold
         at = OperatingPoint(threshold, max(threshold, point.reject_from) if band else threshold, point.promised)
-        found = rates(at, self.defective(), self.scores.labels, CLASSES, "good")
+        found = rates(at, self.defective(), self.scores.labels, self.scores.tyres, CLASSES, "good")
         return found.escape, found.overkill, found.review, found.escape_by_class
 
     def defective(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

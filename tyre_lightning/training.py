@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,13 +78,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         best = checkpoints(trainer)[0]
         metrics = evaluate(trainer, model, data, best)
         inspector = Inspector.from_checkpoint(best)
-        metrics |= judge(run, inspector, config.operating_point, folder / SCORES, shared)
+        scores = read_scores(folder, data)
+        metrics |= judge(run, inspector, config.operating_point, scores, shared)
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
         uri = register(run, inspector)
         shown = config.trainer.enable_progress_bar
-        log_report(run, inspector, data, folder / SCORES, config.operating_point, progress=shown)
+        log_report(run, inspector, data, scores, config.operating_point, progress=shown)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}
@@ -340,16 +341,22 @@ def evaluate(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, be
     return metrics
 
 
+def read_scores(folder: Path, data: TyreDataModule) -> dict[str, Scores]:
+    """What the best checkpoint said of each image, by usage; none of a usage of which no image could be read."""
+    usages = [usage for usage in ("val", "test") if usage in data.catalogs()]
+    found = {usage: Scores.read(folder / SCORES, usage, data.tyres(usage)) for usage in usages}
+    return {usage: scores for usage, scores in found.items() if scores is not None}
+
+
 def judge(
-    run: Run, inspector: Inspector, wanted: OperatingPointConfig, folder: Path, shared: Sequence[str]
+    run: Run, inspector: Inspector, wanted: OperatingPointConfig, scores: Mapping[str, Scores], shared: Sequence[str]
 ) -> dict[str, float]:
-    """Give an inspector its temperature and operating point, by the validation scores in ``folder``.
+    """Give an inspector its temperature and operating point, by the scores of the validation images.
 
     Records what they are worth on the test images, where there are some, and gives it; where ``shared`` names test
     images of tyres that training saw too, then also without them, as ``test_unshared/...``.
     """
     classes, good = inspector.classes, inspector.good_class
-    scores = {usage: found for usage in ("val", "test") if (found := Scores.read(folder, usage))}
     if "val" not in scores:
         log.warning("no validation image could be read, so that probabilities are not calibrated")
         return {}
@@ -362,7 +369,7 @@ def judge(
     if inspector.point is not None:
         metrics |= {"threshold": inspector.point.threshold, "reject_from": inspector.point.reject_from}
     if shared and "test" in scores and (unshared := scores["test"].without({*shared})).keys:
-        scores["test_unshared"] = unshared
+        scores = {**scores, "test_unshared": unshared}
         metrics |= {f"test_unshared/{name}": value for name, value in quality(unshared, classes, good).items()}
     for usage, found in scores.items():
         values = assess(found, classes, good, inspector.temperature, inspector.point)

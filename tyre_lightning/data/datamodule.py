@@ -174,6 +174,11 @@ class TyreDataModule(L.LightningDataModule):
         names = groups_of(catalog.keys(), self.config.group_pattern)
         return [self._joined.get(key, name) for key, name in zip(catalog.keys(), names, strict=True)]
 
+    def tyres(self, usage: str) -> dict[str, str]:
+        """By key: the name of the tyre that an image shows, as far as file names and near-copies tell."""
+        catalog = self.catalogs()[usage]
+        return dict(zip(catalog.keys(), self._groups(catalog), strict=True))
+
     def shared_with_train(self, usage: str) -> list[str]:
         """Keys of ``val`` or ``test`` images of tyres of which the model sees other images, sorted.
 

@@ -23,8 +23,9 @@ def calibrate(scores: Scores, good: int | None) -> Calibration:
     """What validation images say; ``good`` is the index of the class without defects, if one is known."""
     temperature = fit_temperature(scores.logits, scores.labels)
     if good is None:
-        return Calibration.of(np.empty(0), np.empty(0, bool), temperature)
-    return Calibration.of(defective_scores(scores, good, temperature), scores.labels != good, temperature)
+        return Calibration.of(np.empty(0), np.empty(0, bool), np.empty(0, np.int64), temperature)
+    defective = defective_scores(scores, good, temperature)
+    return Calibration.of(defective, scores.labels != good, scores.tyres, temperature)
 
 
 def defective_scores(scores: Scores, good: int, temperature: float) -> NDArray[np.float64]:
@@ -55,7 +56,7 @@ def assess(
     if point is None or good_class is None:
         return found
     defective = defective_scores(scores, classes.index(good_class), temperature)
-    return found | _decisions(rates(point, defective, scores.labels, classes, good_class))
+    return found | _decisions(rates(point, defective, scores.labels, scores.tyres, classes, good_class))
 
 
 def _decisions(found: Rates) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,31 @@ class Scores:
     keys: list[str]
     labels: NDArray[np.int64]  # class indices, shape (N,)
     logits: NDArray[np.float64]  # [N, classes]
+    tyres: NDArray[np.int64]  # a number for the tyre that an image shows, shape (N,)
 
     @classmethod
-    def read(cls, folder: Path, usage: str) -> Scores | None:
-        """What :class:`RecordScores` wrote, in however many processes; None where it recorded no image."""
+    def read(cls, folder: Path, usage: str, tyres: Mapping[str, str]) -> Scores | None:
+        """What :class:`RecordScores` wrote, in however many processes; None where it recorded no image.
+
+        Args:
+            folder: it was given.
+            usage: of the images.
+            tyres: the name of the tyre that an image shows, by key; those that are missing show one of their own.
+        """
         tables = [pq.read_table(path) for path in folder.glob(f"{usage}-*.parquet")]
         if not sum(map(len, tables)):
             return None
         table = pa.concat_tables(tables).sort_by("key")
         logits = np.array(table["logits"].to_pylist(), np.float64)
-        return cls(table["key"].to_pylist(), table["label"].to_numpy().astype(np.int64), logits)
+        keys = table["key"].to_pylist()
+        shown = np.unique([tyres.get(key, key) for key in keys], return_inverse=True)[1]
+        return cls(keys, table["label"].to_numpy().astype(np.int64), logits, shown)
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""
         kept = np.array([key not in keys for key in self.keys], bool)
-        return Scores([key for key in self.keys if key not in keys], self.labels[kept], self.logits[kept])
+        rest = [key for key in self.keys if key not in keys]
+        return Scores(rest, self.labels[kept], self.logits[kept], self.tyres[kept])
 
 
 class RecordScores(L.Callback):

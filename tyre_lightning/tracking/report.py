@@ -28,7 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def log_report(
-    run: Run, inspector: Inspector, data: TyreDataModule, folder: Path, wanted: OperatingPointConfig, *, progress: bool
+    run: Run,
+    inspector: Inspector,
+    data: TyreDataModule,
+    scores: Mapping[str, Scores],
+    wanted: OperatingPointConfig,
+    *,
+    progress: bool,
 ) -> None:
     """Record the report of a run; what goes wrong with it is a warning, since the model is done and registered.
 
@@ -36,23 +42,22 @@ def log_report(
         run: the run, with everything else recorded.
         inspector: its model.
         data: its images.
-        folder: with the scores of the best checkpoint.
+        scores: of the best checkpoint, by usage.
         wanted: the promise that was asked for.
         progress: whether to draw a progress bar.
     """
     try:
-        found = {usage: scores for usage in ("test", "val") if (scores := Scores.read(folder, usage))}
-        if not found:
+        if not scores:
             log.warning("the run has no %s: neither a test nor a validation image could be read", REPORT)
             return
-        usage, scores = next(iter(found.items()))
+        usage = "test" if "test" in scores else "val"
         with Progress(disable=not progress) as bar:
             task = bar.add_task(REPORT, total=None)
 
             def advance(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            page = build_page(inspector, scores, usage, wanted, _facts(run, data), _Files(data, usage), advance)
+            page = build_page(inspector, scores[usage], usage, wanted, _facts(run, data), _Files(data, usage), advance)
         with TemporaryDirectory() as scratch:
             Path(scratch, REPORT).write_text(page, encoding="utf-8")
             run.log_file(Path(scratch, REPORT))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.judgement import defective_scores
-from tyre_lightning.evaluation.operating_point import interval_ends
+from tyre_lightning.evaluation.operating_point import interval_ends, worth
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
@@ -27,6 +27,7 @@ class Side:
 
     keys: list[str]
     labels: NDArray[np.int64]  # class indices, shape (N,)
+    tyres: NDArray[np.int64]  # shape (N,)
     scores: NDArray[np.float64]  # P(defective), shape (N,)
     probabilities: NDArray[np.float64]  # [N, classes]
 
@@ -48,30 +49,39 @@ def sides(scores: Scores, good: int, temperature: float) -> tuple[Side, Side]:
     def side(hit: NDArray[np.bool_], order: NDArray[np.float64]) -> Side:
         place = np.flatnonzero(hit)[np.argsort(order[hit], kind="stable")]
         keys = [scores.keys[index] for index in place]
-        return Side(keys, scores.labels[place], defective[place], probabilities[place])
+        return Side(keys, scores.labels[place], scores.tyres[place], defective[place], probabilities[place])
 
     return side(scores.labels != good, defective), side(scores.labels == good, -defective)
 
 
-def interval_tables(totals: set[int], confidence: float) -> dict[str, list[list[float]]]:
-    """By total: the low and the high end of the Clopper-Pearson interval of every count from 0 to the total."""
-    return {
-        str(total): [ends.round(_DIGITS).tolist() for ends in interval_ends(np.arange(total + 1), total, confidence)]
-        for total in totals
-    }
+def interval_table(tyres: NDArray[np.int64], confidence: float) -> list[list[float]]:
+    """The low and the high end of the interval of every count of images, from none to all.
+
+    Args:
+        tyres: that each image shows, shape (N,).
+        confidence: of the interval.
+    """
+    ends = interval_ends(np.arange(len(tyres) + 1), len(tyres), worth(tyres), confidence)
+    return [values.round(_DIGITS).tolist() for values in ends]
 
 
 def decision_data(inspector: Inspector, defective: Side, good: Side, confidence: float) -> dict[str, Any]:
     """What the page's script works with, as plain values."""
     counts = np.bincount(defective.labels, minlength=len(inspector.classes)).tolist()
-    totals = {len(defective.keys), len(good.keys), len(defective.keys) + len(good.keys), *counts}  # all: for review
+    by_class = [defective.tyres[defective.labels == index] for index in range(len(inspector.classes))]
+    both = np.concatenate([defective.tyres, good.tyres])
     return {
         "classes": inspector.classes,
         "counts": counts,
         "goodClass": inspector.good_class,
         "point": None if inspector.point is None else inspector.point.to_dict(),
         "confidence": confidence,
-        "intervals": interval_tables(totals, confidence),
+        "intervals": {
+            "escape": interval_table(defective.tyres, confidence),
+            "overkill": interval_table(good.tyres, confidence),
+            "review": interval_table(both, confidence),
+            "classes": [interval_table(tyres, confidence) for tyres in by_class],
+        },
         "defective": defective.to_dict(),
         "good": good.to_dict(),
     }

@@ -35,9 +35,8 @@ function decide(t) {
   };
 }
 
-/** A share with its exact interval, which Python computed for every count. */
-function share(count, total) {
-  const [low, high] = data.intervals[total];
+/** A share with its interval, which Python computed for every count. */
+function share(count, total, [low, high]) {
   return { rate: total ? count / total : NaN, low: low[count], high: high[count] };
 }
 
@@ -58,7 +57,7 @@ function element(tag, text, className) {
 }
 
 function tile(id, count, total, kind) {
-  const found = share(count, total);
+  const found = share(count, total, data.intervals[id]);
   byId(id).textContent = percent(found.rate);
   byId(`${id}-detail`).textContent = `${count} of ${total} ${kind}; ${confidence} interval ${between(found)}`;
 }
@@ -66,7 +65,7 @@ function tile(id, count, total, kind) {
 function verdict(now) {
   if (data.point === null) return ["none", "the model has no operating point"];
   const limit = data.point.promised.max_escape_rate;
-  const found = share(now.escapes, now.defective);
+  const found = share(now.escapes, now.defective, data.intervals.escape);
   const most = `at most ${percent(limit)}`;
   if (!now.defective) return ["untested", "there are no defective images"];
   if (found.high <= limit) return ["kept", `${most}; the whole interval lies below it`];
@@ -96,7 +95,7 @@ function tables(now) {
   const caught = tally(data.defective, now.defective - now.caught, now.defective);
   const classes = data.classes.map((name, i) => [name, i]).filter(([name]) => name !== data.goodClass);
   fill("defects", classes.map(([name, i]) => {
-    const found = share(escapes[i], data.counts[i]);
+    const found = share(escapes[i], data.counts[i], data.intervals.classes[i]);
     return data.counts[i] ? [name, data.counts[i], escapes[i], percent(found.rate), between(found)] : [name, 0, "", "", ""];
   }));
   const rows = [
