@@ -9,11 +9,10 @@ default recipe.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import chdir
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from tyre_lightning.config import register_schemas
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Augmentation, Colour, recolour
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.training import train
@@ -221,7 +221,7 @@ def run(job: Job) -> list[shared.Result]:
         assert scores is not None
         found = {job.variant: scores}
         if job.variant == shared.BASELINE:
-            found |= mirrored(inspector, scores, job.root)
+            found |= {name: mirrored(inspector, scores, job.root, views) for name, views in MIRRORED.items()}
     return [
         shared.Result(name, job.regime, job.size, job.fold, shared.measure(part, inspector.classes), minutes)
         for name, part in found.items()
@@ -229,39 +229,33 @@ def run(job: Job) -> list[shared.Result]:
 
 
 @torch.inference_mode()
-def mirrored(inspector: Inspector, scores: Scores, root: Path) -> dict[str, Scores]:
-    """Logits averaged over an image and its mirror image left-right; over these and those top-bottom."""
-    rows = []
-    for key in scores.keys:
-        image = inspector.read((root.parent / key).read_bytes(), key)
-        views = torch.stack([image, image.flip(2), image.flip(1), image.flip(1, 2)])
-        rows.append(inspector.network(views).double().numpy())
-    logits = np.stack(rows)
-    return {name: dataclasses.replace(scores, logits=logits[:, :n].mean(1)) for name, n in MIRRORED.items()}
+def mirrored(inspector: Inspector, scores: Scores, root: Path, views: int) -> Scores:
+    """What the same weights say with ``data.eval_views``."""
+    preprocessing = inspector.preprocessing
+    network = Network(inspector.name, len(inspector.classes), preprocessing.mean, preprocessing.std, views=views)
+    network.load_state_dict(inspector.network.state_dict())
+    images = [inspector.read((root.parent / key).read_bytes(), key) for key in scores.keys]
+    logits = [network.eval()(torch.stack(part)).double().numpy() for part in batched(images, 32)]
+    return dataclasses.replace(scores, logits=np.concatenate(logits))
+
+
+def batched(images: Sequence[Tensor], size: int) -> list[list[Tensor]]:
+    """Parts of a list."""
+    return [[*images[start : start + size]] for start in range(0, len(images), size)]
 
 
 def main() -> None:
     """Train what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lake", type=Path)
-    parser.add_argument("variants", nargs="*", metavar="variant", help=f"of {', '.join(VARIANTS)}; default: all")
-    parser.add_argument("--regime", choices=shared.REGIMES, default="all")
-    parser.add_argument("--size", type=int, default=256, help="pixels of an image in evaluation")
-    parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS), help="of 0, 1, 2")
-    parser.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
+    parser = shared.parser("variant", [*VARIANTS], __doc__)
     parser.add_argument("--scratch", type=Path, help="where links and caches go, to be used again; default: nowhere")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     options = parser.parse_intermixed_args()
-    names = options.variants or list(VARIANTS)
-    if unknown := set(names) - set(VARIANTS):
-        parser.error(f"no such variant: {', '.join(sorted(unknown))}")
-    done = {(r.variant, r.regime, r.size, r.fold) for r in shared.read(options.results)}
-    wanted = [(name, options.regime, options.size, fold) for name in names for fold in options.folds]
+    wanted = shared.missing(parser, options, [*VARIANTS])
     threads = max(1, torch.get_num_threads() // options.jobs)
     with tempfile.TemporaryDirectory() as folder:
         scratch = (options.scratch or Path(folder)).resolve()
         root = shared.link_lake(options.lake, scratch)
-        jobs = [Job(*key, root, scratch / "cache", threads) for key in wanted if key not in done]
+        jobs = [Job(*key, root, scratch / "cache", threads) for key in wanted]
         with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
             for future in as_completed([pool.submit(run, job) for job in jobs]):
                 for result in future.result():

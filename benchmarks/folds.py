@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import statistics
@@ -29,6 +30,7 @@ GOOD, CRACKS = "non_defective", "cracks"
 METRICS = {"f1": "macro F1", "accuracy": "accuracy", "defective": "AUROC defective", "cracks": "AUROC cracks"}
 REGIMES = ("all", "few", "rare")
 FEW = 236  # images to train on, of which 200 are left when the validation images have been taken from them
+Key = tuple[str, str, int, int]
 RARE = 5  # images of each defect, beside some 250 good ones
 
 
@@ -96,6 +98,27 @@ def measure(scores: Scores, classes: Sequence[str]) -> dict[str, float]:
     defective = torch.from_numpy(defective_scores(scores, good, 1.0)[pair])
     area = float(binary_auroc(defective, torch.from_numpy((scores.labels[pair] == cracks).astype(np.int64))))
     return {"f1": found["f1"], "accuracy": found["accuracy"], "defective": found["auroc_defective"], "cracks": area}
+
+
+def parser(kind: str, names: Sequence[str], description: str | None) -> argparse.ArgumentParser:
+    """The command line of a comparison: the lake, what to compare, in which setting, and where results are kept."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("lake", type=Path)
+    found.add_argument("names", nargs="*", metavar=kind, help=f"of {', '.join(names)}; default: all")
+    found.add_argument("--regime", choices=REGIMES, default="all")
+    found.add_argument("--size", type=int, default=256, help="pixels of an image in evaluation")
+    found.add_argument("--folds", type=int, nargs="+", default=range(FOLDS), help="of 0, 1, 2")
+    found.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
+    return found
+
+
+def missing(parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str]) -> list[Key]:
+    """What is asked for and not among the results: variant, regime, size and fold."""
+    if unknown := set(options.names) - set(names):
+        parser.error(f"not known: {', '.join(sorted(unknown))}")
+    done = {(r.variant, r.regime, r.size, r.fold) for r in read(options.results)}
+    wanted = [(name, options.regime, options.size, fold) for name in options.names or names for fold in options.folds]
+    return [key for key in wanted if key not in done]
 
 
 def read(path: Path) -> list[Result]:

@@ -8,7 +8,6 @@ there. Wants ``pip install fastai timm scikit-learn`` in an environment of its o
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -292,26 +291,15 @@ def run(root: Path, name: str, regime: str, size: int, fold: int) -> shared.Resu
 
 def main() -> None:
     """Train what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lake", type=Path)
-    parser.add_argument("peers", nargs="*", metavar="peer", help=f"of {', '.join(PEERS)}; default: all")
-    parser.add_argument("--regime", choices=shared.REGIMES, default="all")
-    parser.add_argument("--size", type=int, default=256, help="pixels of an image in evaluation")
-    parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS), help="of 0, 1, 2")
-    parser.add_argument("--results", type=Path, default=Path("ablation.jsonl"), help="those of ablation.py")
+    parser = shared.parser("peer", [*PEERS], __doc__)
     options = parser.parse_intermixed_args()
-    if unknown := set(options.peers) - set(PEERS):
-        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
     keep_freed_memory()
-    done = {(r.variant, r.regime, r.size, r.fold) for r in shared.read(options.results)}
     with tempfile.TemporaryDirectory() as folder:
         root = shared.link_lake(options.lake, Path(folder))
-        for name in options.peers or PEERS:
-            for fold in options.folds:
-                if (name, options.regime, options.size, fold) not in done:
-                    result = run(root, name, options.regime, options.size, fold)
-                    shared.append(options.results, result)
-                    print(result, flush=True)
+        for key in shared.missing(parser, options, [*PEERS]):
+            result = run(root, *key)
+            shared.append(options.results, result)
+            print(result, flush=True)
     print("\n".join(shared.table(shared.read(options.results))))
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from tyre_lightning.config import (
     S3Config,
     to_predict_config,
 )
-from tyre_lightning.data.decoding import decode
+from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.operating_point import OperatingPoint
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
@@ -37,6 +36,7 @@ from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.progress import progress_bar
 from tyre_lightning.tracking.registry import load_inspector
 
 
@@ -88,7 +88,7 @@ def predict(cfg: DictConfig) -> Summary:
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
     more = [OVERLAY] if config.explain else []
-    with open_writer(config.output, inspector.columns(), more) as writer, _progress() as progress:
+    with open_writer(config.output, inspector.columns(), more) as writer, progress_bar() as progress:
         task = progress.add_task("predicting", total=total)
         for rows in predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays):
             writer.write(rows)
@@ -193,12 +193,9 @@ class _Image(NamedTuple):
 
 
 def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> _Image | UnreadableImage:
-    if isinstance(data, UnreadableImage):
-        return data
-    try:
-        picture = decode(data, entry.key)
-    except UnreadableImage as error:
-        return error
+    picture = try_decode(data, entry.key)
+    if isinstance(picture, UnreadableImage):
+        return picture
     return _Image(picture if whole else None, inspector.preprocessing(picture))
 
 
@@ -238,7 +235,3 @@ def _device(config: PredictConfig) -> torch.device:
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu, but PyTorch sees no GPU here: use accelerator=cpu")
     return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _progress() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -16,14 +16,14 @@ from tyre_lightning.audit.copies import Pairs, find_copies
 from tyre_lightning.audit.embedding import COPIES, LABELS
 from tyre_lightning.audit.labels import Shortcut, Suspects, shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, Looks, look
-from tyre_lightning.config import Cache, DataConfig, S3Config, to_audit_config
+from tyre_lightning.config import DataConfig, S3Config, to_audit_config
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.cache import DiskCache, cache_folder
+from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.listing import read_lake
-from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
 from tyre_lightning.lake.splits import groups_of
-from tyre_lightning.lake.store import Store, open_store
+from tyre_lightning.lake.store import Store
 
 PAGE = "audit.html"
 FINDINGS = "findings.csv"
@@ -100,11 +100,8 @@ def examine(data: DataConfig, s3: S3Config) -> Audit:
         UserError: there is no such lake, or an object in it cannot be read.
     """
     folder = cache_folder(data.cache_dir)
-    store = open_store(str(data.root), s3, None if data.cache is Cache.none else folder / "listings")
-    cache = (
-        DiskCache(folder / "images", int(data.cache_gb * 1e9)) if data.cache is Cache.files and store.remote else None
-    )
-    reader = Reader(store, cache, data.changed)
+    store = open_lake(str(data.root), data, s3)
+    reader = open_reader(store, open_cache(store, data), data)
     lake = read_lake(store, data)
     catalogs = {"train": lake.train, "val": lake.val, "test": lake.test}
     images = _listed({usage: catalog for usage, catalog in catalogs.items() if catalog is not None})

@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.audit.embedding import WIDTH, Embedder, Sight
-from tyre_lightning.data.decoding import decode
+from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
+from tyre_lightning.progress import progress_bar
 
 SIDES = tuple(
     f"{side}_{what}" for side in ("top", "bottom", "left", "right") for what in ("red", "green", "blue", "spread")
@@ -104,7 +104,7 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, s
     )
     known = _load(folder)
     missing = [entry for entry, place in zip(entries, _places(known, entries), strict=True) if place is None]
-    with Progress(*_columns(), disable=not show or not missing) as progress:
+    with progress_bar(show and bool(missing)) as progress:
         task = progress.add_task("looking at images", total=len(missing))
         for part in _chunks(missing, _PART):
             tables = []
@@ -119,10 +119,6 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, s
 
 def _chunks(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
     return [entries[start : start + size] for start in range(0, len(entries), size)]
-
-
-def _columns() -> tuple[TextColumn, BarColumn, MofNCompleteColumn, TimeRemainingColumn]:
-    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
 
 def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
@@ -144,13 +140,10 @@ def _measure(embedder: Embedder, reader: Reader, entries: Sequence[Entry]) -> It
 
 
 def _see(sight: Sight, file: bytes | UnreadableImage, entry: Entry) -> _Seen:
-    if isinstance(file, UnreadableImage):
-        return _Seen("", file.reason, None, None)
-    digest = xxhash.xxh3_128_hexdigest(file)
-    try:
-        image = decode(file, entry.key)
-    except UnreadableImage as error:
-        return _Seen(digest, error.reason, None, None)
+    digest = "" if isinstance(file, UnreadableImage) else xxhash.xxh3_128_hexdigest(file)
+    image = try_decode(file, entry.key)
+    if isinstance(image, UnreadableImage):
+        return _Seen(digest, image.reason, None, None)
     return _Seen(digest, None, _traits(image), F.resize(image, [sight.size, sight.size], F.InterpolationMode.BICUBIC))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from tyre_lightning.audit.audit import FINDINGS, PAGE, Audit
-from tyre_lightning.evaluation.gallery import stream, thumbnail
+from tyre_lightning.evaluation.gallery import jpeg, stream, thumbnail
 
 SHOWN = 60  # findings of a kind with pictures; the table has all
 
@@ -126,9 +124,5 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _pictures(audit: Audit, keys: Sequence[str]) -> dict[str, str]:
     """Small JPEGs by key, as data URLs."""
-    found = {}
-    for key, tile in zip(keys, stream(audit.store, keys, thumbnail), strict=True):
-        buffer = io.BytesIO()
-        tile.save(buffer, "JPEG", quality=80)
-        found[key] = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return found
+    tiles = stream(audit.store, keys, thumbnail)
+    return {key: f"data:image/jpeg;base64,{jpeg(tile)}" for key, tile in zip(keys, tiles, strict=True)}

@@ -21,15 +21,15 @@ from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler,
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.transforms import Augmentation, Preprocessing
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.cache import DiskCache, cache_folder
+from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
-from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.splits import groups_of, split_fold, split_validation
-from tyre_lightning.lake.store import Entry, open_store
+from tyre_lightning.lake.store import Entry
 
 FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -78,8 +78,8 @@ class TyreDataModule(L.LightningDataModule):
         root = config.root or (pinned.root if pinned else None)
         if root is None:
             raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
-        self.store = open_store(root, s3, None if config.cache is Cache.none else self._folder / "listings")
-        self._cache = self._open_cache()
+        self.store = open_lake(root, config, s3)
+        self._cache = open_cache(self.store, config)
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
         self.classes = self.train.classes
         self.good_class = good_class(self.classes, config.good_class)
@@ -132,8 +132,7 @@ class TyreDataModule(L.LightningDataModule):
 
     def reader(self) -> Reader:
         """Reads the images' files, from the cache where that keeps files."""
-        kept = self._cache if self.config.cache is Cache.files else None
-        return Reader(self.store, kept, self.config.changed)
+        return open_reader(self.store, self._cache, self.config)
 
     def tagged(self) -> dict[str, Catalog]:
         """:meth:`catalogs` with tags that follow from the contents alone; a folder's files are read for that."""
@@ -200,15 +199,6 @@ class TyreDataModule(L.LightningDataModule):
         found = pinned.catalogs
         self._join([*found.values()])
         return found["train"], found["val"], found.get("test")
-
-    def _open_cache(self) -> DiskCache | None:
-        keep = self.config.cache
-        if keep is Cache.none or (keep is Cache.files and not self.store.remote):
-            return None
-        cache = DiskCache(self._folder / "images", int(self.config.cache_gb * 1e9))
-        for problem in cache.problems:
-            log.warning("%s", problem)
-        return None if cache.problems else cache
 
     def _images(self, augmentation: Augmentation | None) -> Images:
         if self.config.cache is not Cache.resized:

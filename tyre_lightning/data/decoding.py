@@ -44,6 +44,16 @@ def decode(data: bytes, key: str) -> Tensor:
         raise UnreadableImage(key, _reason(error)) from error
 
 
+def try_decode(data: bytes | UnreadableImage, key: str) -> Tensor | UnreadableImage:
+    """:func:`decode`, giving the reason instead of raising it; a reason for which there are no bytes stays as it is."""
+    if isinstance(data, UnreadableImage):
+        return data
+    try:
+        return decode(data, key)
+    except UnreadableImage as error:
+        return error
+
+
 def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """The pixels [height, width, 3] of an image of which Pillow has read the header."""
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1

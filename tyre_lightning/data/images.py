@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tyre_lightning.data.decoding import decode
+from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.reader import Reader
@@ -49,7 +49,8 @@ class Images:
         }
         missing = [entry for entry in entries if entry not in found]
         for entry, data in zip(missing, self._reader.read(missing), strict=True):
-            found[entry] = self._decode(entry, data)
+            pixels = try_decode(data, entry.key)
+            found[entry] = self._prepare(pixels) if isinstance(pixels, Tensor) else pixels
         self._keep({entry: found[entry] for entry in missing})
         return [found[entry] for entry in entries]
 
@@ -67,14 +68,6 @@ class Images:
                 found += source.problems
                 source.problems.clear()
         return found
-
-    def _decode(self, entry: Entry, data: bytes | UnreadableImage) -> Tensor | UnreadableImage:
-        if isinstance(data, UnreadableImage):
-            return data
-        try:
-            return self._prepare(decode(data, entry.key))
-        except UnreadableImage as error:
-            return error
 
     def _load(self, entry: Entry) -> Tensor | None:
         if self._kept is None or not entry.etag:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +23,7 @@ T = TypeVar("T")
 
 _BATCH = 64  # files in memory at one time
 _TILE = 200  # pixels
+_QUALITY = 75
 _TITLE = 28  # characters of a line above a tile
 
 
@@ -46,6 +49,13 @@ def thumbnail(data: bytes, key: str) -> Image.Image:
         return tile
     tile.thumbnail((_TILE, _TILE))
     return tile
+
+
+def jpeg(picture: Image.Image) -> str:
+    """A picture as base64 JPEG, for a page."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_QUALITY)
+    return b64encode(buffer.getvalue()).decode()
 
 
 def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: str, columns: int = 6) -> Figure:

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tyre_lightning.config import Changed
+from tyre_lightning.config import Cache, Changed, DataConfig, S3Config
 from tyre_lightning.errors import UnreadableImage, UserError
-from tyre_lightning.lake.cache import DiskCache
-from tyre_lightning.lake.store import Content, Entry, Store
+from tyre_lightning.lake.cache import DiskCache, cache_folder
+from tyre_lightning.lake.store import Content, Entry, Store, open_store
 
 LARGEST = 1 << 30  # bytes that an image file may have
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def open_lake(root: str, config: DataConfig, s3: S3Config) -> Store:
+    """The store at a lake's address; its listings are kept on this disk, if anything is.
+
+    Raises:
+        UserError: there is no such folder, or S3 cannot be asked.
+    """
+    folder = None if config.cache is Cache.none else cache_folder(config.cache_dir) / "listings"
+    return open_store(root, s3, folder)
+
+
+def open_cache(store: Store, config: DataConfig) -> DiskCache | None:
+    """What keeps a lake's images on this disk; None where nothing is to be kept, or, with a warning, can be."""
+    if config.cache is Cache.none or (config.cache is Cache.files and not store.remote):
+        return None
+    cache = DiskCache(cache_folder(config.cache_dir) / "images", int(config.cache_gb * 1e9))
+    for problem in cache.problems:
+        log.warning("%s", problem)
+    return None if cache.problems else cache
+
+
+def open_reader(store: Store, cache: DiskCache | None, config: DataConfig) -> Reader:
+    """Reads the images' files, through the cache where that keeps files."""
+    return Reader(store, cache if config.cache is Cache.files else None, config.changed)
 
 
 class Reader:

@@ -8,14 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.progress import Progress
-
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.progress import progress_bar
 from tyre_lightning.tracking.runs import Run
 
 REPORT = "report.html"
@@ -51,7 +50,7 @@ def log_report(
             log.warning("the run has no %s: neither a test nor a validation image could be read", REPORT)
             return
         usage = "test" if "test" in scores else "val"
-        with Progress(disable=not progress) as bar:
+        with progress_bar(progress) as bar:
             task = bar.add_task(REPORT, total=None)
 
             def advance(done: int, total: int) -> None:

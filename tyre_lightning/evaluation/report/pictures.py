@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from tyre_lightning.data.decoding import decode
+from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.evaluation.gallery import jpeg
 from tyre_lightning.evaluation.saliency import explain, overlay
 from tyre_lightning.model.inspector import Inspector
 
@@ -23,7 +22,6 @@ OVERLAYS = 48  # in each gallery
 _BYTES = 7_000_000  # of a gallery's base64
 _BATCH = 16  # files in memory at one time
 _SIDE = 224  # pixels
-_QUALITY = 75
 
 Read = Callable[[Sequence[str]], Sequence[bytes | UnreadableImage]]
 
@@ -62,7 +60,7 @@ def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Call
         for start in range(0, min(len(keys), PICTURES), _BATCH):
             batch = keys[start : min(start + _BATCH, PICTURES)]
             if found.size() < _BYTES:
-                images = list(pool.map(_decoded, read(batch), batch))
+                images = list(pool.map(try_decode, read(batch), batch))
                 _show(found, images, inspector if start < OVERLAYS else None)
             advance(len(batch))
     return found
@@ -78,22 +76,13 @@ def _show(found: Gallery, images: Sequence[Tensor | UnreadableImage], inspector:
             found.overlays.append("")
             found.reasons.append(image.reason)
             continue
-        found.pictures.append(_jpeg(F.to_pil_image(image)))
+        found.pictures.append(_small(F.to_pil_image(image)))
         found.overlays.append(
-            "" if inspector is None else _jpeg(overlay(image, next(heats), inspector.preprocessing, _SIDE))
+            "" if inspector is None else _small(overlay(image, next(heats), inspector.preprocessing, _SIDE))
         )
         found.reasons.append("")
 
 
-def _decoded(data: bytes | UnreadableImage, key: str) -> Tensor | UnreadableImage:
-    try:
-        return data if isinstance(data, UnreadableImage) else decode(data, key)
-    except UnreadableImage as error:
-        return error
-
-
-def _jpeg(picture: Image.Image) -> str:
+def _small(picture: Image.Image) -> str:
     picture.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_QUALITY)
-    return b64encode(buffer.getvalue()).decode()
+    return jpeg(picture)
