@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.judgement import calibrate, defective_scores
 from tyre_lightning.evaluation.operating_point import Interval, OperatingPoint, rates
+from tyre_lightning.evaluation.report.charts import rate_curves
+from tyre_lightning.evaluation.report.decisions import sides
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.backbones import Network, preset
@@ -125,6 +128,26 @@ def test_the_page_says_that_training_saw_some_tyres() -> None:
     html = build_page(inspector(PROMISE), scores(60, 2), "test", PROMISE, facts(shared=7), read)
     assert "7 of them are of tyres that training saw too" in html
     assert "took no part in the training" not in html
+
+
+def test_curves_have_the_ends_of_the_intervals_beside_them(page: Page) -> None:
+    point = page.inspector.point
+    assert point is not None
+    escape, overkill, *_ = page.rates(point.threshold)
+    defective, good = sides(page.scores, GOOD, page.inspector.temperature)
+    trade, roc, recall = rate_curves(defective, good, 1.0, PROMISE.confidence)
+    curve, low, high = trade.lines
+    assert (escape.share, overkill.share) in curve.points
+    assert min(math.dist((escape.low, overkill.low), at) for at in low.points) < 1e-9
+    assert min(math.dist((escape.high, overkill.high), at) for at in high.points) < 1e-9
+    assert min(math.dist((overkill.high, 1 - escape.high), at) for at in roc.lines[-1].points) < 1e-9
+    caught, false = escape.total - escape.count, overkill.count
+    hit, worse = recall.lines[0], recall.lines[1]
+    place = min(
+        range(len(hit.points)), key=lambda i: math.dist(hit.points[i], (1 - escape.share, caught / (caught + false)))
+    )
+    assert worse.points[place][0] == pytest.approx(1 - escape.high)
+    assert worse.points[place][1] < hit.points[place][1]
 
 
 def test_without_a_good_class_there_is_no_threshold() -> None:

@@ -78,6 +78,9 @@ def test_what_a_run_records(trained: Trained) -> None:
     for name in ("escape_rate", "overkill_rate", "escape_rate/crack"):
         low, rate, high = (metrics[f"test/{name.replace('rate', 'rate' + end)}"] for end in ("_low", "", "_high"))
         assert low <= rate <= high
+    assert (
+        metrics["test/auroc_defective_low"] <= metrics["test/auroc_defective"] <= metrics["test/auroc_defective_high"]
+    )
     for usage in ("val", "test"):
         assert {f"{usage}/{name}" for name in ("ece", "ece_uncalibrated", "brier", "brier_uncalibrated")} <= {*metrics}
     assert metrics["val/escape_rate"] == 0  # six images allow for none

@@ -372,7 +372,7 @@ def judge(
         scores = {**scores, "test_unshared": unshared}
         metrics |= {f"test_unshared/{name}": value for name, value in quality(unshared, classes, good).items()}
     for usage, found in scores.items():
-        values = assess(found, classes, good, inspector.temperature, inspector.point)
+        values = assess(found, classes, good, inspector.temperature, inspector.point, wanted.confidence)
         metrics |= {f"{usage}/{name}": value for name, value in values.items()}
         if good is not None:
             run.log_figure(_decision_figure(found, classes.index(good), inspector), f"{usage}_decisions.png")

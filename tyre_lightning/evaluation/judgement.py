@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.calibration import (
     brier_score,
     expected_calibration_error,
@@ -41,21 +42,32 @@ def quality(scores: Scores, classes: Sequence[str], good_class: str | None) -> d
 
 
 def assess(
-    scores: Scores, classes: Sequence[str], good_class: str | None, temperature: float, point: OperatingPoint | None
+    scores: Scores,
+    classes: Sequence[str],
+    good_class: str | None,
+    temperature: float,
+    point: OperatingPoint | None,
+    confidence: float,
 ) -> dict[str, float]:
     """What temperature and operating point are worth on some images, by name.
 
-    Calibration error and Brier score with the temperature and without it (``_uncalibrated``); escape, overkill and
-    review rates, each with the ends of its interval (``_low``, ``_high``).
+    Calibration error and Brier score with the temperature and without it (``_uncalibrated``); the ends (``_low``,
+    ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates with theirs.
     """
     found = {}
     for name, divisor in (("", temperature), ("_uncalibrated", 1.0)):
         probabilities = softmax(scores.logits, divisor)
         found[f"ece{name}"] = expected_calibration_error(probabilities, scores.labels)
         found[f"brier{name}"] = brier_score(probabilities, scores.labels)
-    if point is None or good_class is None:
+    if good_class is None:
         return found
-    defective = defective_scores(scores, classes.index(good_class), temperature)
+    good = classes.index(good_class)
+    raw = defective_scores(scores, good, 1.0)  # as the AUROC itself is measured
+    if ends := auroc_interval(raw, scores.labels != good, scores.tyres, confidence):
+        found |= dict(zip(("auroc_defective_low", "auroc_defective_high"), ends, strict=True))
+    if point is None:
+        return found
+    defective = defective_scores(scores, good, temperature)
     return found | _decisions(rates(point, defective, scores.labels, scores.tyres, classes, good_class))
 
 

@@ -92,19 +92,19 @@ def interval(hit: NDArray[np.bool_], tyres: Ints, confidence: float) -> Interval
     return Interval(count, len(hit), float(low[0]), float(high[0]))
 
 
-def interval_ends(counts: Ints, total: int, worth: float, confidence: float) -> tuple[Floats, Floats]:
+def interval_ends(counts: Ints, total: Ints | int, worth: Floats | float, confidence: float) -> tuple[Floats, Floats]:
     """The low and the high ends, each shape (N,), of the exact binomial interval (Clopper and Pearson, 1934).
 
     Args:
         counts: shape (N,).
-        total: the images that each is a count of.
-        worth: how many independent ones these count for.
+        total: the images that each is a count of; one number, or shape (N,).
+        worth: how many independent ones these count for; the same.
         confidence: of the interval, two-sided.
     """
     from scipy.stats import beta
 
     tail = (1 - confidence) / 2
-    hit = counts * (worth / total if total else 0.0)
+    hit = counts * (worth / np.maximum(total, 1))
     # Without a count, or with all, one end is known, and the other parameter would be 0.
     low = np.where(counts > 0, beta.ppf(tail, np.where(counts > 0, hit, 1), worth - hit + 1), 0.0)
     high = np.where(counts < total, beta.ppf(1 - tail, hit + 1, np.where(counts < total, worth - hit, 1)), 1.0)

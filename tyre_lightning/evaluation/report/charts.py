@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.evaluation.calibration import softmax
+from tyre_lightning.evaluation.operating_point import interval_ends, worth
+from tyre_lightning.evaluation.report.decisions import Side
 from tyre_lightning.evaluation.scores import Scores
 
 WIDTH, HEIGHT = 320, 240  # of an SVG's own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 38  # margins round the plot
 BINS = 10  # of the calibration curve
+_STYLES = ("first", "ends", "ends")  # of a curve and of both ends of its intervals
 _POINTS = 300  # of a curve, beyond which no eye sees a difference
 
 Floats = NDArray[np.float64]
 Pairs = Sequence[tuple[float, float]]
+Rate = tuple[Floats, Floats, Floats]
 
 
 @dataclass(frozen=True)
@@ -73,30 +78,38 @@ class Chart:
         return [(self.y(value), _text(value)) for value in np.linspace(self.y_min, self.y_max, 6)]
 
 
-def rate_curves(defective: Floats, good: Floats, limit: float) -> list[Chart]:
+def rate_curves(defective: Side, good: Side, limit: float, confidence: float) -> list[Chart]:
     """Escape against overkill (up to ``limit``), ROC, and precision against recall of defective tyres.
 
+    Each has the ends of the two rates' intervals at each threshold beside it.
+
     Args:
-        defective: P(defective) of defective images, shape (D,).
-        good: P(defective) of good images, shape (G,).
+        defective: the defective images.
+        good: the good images.
         limit: a rate.
+        confidence: of the intervals.
     """
-    steps = np.unique(np.concatenate([defective, good, [np.inf]]))  # thresholds: what lies below is accepted
-    escaped, passed = np.searchsorted(np.sort(defective), steps), np.searchsorted(np.sort(good), steps)
-    found, false = len(defective) - escaped, len(good) - passed
-    escape, overkill = escaped / max(1, len(defective)), false / max(1, len(good))
-    precision = found / np.maximum(found + false, 1)
-    inside = (escape <= limit) & (overkill <= limit)
-    trade = Line("trade", _thinned(escape[inside], overkill[inside]))
-    roc = Line("roc", _thinned(overkill, 1 - escape))
-    recall = Line("recall", _thinned((1 - escape)[:-1], precision[:-1]))
-    kept, caught = "good tyres not accepted", "defective tyres caught"
+    steps = np.unique(np.concatenate([defective.scores, good.scores, [np.inf]]))  # what lies below is accepted
+    escaped = np.searchsorted(np.sort(defective.scores), steps)
+    passed = np.searchsorted(np.sort(good.scores), steps)
+    found, false = len(defective.scores) - escaped, len(good.scores) - passed
+    escape = _with_ends(escaped, np.full_like(steps, len(defective.scores)), defective.tyres, confidence)
+    overkill = _with_ends(false, np.full_like(steps, len(good.scores)), good.tyres, confidence)
+    both = np.concatenate([defective.tyres, good.tyres])
+    precision = _with_ends(found, found + false, both, confidence)
+    caught = [1 - rate for rate in escape]
+    trade = [_line(x[inside], y[inside], style) for x, y, style in zip(escape, overkill, _STYLES, strict=True)
+             if (inside := (x <= limit) & (y <= limit)).any()]  # fmt: skip
+    roc = [_line(x, y, style) for x, y, style in zip(overkill, caught, _STYLES, strict=True)]
+    # Where nothing is rejected there is no precision; what is worse for the model goes together.
+    recall = [_line(x[:-1], y[:-1], style)
+              for x, y, style in zip((caught[0], caught[2], caught[1]), precision, _STYLES, strict=True)]  # fmt: skip
+    kept, hit = "good tyres not accepted", "defective tyres caught"
     return [
-        Chart("Escape against overkill", "escape rate", kept, [trade], limit, limit, marker="trade"),
-        Chart("ROC", kept, caught, [_diagonal(), roc], marker="roc"),
-        Chart("Precision and recall", caught, "precision", [recall],
-              marker="recall"),
-    ]  # fmt: skip
+        Chart("Escape against overkill", "escape rate", kept, trade, limit, limit, marker="trade"),
+        Chart("ROC", kept, hit, [_diagonal(), *roc], marker="roc"),
+        Chart("Precision and recall", hit, "precision", recall, marker="recall"),
+    ]
 
 
 def calibration_chart(scores: Scores, good: int, temperature: float) -> Chart:
@@ -132,6 +145,16 @@ def histogram(scores: Floats, bins: int = 60) -> list[float]:
     """Heights from 0 to 1 of bars over P(defective) from 0 to 1; square roots of the counts, so that few are seen."""
     counts, _ = np.histogram(scores, bins, (0, 1))
     return [*np.sqrt(counts / max(1, counts.max())).round(4).tolist()]
+
+
+def _with_ends(counts: NDArray[np.int64], totals: NDArray[Any], tyres: NDArray[np.int64], confidence: float) -> Rate:
+    """Shares of images, and the low and the high ends of their intervals, each shape (N,)."""
+    share = worth(tyres) / max(1, len(tyres))
+    return counts / np.maximum(totals, 1), *interval_ends(counts, totals, totals * share, confidence)
+
+
+def _line(x: Floats, y: Floats, style: str) -> Line:
+    return Line("", _thinned(x, y), style)
 
 
 def _reliability(probability: Floats, truth: NDArray[np.bool_]) -> Pairs:

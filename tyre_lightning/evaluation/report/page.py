@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.config import OperatingPointConfig
+from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.calibration import expected_calibration_error, softmax
-from tyre_lightning.evaluation.judgement import quality
+from tyre_lightning.evaluation.judgement import defective_scores, quality
 from tyre_lightning.evaluation.report.charts import (
     Chart,
     Pairs,
@@ -81,7 +82,7 @@ def build_page(
         "usage": {"val": "validation", "test": "test"}[usage],
         "inspector": inspector,
         "wanted": wanted,
-        "metrics": _metrics(inspector, scores),
+        "metrics": _metrics(inspector, scores, wanted.confidence),
         "confusion": _confusion(scores, inspector.classes),
         "epochs": _epochs(facts),
         "decisions": None if inspector.good_class is None else _decisions(inspector, scores, wanted, read, advance),
@@ -108,18 +109,23 @@ def _decisions(
         data[name] |= gallery(inspector, side.keys, read, add).to_dict()
     limit = trade_limit(defective.scores, good.scores, start)
     charts = [
-        *rate_curves(defective.scores, good.scores, limit),
+        *rate_curves(defective, good, limit, wanted.confidence),
         calibration_chart(scores, index, inspector.temperature),
     ]
     bars = {"defective": histogram(defective.scores), "good": histogram(good.scores)}
     return {"data": {**data, "start": start}, "start": start, "charts": charts, "bars": bars}
 
 
-def _metrics(inspector: Inspector, scores: Scores) -> dict[str, float]:
+def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[str, float]:
     found = quality(scores, inspector.classes, inspector.good_class)
     probabilities = [softmax(scores.logits, temperature) for temperature in (1.0, inspector.temperature)]
     before, after = (expected_calibration_error(values, scores.labels) for values in probabilities)
-    return {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
+    values = {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
+    if inspector.good_class is None:
+        return values
+    good = inspector.classes.index(inspector.good_class)
+    ends = auroc_interval(defective_scores(scores, good, 1.0), scores.labels != good, scores.tyres, confidence)
+    return values if ends is None else {**values, "auroc_low": ends[0], "auroc_high": ends[1]}
 
 
 def _confusion(scores: Scores, classes: list[str]) -> list[list[tuple[int, float]]]:
