@@ -14,7 +14,8 @@ from tyre_lightning.config import BACKBONES, known_keys, register_schemas, to_tr
 from tyre_lightning.errors import UserError
 
 CONF = PROJECT / "conf"
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "predict")
+OWN = ("predict", "promote")  # commands with a folder of their own
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OWN)
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -33,20 +34,40 @@ def test_there_is_a_config_for_every_backbone() -> None:
     assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default"}
 
 
-def test_predict_config_composes() -> None:
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("predict", ["model=models:/tyres/1", "input=folder"]), ("promote", ["model=tyres"])]
+)
+def test_configs_of_commands_with_a_folder_of_their_own_compose(name: str, overrides: list[str]) -> None:
     register_schemas()
-    with initialize_config_dir(str(CONF / "predict"), version_base="1.3"):
-        cfg = compose("predict", overrides=["model=models:/tyres/1", "input=folder"])
+    with initialize_config_dir(str(CONF / name), version_base="1.3"):
+        cfg = compose(name, overrides=overrides)
     check_config(cfg)
-    assert cfg.model == "models:/tyres/1"
+    assert f"model={cfg.model}" in overrides
 
 
-@pytest.mark.parametrize("name", ["train", "audit"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("gate.confidence=0.5", r"gate\.confidence=0\.5 must be between 0\.5 and 1"),
+        ("gate.margin=0", r"gate\.margin=0\.0 must be between 0 and 1"),
+        ("gate.max_latency_ms=0", r"gate\.max_latency_ms=0\.0 must be more than 0"),
+        ("model=null", "model is not set"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(override: str, message: str) -> None:
+    register_schemas()
+    with initialize_config_dir(str(CONF / "promote"), version_base="1.3"):
+        cfg = compose("promote", overrides=[override])
+    with pytest.raises(UserError, match=message):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize("name", ["train", "audit", *OWN])
 def test_yaml_files_and_schema_agree_on_every_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python callers and the command line must do alike."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where a test uses MLflow
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF / name if name in OWN else CONF), version_base="1.3"):
         cfg = compose(name)
     schema = OmegaConf.structured(type(OmegaConf.to_object(cfg)))
     for key in known_keys(type(OmegaConf.to_object(cfg))):

@@ -20,10 +20,11 @@ SCRIPTS = [line for line in COMMANDS if line.startswith("python ")]
 def test_python_commands_compose(command: str) -> None:
     _, script, *arguments = shlex.split(command.replace("-m tyre_lightning.", ""))
     name = script.removesuffix(".py")
-    overrides = [argument for argument in arguments if not argument.startswith("-") and argument != "job"]
+    words = ("job", "rollback")
+    overrides = [argument for argument in arguments if not argument.startswith("-") and argument not in words]
     register_schemas()
     for choice in sweep(overrides) if "-m" in arguments else [overrides]:
-        folder = PROJECT / "conf" / name if name == "predict" else PROJECT / "conf"
+        folder = PROJECT / "conf" / name if name in ("predict", "promote") else PROJECT / "conf"
         with initialize_config_dir(str(folder), version_base="1.3"):
             check_config(compose(name, overrides=choice))
 

@@ -20,10 +20,12 @@ from tyre_lightning.config import (
     SCHEMAS,
     AuditConfig,
     PredictConfig,
+    PromoteConfig,
     TrainConfig,
     known_keys,
     to_audit_config,
     to_predict_config,
+    to_promote_config,
     to_train_config,
 )
 from tyre_lightning.errors import UserError
@@ -32,13 +34,14 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     TrainConfig: to_train_config,
     AuditConfig: to_audit_config,
     PredictConfig: to_predict_config,
+    PromoteConfig: to_promote_config,
 }
 USER_ERROR = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def run(main: Callable[[], Any]) -> int:
-    """Call a Hydra main; gives the exit code and prints a user's mistake as one sentence.
+def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
+    """Call a Hydra main; gives the exit code, ``code`` for a user's mistake, which it prints as one sentence.
 
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
@@ -50,9 +53,9 @@ def run(main: Callable[[], Any]) -> int:
     try:
         main()
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), code)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(explain(error))
+        return _fail(explain(error), code)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
@@ -80,7 +83,7 @@ def check_config(cfg: DictConfig) -> None:
     CHECKS[schema](cfg)
 
 
-def guard(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_ERROR) -> Any:
     """Run a task on a checked config; ends the process at a user's mistake, unless other runs of a sweep wait."""
     try:
         check_config(cfg)
@@ -88,7 +91,7 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        raise SystemExit(_fail(str(error))) from None
+        raise SystemExit(_fail(str(error), code)) from None
 
 
 def explain(error: Exception) -> str:
@@ -143,6 +146,6 @@ def _unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterable[str]:
             yield from _unknown_keys(node[name], factory, f"{prefix}{name!s}.")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return USER_ERROR
+    return code

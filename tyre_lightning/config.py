@@ -294,7 +294,37 @@ class PredictConfig:
     s3: S3Config = field(default_factory=S3Config)
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "audit": AuditConfig, "predict": PredictConfig}
+@dataclass
+class GateConfig:
+    """What a challenger must be to replace the champion."""
+
+    margin: float = 0.02  # at most this share more of defective tyres escapes than with the champion ...
+    confidence: float = 0.95  # ... with this confidence
+    max_latency_ms: float | None = None  # for an image, on this machine
+    max_escape_rate: float = 0.1  # these three only where there is no champion yet
+    max_overkill_rate: float = 0.3
+    min_f1: float = 0.8
+
+
+@dataclass
+class PromoteConfig:
+    """``python -m tyre_lightning.promote``."""
+
+    model: str | None = "tyre-defects"  # a registered model
+    root: str | None = None  # where the test images are; null: where the challenger's training found them
+    gate: GateConfig = field(default_factory=GateConfig)
+    dry_run: bool = False  # compare, and change nothing
+    rollback: bool = False  # return to the champion before, without a comparison
+    tracking_uri: str = DEFAULT_TRACKING_URI
+    s3: S3Config = field(default_factory=S3Config)
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "audit": AuditConfig,
+    "predict": PredictConfig,
+    "promote": PromoteConfig,
+}
 
 
 def register_schemas() -> None:
@@ -350,6 +380,21 @@ def to_predict_config(cfg: Any) -> PredictConfig:
             raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
     _check_shares(config.operating_point)
+    return config
+
+
+def to_promote_config(cfg: Any) -> PromoteConfig:
+    """Like :func:`to_train_config`, for the gate."""
+    config = cfg if isinstance(cfg, PromoteConfig) else OmegaConf.to_object(cfg)
+    assert isinstance(config, PromoteConfig)
+    if not config.model:
+        raise UserError("model is not set: give model=NAME of a registered model")
+    gate = config.gate
+    _require("gate.confidence", gate.confidence, 0.5 < gate.confidence < 1, "between 0.5 and 1")
+    for name in ("margin", "max_escape_rate", "max_overkill_rate", "min_f1"):
+        _require(f"gate.{name}", getattr(gate, name), 0 < getattr(gate, name) < 1, "between 0 and 1")
+    _require("gate.max_latency_ms", gate.max_latency_ms, gate.max_latency_ms is None or gate.max_latency_ms > 0,
+             "more than 0")  # fmt: skip
     return config
 
 

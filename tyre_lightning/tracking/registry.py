@@ -17,6 +17,7 @@ from tyre_lightning.tracking.runs import Run, connect
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
+CHALLENGER = "challenger"  # the alias of the newest version, which asks to become the champion
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
@@ -110,4 +111,6 @@ def _create_version(run: Run, name: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{run.client.get_run(run.id).info.artifact_uri}/{MODEL_FOLDER}"
-    return str(run.client.create_model_version(name, source, run_id=run.id).version)
+    version = str(run.client.create_model_version(name, source, run_id=run.id).version)
+    run.client.set_registered_model_alias(name, CHALLENGER, version)
+    return version

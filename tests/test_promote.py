@@ -1,0 +1,257 @@
+"""The gate: only a better model passes, one at a time, and there is a way back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from omegaconf import DictConfig
+
+from tests.conftest import PROJECT, Trained
+from tyre_lightning.config import LoggerConfig, OperatingPointConfig, register_schemas
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.operating_point import OperatingPoint
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.promote.aliases import Aliases, Overtaken
+from tyre_lightning.promote.comparison import difference_bound
+from tyre_lightning.promote.promote import Outcome, promote, roll_back
+from tyre_lightning.tracking.registry import register
+from tyre_lightning.tracking.runs import CATALOG, Run, connect
+
+NAME = "gated"
+EVERYTHING, NOTHING = 1.1, 0.0  # thresholds below which a tyre is accepted
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry of its own, with runs that saw the lake of ``trained``."""
+
+    uri: str
+    client: MlflowClient
+    experiment: str
+    inspector: Inspector
+    catalog: Path
+    trained: Trained
+
+    def add(self, threshold: float, reject_from: float | None = None, catalog: Path | None = None) -> str:
+        """Train, so to speak: register the same weights with another operating point, as the challenger."""
+        point = OperatingPoint(threshold, reject_from or threshold, OperatingPointConfig(0.2, 0.9))
+        run = Run(
+            self.client.create_run(self.experiment).info.run_id,
+            self.client,
+            LoggerConfig(tracking_uri=self.uri, registered_model=NAME),
+        )
+        run.log_params({"data": {"usage": {"test": "test"}, "group_pattern": None}})
+        run.log_file(catalog or self.catalog)
+        return register(run, replace(self.inspector, point=point)).rpartition("/")[2]
+
+    def promote(self, *overrides: str) -> Outcome:
+        """The gate, in this process; the lake's folder in the place of its bucket."""
+        return promote(config(self, *overrides))
+
+    def champion(self) -> str | None:
+        return aliases(self.uri, NAME).get("champion")
+
+    def version(self, number: str) -> ModelVersion:
+        return self.client.get_model_version(NAME, number)
+
+    def best(self) -> float:
+        """The lowest threshold that accepts every good test tyre; it catches a defective one, which the tests need."""
+        files = sorted(self.trained.local.glob("test/*/*.jpg"))
+        images = [self.inspector.read(path.read_bytes(), path.name) for path in files]
+        defective = 1 - self.inspector.probabilities(images)[:, self.inspector.classes.index("good")]
+        good = np.array([path.parent.name == "good" for path in files])
+        found = float(defective[good].max() * (1 + 1e-6))
+        assert (defective[~good] >= found).any()
+        return found
+
+
+def aliases(uri: str, name: str) -> dict[str, str]:
+    """The versions of a registered model by alias."""
+    found = MlflowClient(uri).get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def config(registry: Registry, *overrides: str) -> DictConfig:
+    register_schemas()
+    base = [f"model={NAME}", f"tracking_uri={registry.uri}", f"root={registry.trained.local}", "gate.margin=0.3"]
+    with initialize_config_dir(str(PROJECT / "conf" / "promote"), version_base="1.3"):
+        return compose("promote", overrides=[*base, *overrides])
+
+
+@pytest.fixture
+def registry(trained: Trained, tmp_path: Path) -> Registry:
+    client = MlflowClient(trained.tracking_uri)
+    run = client.get_model_version("tyre-demo", "1").run_id
+    catalog = Path(client.download_artifacts(str(run), CATALOG, str(tmp_path)))
+    checkpoint = next(trained.folder.glob("outputs/train/*/checkpoints/best.ckpt"))
+    uri = f"sqlite:///{tmp_path}/registry.db"
+    own = connect(uri)
+    experiment = own.create_experiment("gate", artifact_location=(tmp_path / "artifacts").as_uri())
+    return Registry(uri, own, experiment, Inspector.from_checkpoint(checkpoint), catalog, trained)
+
+
+def test_training_makes_a_challenger(trained: Trained) -> None:
+    versions = MlflowClient(trained.tracking_uri).search_model_versions("name='tyre-demo'")
+    newest = max(versions, key=lambda version: int(version.version))
+    assert aliases(trained.tracking_uri, "tyre-demo") == {"challenger": str(newest.version)}
+
+
+def test_only_a_better_model_passes(registry: Registry) -> None:
+    registry.add(EVERYTHING)
+    refused = registry.promote()
+    assert not refused.promoted and refused.champion is None
+    assert "its escape rate is 1.0000, and gate.max_escape_rate=0.1" in refused.reasons
+    assert registry.champion() is None
+
+    floors = ("gate.max_escape_rate=0.999", "gate.min_f1=0.01")
+    first = registry.add(threshold := registry.best())
+    tried = registry.promote(*floors, "dry_run=true")
+    assert tried.promoted and registry.champion() is None
+    assert registry.promote(*floors).promoted
+    assert registry.champion() == first
+
+    registry.add(threshold)
+    equal = registry.promote()
+    assert equal.reasons == ["none of its escape, overkill and review rates is lower than the champion's"]
+    worse = registry.add(EVERYTHING)
+    outcome = registry.promote("gate.margin=0.05")
+    assert len(outcome.reasons) == 2 and "its escape rate is 1.0000 against" in outcome.reasons[0]
+    registry.add(NOTHING)
+    assert any("its overkill rate is 1.0000 against 0.0000" in reason for reason in registry.promote().reasons)
+    registry.add(NOTHING, EVERYTHING)
+    assert any("its review rate is 1.0000 against 0.0000" in reason for reason in registry.promote().reasons)
+    assert registry.champion() == first
+
+    tags = registry.version(worse).tags
+    assert tags["promotion"] == "not promoted" and tags["promotion.compared_with"] == first
+    assert tags["promotion.reasons"] == "; ".join(outcome.reasons)
+    assert float(tags["promotion.challenger.escape_rate"]) == 1
+    run = registry.version(worse).run_id
+    found = registry.client.download_artifacts(str(run), f"promotion/version-{worse}-against-{first}.json")
+    assert json.loads(Path(found).read_text())["numbers"]["champion"]["overkill_rate"] == 0
+
+
+def test_a_better_challenger_replaces_the_champion_and_there_is_a_way_back(registry: Registry) -> None:
+    first = registry.add(EVERYTHING)
+    registry.client.set_registered_model_alias(NAME, "champion", first)
+    second = registry.add(registry.best())
+    better = registry.promote()
+    assert better.promoted and not better.reasons and better.images == 20
+    assert better.numbers["challenger"]["escape_rate"] < better.numbers["champion"]["escape_rate"] == 1
+    assert better.numbers["escape_bound"] < 0.3
+    assert aliases(registry.uri, NAME) == {"champion": second}
+    assert registry.version(second).tags["promotion"] == "promoted"
+
+    assert roll_back(config(registry)) == (second, first)
+    assert registry.champion() == first
+    with pytest.raises(UserError, match=f"version {first} of gated replaced no other"):
+        roll_back(config(registry))
+
+
+def test_what_cannot_be_compared_is_refused(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model=gated is not in the registry"):
+        registry.promote()
+    registry.add(registry.best())
+    other = tmp_path / "v1"
+    for path in registry.trained.local.glob("test/*/*.jpg"):
+        copy = other / path.relative_to(registry.trained.local)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    registry.promote(f"root={other}", "dry_run=true")
+    next(other.glob("test/crack/*.jpg")).unlink()
+    with pytest.raises(UserError, match=r"the test images in .*v1 are not those that version 1 was tested on"):
+        registry.promote(f"root={other}")
+    registry.client.set_registered_model_alias(NAME, "champion", "1")
+    with pytest.raises(UserError, match="version 1 of gated is the champion already"):
+        registry.promote()
+    registry.client.delete_registered_model_alias(NAME, "challenger")
+    with pytest.raises(UserError, match="has no version with the alias 'challenger'"):
+        registry.promote()
+
+
+def test_two_at_once_cannot_both_win(registry: Registry) -> None:
+    versions = [registry.version(registry.add(0.5)) for _ in range(6)]
+    gate = Aliases(registry.client, NAME)
+    registry.client.set_registered_model_alias(NAME, "champion", str(versions[0].version))
+    champion = gate.champion()
+
+    def win(challenger: ModelVersion) -> bool:
+        try:
+            gate.move(str(champion.version) if champion else None, str(challenger.version))
+        except Overtaken:
+            return False
+        return True
+
+    with ThreadPoolExecutor(5) as pool:
+        won = [*pool.map(win, versions[1:])]
+    assert sum(won) == 1
+    assert registry.champion() == str(versions[1 + won.index(True)].version)
+    assert [model.name for model in registry.client.search_registered_models()] == [NAME]
+
+
+def test_a_lock_that_its_owner_left_is_taken(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = registry.add(0.5), registry.add(0.5)
+    registry.client.set_registered_model_alias(NAME, "champion", first)
+    registry.client.create_registered_model(f"{NAME} (promotion under way)")
+    gate = Aliases(registry.client, NAME)
+    with pytest.raises(Overtaken):
+        gate.move(first, second)
+    monkeypatch.setattr("tyre_lightning.promote.aliases._STALE_SECONDS", -1)
+    gate.move(first, second)
+    assert registry.champion() == second
+
+
+@pytest.fixture
+def command(registry: Registry) -> Callable[..., subprocess.CompletedProcess[str]]:
+    base = (f"model={NAME}", f"tracking_uri={registry.uri}", f"root={registry.trained.local}")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        call = [sys.executable, "-m", "tyre_lightning.promote", *arguments, *base]
+        return subprocess.run(call, cwd=registry.catalog.parent, env=registry.trained.environment,
+                              capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+
+    return run
+
+
+def test_exit_codes_fit_a_pipeline(
+    registry: Registry, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = command("rollback")
+    assert done.returncode == 2 and done.stderr.startswith("error: model=gated is not in the registry")
+    assert command("gate.margni=0.1").returncode == 2
+    registry.add(EVERYTHING)
+    refused = command("--dry-run")
+    assert refused.returncode == 4 and "not promoted: its escape rate is 1.0000" in refused.stdout, refused.stderr
+    done = command("gate.max_escape_rate=0.9999", "gate.min_f1=0.01", "gate.max_overkill_rate=0.99", "gate.margin=0.9")
+    assert done.returncode == 4
+    registry.add(registry.best())
+    done = command("gate.max_escape_rate=0.9999", "gate.min_f1=0.001")
+    assert done.returncode == 0 and "version 2 is promoted" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_bound_of_a_difference() -> None:
+    z2 = 1.6448536269514722**2
+    assert difference_bound(0, 0, 100, 0.95) == pytest.approx(z2 / (100 + z2))
+    assert difference_bound(0, 0, 0, 0.95) == 1
+    assert difference_bound(10, 0, 10, 0.95) == 1
+    assert 0 < difference_bound(5, 5, 100, 0.6) < difference_bound(5, 5, 100, 0.95) < 0.1
+    assert difference_bound(2, 9, 100, 0.95) < 0.0 < difference_bound(9, 9, 100, 0.95)
+
+
+@pytest.mark.parametrize(("more", "less"), [(0.02, 0.02), (0.01, 0.0), (0.1, 0.05)])
+def test_the_bound_of_a_difference_is_kept(more: float, less: float) -> None:
+    draw = np.random.default_rng(5)
+    counts = draw.multinomial(120, [more, less, 1 - more - less], size=2000)
+    held = [difference_bound(first, second, 120, 0.9) >= more - less for first, second, _ in counts.tolist()]
+    assert np.mean(held) > 0.9 - 0.03

@@ -1,0 +1,135 @@
+"""Which version of a registered model is the champion, which asks to replace it, and which were champions before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tyre_lightning.errors import UserError
+from tyre_lightning.tracking.registry import CHALLENGER
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+PREVIOUS = "promotion.previous_champion"  # the tag of a champion that names the one before
+
+_STALE_SECONDS = 60  # a lock is held for the time of a few calls; one of this age has no owner any more
+_LOCKED = "RESOURCE_ALREADY_EXISTS"
+
+
+class Overtaken(Exception):
+    """Somebody else has moved the champion's alias meanwhile."""
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """The aliases of one registered model."""
+
+    client: MlflowClient
+    name: str
+
+    def champion(self) -> ModelVersion | None:
+        """The version in use, if there is one."""
+        return self._version(CHAMPION)
+
+    def challenger(self) -> ModelVersion:
+        """The version that asks to replace it.
+
+        Raises:
+            UserError: there is no such model, or no version asks.
+        """
+        found = self._version(CHALLENGER)
+        if found is None:
+            raise UserError(f"model={self.name} has no version with the alias '{CHALLENGER}': train one first")
+        return found
+
+    def move(self, expected: str | None, version: str) -> None:
+        """Make ``version`` the champion in the place of ``expected`` (None: of nobody).
+
+        Raises:
+            Overtaken: another is the champion by now, or is just becoming it.
+        """
+        with self._lock():
+            champion = self.champion()
+            if (champion and str(champion.version)) != expected:
+                raise Overtaken
+            self.client.set_registered_model_alias(self.name, CHAMPION, version)
+
+    def replace(self, champion: ModelVersion | None, challenger: ModelVersion) -> None:
+        """Promote a challenger, and remember whom it replaces.
+
+        Raises:
+            Overtaken: see :meth:`move`.
+        """
+        before = None if champion is None else str(champion.version)
+        if before is not None:
+            self.tag(challenger, {PREVIOUS: before})  # first, so that there is a way back whatever happens next
+        self.move(before, str(challenger.version))
+        self.client.delete_registered_model_alias(self.name, CHALLENGER)
+
+    def roll_back(self) -> tuple[str, str]:
+        """Make the previous champion the champion again; gives the versions, the one that goes first.
+
+        Raises:
+            UserError: there is no champion, or none before it.
+            Overtaken: see :meth:`move`.
+        """
+        champion = self.champion()
+        if champion is None:
+            raise UserError(f"model={self.name} has no version with the alias '{CHAMPION}' to roll back from")
+        previous = champion.tags.get(PREVIOUS)
+        if previous is None:
+            raise UserError(f"version {champion.version} of {self.name} replaced no other: there is none to go back to")
+        self.move(str(champion.version), previous)
+        self.tag(champion, {"promotion.rolled_back": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        return str(champion.version), previous
+
+    def tag(self, version: ModelVersion, values: Mapping[str, object]) -> None:
+        """Write tags of a version."""
+        for key, value in values.items():
+            self.client.set_model_version_tag(self.name, str(version.version), key, str(value))
+
+    def _version(self, alias: str) -> ModelVersion | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            aliases = self.client.get_registered_model(self.name).aliases
+        except MlflowException as error:
+            raise UserError(f"model={self.name} is not in the registry: {error.message}") from error
+        return self.client.get_model_version(self.name, aliases[alias]) if alias in aliases else None
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One process at a time, wherever it runs: of two that create a registered model of one name, one fails."""
+        from mlflow.exceptions import MlflowException
+
+        lock = f"{self.name} (promotion under way)"
+        try:
+            self._create(lock)
+        except MlflowException as error:
+            if error.error_code != _LOCKED:
+                raise
+            raise Overtaken from error
+        try:
+            yield
+        finally:
+            self.client.delete_registered_model(lock)
+
+    def _create(self, lock: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(lock, description="held while the champion's alias moves")
+        except MlflowException as error:
+            if error.error_code != _LOCKED:
+                raise
+            held = time.time() - self.client.get_registered_model(lock).creation_timestamp / 1000
+            if held < _STALE_SECONDS:
+                raise
+            self.client.delete_registered_model(lock)
+            self.client.create_registered_model(lock)

@@ -1,0 +1,157 @@
+"""Promotion, top to bottom: find both models, fetch the test images, compare, decide, move the alias, record."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from tyre_lightning.config import PromoteConfig, to_promote_config
+from tyre_lightning.errors import UserError
+from tyre_lightning.lake.pinned import Pinned
+from tyre_lightning.lake.pinned import load as load_pinned
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.promote.aliases import Aliases, Overtaken
+from tyre_lightning.promote.comparison import escape_bound, perform
+from tyre_lightning.promote.images import fetch_test_images, test_set
+from tyre_lightning.promote.rule import below_floors, not_better
+from tyre_lightning.tracking.registry import load_inspector
+from tyre_lightning.tracking.runs import connect, fetch_catalog
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+_OVERTAKEN = "another promotion has moved the champion's alias meanwhile: run again, against the new champion"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was decided.
+
+    Args:
+        promoted: whether the challenger is better by the rule.
+        reasons: why not; empty where it is.
+        challenger: its version.
+        champion: the version that it was compared with, if there was one.
+        numbers: what was measured, by ``challenger`` and ``champion``, and ``escape_bound`` between them.
+        fingerprint: of the test images.
+        images: how many of them both models were judged by.
+    """
+
+    promoted: bool
+    reasons: list[str]
+    challenger: str
+    champion: str | None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    images: int = 0
+
+
+def promote(cfg: DictConfig) -> Outcome:
+    """Compare the challenger with the champion, and move the alias if it is better and this is no dry run.
+
+    Raises:
+        UserError: a model or the images cannot be used, or the images are not those that the challenger was tested on.
+    """
+    config = to_promote_config(cfg)
+    aliases = Aliases(connect(config.tracking_uri), str(config.model))
+    challenger, champion = aliases.challenger(), aliases.champion()
+    if champion is not None and champion.version == challenger.version:
+        raise UserError(f"version {champion.version} of {config.model} is the champion already: train a challenger")
+    outcome = compare(config, aliases, challenger, champion)
+    if config.dry_run:
+        return outcome
+    if outcome.promoted:
+        try:
+            aliases.replace(champion, challenger)
+        except Overtaken:
+            outcome = replace(outcome, promoted=False, reasons=[_OVERTAKEN])
+    record(aliases, challenger, outcome)
+    return outcome
+
+
+def compare(
+    config: PromoteConfig, aliases: Aliases, challenger: ModelVersion, champion: ModelVersion | None
+) -> Outcome:
+    """Judge both by the same test images, fetched anew.
+
+    Raises:
+        UserError: see :func:`promote`.
+    """
+    inspectors = [_inspector(config, version) for version in (challenger, champion) if version is not None]
+    pinned = [_pinned(config, version) for version in (challenger, champion) if version is not None]
+    params = aliases.client.get_run(str(challenger.run_id)).data.params
+    found = fetch_test_images(config, str(challenger.version), params, pinned)
+    test = test_set(found, params, inspectors[0])
+    measured = [perform(inspector, test, found.reader) for inspector in inspectors]
+    numbers: dict[str, Any] = {"challenger": measured[0].numbers()}
+    if champion is None:
+        reasons = below_floors(measured[0], config.gate)
+    else:
+        bound = escape_bound(measured[0], measured[1], test, config.gate.confidence)
+        numbers |= {"champion": measured[1].numbers(), "escape_bound": bound}
+        reasons = not_better(measured[0], measured[1], bound, config.gate)
+    against = None if champion is None else str(champion.version)
+    return Outcome(
+        not reasons, reasons, str(challenger.version), against, numbers, found.fingerprint, len(test.entries)
+    )
+
+
+def roll_back(cfg: DictConfig) -> tuple[str, str]:
+    """Return to the previous champion; gives the versions, the one that goes first.
+
+    Raises:
+        UserError: there is none.
+    """
+    config = to_promote_config(cfg)
+    aliases = Aliases(connect(config.tracking_uri), str(config.model))
+    try:
+        return aliases.roll_back()
+    except Overtaken as error:
+        raise UserError(f"the champion of {config.model} has just changed: look at it, then run again") from error
+
+
+def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None:
+    """Write the decision into the challenger's tags, and all of it as an artifact of its run."""
+    values = {
+        f"promotion.{who}.{name}": f"{value:.6g}"
+        for who in ("challenger", "champion")
+        for name, value in outcome.numbers.get(who, {}).items()
+    }
+    decision = "promoted" if outcome.promoted else "not promoted"
+    aliases.tag(
+        challenger,
+        {
+            "promotion": decision,
+            "promotion.reasons": "; ".join(outcome.reasons) or "better by the rule",
+            "promotion.compared_with": outcome.champion or "no champion",
+            "promotion.test_images": outcome.images,
+            "promotion.test_fingerprint": outcome.fingerprint,
+            **values,
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"version-{outcome.challenger}-against-{outcome.champion or 'floors'}.json")
+        content = {"decision": decision, **vars(outcome)}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        aliases.client.log_artifact(challenger.run_id, str(path), "promotion")
+
+
+def _inspector(config: PromoteConfig, version: ModelVersion) -> Inspector:
+    found = load_inspector(f"models:/{config.model}/{version.version}", config.tracking_uri)
+    if found.point is None:
+        raise UserError(
+            f"version {version.version} of {config.model} has no operating point, so that it decides nothing: train "
+            "with a promise that the validation images can keep (operating_point.max_escape_rate=...)"
+        )
+    return found
+
+
+def _pinned(config: PromoteConfig, version: ModelVersion) -> Pinned:
+    """What a version's run was trained and tested on."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_pinned(fetch_catalog(str(version.run_id), config.tracking_uri, Path(folder)), config.s3)
