@@ -137,6 +137,7 @@ def test_only_a_better_model_passes(registry: Registry) -> None:
     assert tags["promotion"] == "not promoted" and tags["promotion.compared_with"] == first
     assert tags["promotion.reasons"] == "; ".join(outcome.reasons)
     assert float(tags["promotion.challenger.escape_rate"]) == 1
+    assert float(tags["promotion.escape_bound"]) == pytest.approx(outcome.numbers["escape_bound"], rel=1e-4)
     run = registry.version(worse).run_id
     found = registry.client.download_artifacts(str(run), f"promotion/version-{worse}-against-{first}.json")
     assert json.loads(Path(found).read_text())["numbers"]["champion"]["overkill_rate"] == 0

@@ -20,7 +20,7 @@ from tyre_lightning.promote.comparison import escape_bound, perform
 from tyre_lightning.promote.images import fetch_test_images, test_set
 from tyre_lightning.promote.rule import below_floors, not_better
 from tyre_lightning.tracking.registry import load_inspector
-from tyre_lightning.tracking.runs import connect, fetch_catalog
+from tyre_lightning.tracking.runs import connect, fetch_catalog, flatten
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -117,11 +117,6 @@ def roll_back(cfg: DictConfig) -> tuple[str, str]:
 
 def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None:
     """Write the decision into the challenger's tags, and all of it as an artifact of its run."""
-    values = {
-        f"promotion.{who}.{name}": f"{value:.6g}"
-        for who in ("challenger", "champion")
-        for name, value in outcome.numbers.get(who, {}).items()
-    }
     decision = "promoted" if outcome.promoted else "not promoted"
     aliases.tag(
         challenger,
@@ -131,7 +126,7 @@ def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None
             "promotion.compared_with": outcome.champion or "no champion",
             "promotion.test_images": outcome.images,
             "promotion.test_fingerprint": outcome.fingerprint,
-            **values,
+            **{name: f"{value:.6g}" for name, value in flatten({"promotion": outcome.numbers})},
         },
     )
     with tempfile.TemporaryDirectory() as folder:

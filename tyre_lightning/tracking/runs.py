@@ -127,7 +127,7 @@ def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
         return str(client.download_artifacts(run_id, CATALOG, str(folder)))
     except (MlflowException, OSError) as error:
         where = without_password(tracking_uri)
-        raise UserError(f"data.from_run={run_id}: {where} has no such run, or it recorded no {CATALOG}") from error
+        raise UserError(f"{where} has no run {run_id}, or it recorded no {CATALOG}") from error
 
 
 @contextmanager
