@@ -134,7 +134,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         UserError: the accelerator is missing.
     """
     options = config.trainer
-    logger = MLFlowLogger(config.logger.experiment, tracking_uri=config.logger.tracking_uri, run_id=run.id)
+    logger = MLFlowLogger(config.logger.experiment, tracking_uri=run.config.tracking_uri, run_id=run.id)
     gpu = uses_gpu(options.accelerator)
     precision: Any = options.precision
     if precision == "auto":

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import UserError
@@ -39,8 +40,9 @@ def connect(tracking_uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it draws over ours
     import mlflow
 
-    mlflow.set_tracking_uri(tracking_uri)
-    client = mlflow.MlflowClient(tracking_uri)
+    uri = hand_over_password(tracking_uri)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
     try:
         client.search_experiments(max_results=1)
     except Exception as error:
@@ -138,6 +140,7 @@ def tracked_run(config: LoggerConfig, name: str, tags: Mapping[str, str]) -> Ite
         UserError: the tracking server does not answer.
     """
     client = connect(config.tracking_uri)
+    config = replace(config, tracking_uri=hand_over_password(config.tracking_uri))
     run = Run(_create(client, config, name, tags), client, config)
     monitor = _system_monitor(run) if config.system_metrics else None
     status = "FAILED"
@@ -203,6 +206,16 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         return "unknown"
+
+
+def hand_over_password(uri: str) -> str:
+    """A server's URI without user and password, which MLflow finds in its environment instead: it prints the URI."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.username:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return without_password(uri)
 
 
 def without_password(uri: str) -> str:
