@@ -299,6 +299,16 @@ def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> Non
     assert table.count("FINISHED") == 2
 
 
+def test_a_run_that_fails_costs_a_sweep_no_other(lake: str, tmp_path: Path) -> None:
+    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    done = run_script("train.py", "-m", "model.weights=none,gone.ckpt,none", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout[done.stdout.index("runs of this sweep") :].count("FINISHED") == 2
+    assert "error: run 1 of the sweep: " in done.stderr and "Traceback" not in done.stderr
+    failed = next(line for line in done.stderr.splitlines() if line.startswith("failed: "))
+    assert "/1: " in failed and "gone.ckpt" in failed
+
+
 def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path) -> None:
     """With the backbone frozen, training itself is the same; nine test images stay nine; each trial runs once."""
     options = [

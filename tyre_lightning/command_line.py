@@ -37,6 +37,7 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     PromoteConfig: to_promote_config,
 }
 USER_ERROR = 1
+failed_runs: list[str] = []  # of a sweep that has ended: their folders
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -48,7 +49,7 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     sys.argv[1:] = overrides_last(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
-        return 0
+        return USER_ERROR if failed_runs else 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
         main()
@@ -61,7 +62,7 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
         return INTERRUPTED
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
-    return 0
+    return USER_ERROR if failed_runs else 0
 
 
 def overrides_last(arguments: list[str]) -> list[str]:

@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 import statistics
+import sys
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
+
+from tyre_lightning.command_line import failed_runs
+from tyre_lightning.errors import UserError
+from tyre_lightning.tracking.secrecy import hide_passwords
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+_NOTE = "failed.txt"  # in the folder of a run of a sweep
 _REPEATS = ("data.fold", "seed")
 _METRICS = ("test/f1", "test/accuracy", "test/auroc_defective", "val/f1", "val/loss")
 
 
 class Leaderboard(Callback):
-    """Hydra calls this when all runs of a sweep have ended; it asks MLflow, so that any launcher will do."""
+    """Hydra calls this when a run, or all runs of a sweep, have ended; it asks MLflow, so that any launcher will do."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """A run that has failed leaves a note, and the sweep goes on: Hydra would end it without a table."""
+        hydra = config.hydra
+        if hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        error: Any = job_return._return_value
+        text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        Path(hydra.runtime.output_dir, _NOTE).write_text(hide_passwords(text), encoding="utf-8")
+        print(f"error: run {hydra.job.num} of the sweep: {hide_passwords(text)}", file=sys.stderr)
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the runs of the sweep, the best first."""
+        """Print the runs of the sweep, the best first, and those that failed."""
+        failed = sorted(Path(config.hydra.sweep.dir).rglob(_NOTE))
+        failed_runs.extend(str(path.parent) for path in failed)
+        self._show(config)
+        for path in failed:
+            last = path.read_text(encoding="utf-8").strip().splitlines()[-1]
+            print(f"failed: {path.parent}: {last}", file=sys.stderr)
+
+    def _show(self, config: DictConfig) -> None:
         import mlflow
         from rich.console import Console
 
