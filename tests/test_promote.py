@@ -125,8 +125,10 @@ def test_only_a_better_model_passes(registry: Registry) -> None:
     equal = registry.promote()
     assert equal.reasons == ["none of its escape, overkill and review rates is lower than the champion's"]
     worse = registry.add(EVERYTHING)
-    outcome = registry.promote("gate.margin=0.05")
+    outcome = registry.promote("gate.margin=0.2")
     assert len(outcome.reasons) == 2 and "its escape rate is 1.0000 against" in outcome.reasons[0]
+    with pytest.raises(UserError, match=r"the 15 defective test images.*cannot prove gate\.margin=0\.03.*margin=0\.1"):
+        registry.promote("gate.margin=0.03")
     registry.add(NOTHING)
     assert any("its overkill rate is 1.0000 against 0.0000" in reason for reason in registry.promote().reasons)
     registry.add(NOTHING, EVERYTHING)

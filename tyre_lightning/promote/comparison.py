@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.config import GateConfig
+from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.operating_point import worth
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
@@ -84,16 +86,26 @@ def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Perfo
     )
 
 
-def escape_bound(challenger: Performance, champion: Performance, test: LabelledImages, confidence: float) -> float:
-    """At most by how much the challenger's escape rate is above the champion's, with a confidence.
+def escape_bound(challenger: Performance, champion: Performance, test: LabelledImages, gate: GateConfig) -> float:
+    """At most by how much the challenger's escape rate is above the champion's, with the gate's confidence.
 
     Pictures of one tyre count for fewer, see :func:`tyre_lightning.evaluation.operating_point.worth`.
+
+    Raises:
+        UserError: there are so few defective images that even without a difference the bound is above the margin.
     """
     defective = (test.labels != test.good_class) & (champion.decisions != None)  # noqa: E711 (elementwise)
     ours, theirs = (one.decisions[defective] == "accept" for one in (challenger, champion))
-    total = worth(test.tyres[defective])
-    scale = total / max(1, int(defective.sum()))
-    return difference_bound(int((ours & ~theirs).sum()) * scale, int((theirs & ~ours).sum()) * scale, total, confidence)
+    images, total = int(defective.sum()), worth(test.tyres[defective])
+    if (least := difference_bound(0, 0, total, gate.confidence)) > gate.margin:
+        raise UserError(
+            f"the {images} defective test images, which count for {int(total)} by the tyres that they show, cannot "
+            f"prove gate.margin={gate.margin:g} with a confidence of {gate.confidence:g}: add test images, or give "
+            f"gate.margin={math.ceil(1000 * least) / 1000:g}"
+        )
+    scale = total / images
+    more, less = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return difference_bound(more * scale, less * scale, total, gate.confidence)
 
 
 def difference_bound(more: float, less: float, total: float, confidence: float) -> float:
