@@ -299,7 +299,7 @@ class GateConfig:
     """What a challenger must be to replace the champion."""
 
     margin: float = 0.03  # at most this share more of defective tyres escapes than with the champion ...
-    confidence: float = 0.95  # ... with this confidence
+    confidence: float = 0.9  # ... with this confidence
     max_latency_ms: float | None = None  # for an image, on this machine
     max_escape_rate: float = 0.1  # these three only where there is no champion yet
     max_overkill_rate: float = 0.3
