@@ -68,8 +68,8 @@ def promote(cfg: DictConfig) -> Outcome:
     if outcome.promoted:
         try:
             aliases.replace(champion, challenger)
-        except Overtaken:
-            outcome = replace(outcome, promoted=False, reasons=[_OVERTAKEN])
+        except Overtaken:  # nothing is recorded: the other may just have promoted this very version
+            return replace(outcome, promoted=False, reasons=[_OVERTAKEN])
     record(aliases, challenger, outcome)
     return outcome
 
