@@ -127,9 +127,7 @@ def test_only_a_better_model_passes(registry: Registry) -> None:
     worse = registry.add(EVERYTHING)
     outcome = registry.promote("gate.margin=0.2")
     assert len(outcome.reasons) == 2 and "its escape rate is 1.0000 against" in outcome.reasons[0]
-    with pytest.raises(
-        UserError, match=r"the 15 defective test images.*prove gate\.margin=0\.03.*margin=0\.099"
-    ):
+    with pytest.raises(UserError, match=r"the 15 defective test images.*prove gate\.margin=0\.03.*margin=0\.099"):
         registry.promote("gate.margin=0.03")
     registry.add(NOTHING)
     assert any("its overkill rate is 1.0000 against 0.0000" in reason for reason in registry.promote().reasons)
