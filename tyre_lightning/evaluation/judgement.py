@@ -41,6 +41,13 @@ def quality(scores: Scores, classes: Sequence[str], good_class: str | None) -> d
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
+def auroc_ends(scores: Scores, good: int, confidence: float) -> dict[str, float]:
+    """The ends of the interval of ``auroc_defective``, by name; none where :func:`auroc_interval` gives none."""
+    raw = defective_scores(scores, good, 1.0)  # as the AUROC itself is measured
+    ends = auroc_interval(raw, scores.labels != good, scores.tyres, confidence)
+    return {} if ends is None else {"auroc_defective_low": ends[0], "auroc_defective_high": ends[1]}
+
+
 def assess(
     scores: Scores,
     classes: Sequence[str],
@@ -62,9 +69,7 @@ def assess(
     if good_class is None:
         return found
     good = classes.index(good_class)
-    raw = defective_scores(scores, good, 1.0)  # as the AUROC itself is measured
-    if ends := auroc_interval(raw, scores.labels != good, scores.tyres, confidence):
-        found |= dict(zip(("auroc_defective_low", "auroc_defective_high"), ends, strict=True))
+    found |= auroc_ends(scores, good, confidence)
     if point is None:
         return found
     defective = defective_scores(scores, good, temperature)

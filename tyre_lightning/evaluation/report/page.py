@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.config import OperatingPointConfig
-from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.calibration import expected_calibration_error, softmax
-from tyre_lightning.evaluation.judgement import defective_scores, quality
+from tyre_lightning.evaluation.judgement import auroc_ends, quality
 from tyre_lightning.evaluation.report.charts import (
     Chart,
     Pairs,
@@ -123,9 +122,7 @@ def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[st
     values = {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
     if inspector.good_class is None:
         return values
-    good = inspector.classes.index(inspector.good_class)
-    ends = auroc_interval(defective_scores(scores, good, 1.0), scores.labels != good, scores.tyres, confidence)
-    return values if ends is None else {**values, "auroc_low": ends[0], "auroc_high": ends[1]}
+    return values | auroc_ends(scores, inspector.classes.index(inspector.good_class), confidence)
 
 
 def _confusion(scores: Scores, classes: list[str]) -> list[list[tuple[int, float]]]:
