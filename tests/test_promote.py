@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from tyre_lightning.promote.aliases import Aliases, Overtaken
 from tyre_lightning.promote.comparison import difference_bound
 from tyre_lightning.promote.promote import Outcome, promote, roll_back
 from tyre_lightning.tracking.registry import register
-from tyre_lightning.tracking.runs import CATALOG, Run, connect
+from tyre_lightning.tracking.runs import CATALOG, connect, tracked_run
 
 NAME = "gated"
 EVERYTHING, NOTHING = 1.1, 0.0  # thresholds below which a tyre is accepted
@@ -46,14 +47,13 @@ class Registry:
     def add(self, threshold: float, reject_from: float | None = None, catalog: Path | None = None) -> str:
         """Train, so to speak: register the same weights with another operating point, as the challenger."""
         point = OperatingPoint(threshold, reject_from or threshold, OperatingPointConfig(0.2, 0.9))
-        run = Run(
-            self.client.create_run(self.experiment).info.run_id,
-            self.client,
-            LoggerConfig(tracking_uri=self.uri, registered_model=NAME),
-        )
-        run.log_params({"data": {"usage": {"test": "test"}, "group_pattern": None}})
-        run.log_file(catalog or self.catalog)
-        return register(run, replace(self.inspector, point=point)).rpartition("/")[2]
+        config = LoggerConfig(self.uri, "gate", registered_model=NAME, system_metrics=False)
+        with tempfile.TemporaryDirectory() as folder, tracked_run(config, Path(folder), "drawn", {}) as run:
+            run.log_params({"data": {"usage": {"test": "test"}, "group_pattern": None}})
+            run.log_file(catalog or self.catalog)
+            register(run, replace(self.inspector, point=point))
+        assert run.version is not None
+        return run.version
 
     def promote(self, *overrides: str) -> Outcome:
         """The gate, in this process; the lake's folder in the place of its bucket."""

@@ -191,6 +191,7 @@ class CheckpointConfig:
 
     monitor: str = "val/f1"
     mode: str = "max"  # to within a standard error the later epoch wins; see BestEpoch
+    minutes: float = 10.0  # the last is kept so often within an epoch, and at its end
 
 
 @dataclass
@@ -433,6 +434,8 @@ def check_ranges(config: TrainConfig) -> None:
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    minutes = config.callbacks.checkpoint.minutes
+    _require("callbacks.checkpoint.minutes", minutes, minutes >= 0, "0 or more")
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import callbacks as lc
-from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,6 +29,7 @@ from tyre_lightning.evaluation.figures import decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores, quality
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.evaluation.scores import RecordScores, Scores
+from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
 from tyre_lightning.model.averaging import weight_average
@@ -38,9 +39,20 @@ from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.tracking.callbacks import LogConfusion
-from tyre_lightning.tracking.registry import register
+from tyre_lightning.tracking.journal import Journal
+from tyre_lightning.tracking.logger import RunLogger
+from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, SWEEP_TAG, Run, fetch_catalog, tracked_run, without_password
+from tyre_lightning.tracking.runs import (
+    CATALOG,
+    SWEEP_TAG,
+    Run,
+    as_params,
+    fetch_catalog,
+    send_left,
+    tracked_run,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,10 +80,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model)
-    folder = run_folder(config)
-    with tracked_run(config.logger, config.logger.run_name or config.model.name, run_tags()) as run:
-        record_setup(run, cfg, data)
-        record_data(run, data)
+    catalogs = data.tagged()
+    setup = describe(cfg, data, catalogs)
+    unfinished = unfinished_run(resume, setup)
+    folder = unfinished or run_folder(config)
+    name = config.logger.run_name or config.model.name
+    if unfinished is None:
+        send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
+    with tracked_run(config.logger, folder, name, run_tags(), go_on=unfinished is not None) as run:
+        record_setup(run, cfg, setup)
+        record_data(run, data, catalogs)
+        run.flush()  # a server that takes nothing is a reason to stop now, and none later
         shared = find_shared(data)
         trainer = build_trainer(config, run, folder)
         fit(trainer, model, data, resume)
@@ -83,9 +102,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
-        uri = register(run, inspector)
+        register(run, inspector)
         shown = config.trainer.enable_progress_bar
         log_report(run, inspector, data, scores, config.operating_point, progress=shown)
+    uri = model_uri(run)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}
@@ -99,6 +119,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module is
 
 
 def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) -> TyreClassifier:
@@ -134,7 +155,6 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         UserError: the accelerator is missing.
     """
     options = config.trainer
-    logger = MLFlowLogger(config.logger.experiment, tracking_uri=run.config.tracking_uri, run_id=run.id)
     gpu = uses_gpu(options.accelerator)
     precision: Any = options.precision
     if precision == "auto":
@@ -162,7 +182,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
         num_sanity_val_steps=0,
-        logger=logger,
+        logger=RunLogger(run),
         callbacks=build_callbacks(config, folder),
         default_root_dir=folder,
     )
@@ -181,7 +201,18 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         ),
         # Apart from the best, so that what an interrupt leaves never takes the best one's place.
         lc.ModelCheckpoint(
-            dirpath=folder / "checkpoints", filename="last", save_on_exception=True, enable_version_counter=False
+            save_on_exception=True,
+            save_on_train_epoch_end=True,
+            filename="last",
+            dirpath=folder / "checkpoints",
+            enable_version_counter=False,
+        ),
+        # Within an epoch too, against what leaves no time to save: a lost node, kill -9.
+        lc.ModelCheckpoint(
+            train_time_interval=timedelta(minutes=options.checkpoint.minutes),
+            filename="last",
+            dirpath=folder / "checkpoints",
+            enable_version_counter=False,
         ),
         lc.LearningRateMonitor(logging_interval="step"),
         LogConfusion(),
@@ -256,6 +287,20 @@ def check_checkpoint(path: str, model: TyreClassifier) -> None:
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
 
 
+def unfinished_run(resume: str | None, setup: Mapping[str, Any]) -> Path | None:
+    """The folder of the run that left a checkpoint and goes on now: it did not finish, and its parameters are these."""
+    folder = None if resume is None else Path(resume).absolute().parent.parent
+    journal = None if folder is None else Journal.at(folder)
+    if journal is None or journal.status() == "FINISHED":
+        return None
+    recorded, given = journal.params(), as_params(setup)
+    differing = sorted(key for key in recorded | given if recorded.get(key) != given.get(key) and key != "ckpt_path")
+    if differing:
+        log.info("this is a new run, because %s is not what run %s had", ", ".join(differing), journal.run()["run_id"])
+        return None
+    return folder
+
+
 def run_folder(config: TrainConfig) -> Path:
     """The folder of this run: Hydra's, or ``paths.output_dir`` when called from Python."""
     return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.paths.output_dir)
@@ -268,33 +313,40 @@ def run_tags() -> dict[str, str]:
     return {}
 
 
-def record_setup(run: Run, cfg: DictConfig, data: TyreDataModule) -> None:
-    """Record the config, resolved and composed, and what the data turned out to be."""
-    shown = cfg.copy()
-    shown.logger.tracking_uri = without_password(cfg.logger.tracking_uri)
-    resolved = OmegaConf.to_container(shown, resolve=True, enum_to_str=True)
+def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
+    """A run's parameters: the resolved config, and what the data turned out to be."""
+    resolved = OmegaConf.to_container(_shown(cfg), resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
-    counts = {usage: catalog.counts() for usage, catalog in data.catalogs().items()}
     found = {
         "root": data.store.root,
         "classes": list(data.classes),
         "good_class": data.good_class,
-        "images": counts,
+        "images": {usage: catalog.counts() for usage, catalog in catalogs.items()},
         "ignored": data.ignored,
+        "fingerprint": fingerprint([*catalogs.values()]),
     }
-    run.log_params({**{str(key): value for key, value in resolved.items()}, "found": found})
-    run.log_text(OmegaConf.to_yaml(shown, resolve=True), "config.yaml")
-    for usage, catalog in data.catalogs().items():
-        ignored = f" ({data.ignored[usage]} other files ignored)" if usage in data.ignored else ""
-        log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
+    return {**{str(key): value for key, value in resolved.items()}, "found": found}
 
 
-def record_data(run: Run, data: TyreDataModule) -> None:
+def record_setup(run: Run, cfg: DictConfig, setup: Mapping[str, Any]) -> None:
+    """Record a run's parameters, and its config as a file."""
+    run.log_params(setup)
+    run.log_text(OmegaConf.to_yaml(_shown(cfg), resolve=True), "config.yaml")
+
+
+def _shown(cfg: DictConfig) -> DictConfig:
+    """The config without a password."""
+    shown = cfg.copy()
+    shown.logger.tracking_uri = without_password(cfg.logger.tracking_uri)
+    return shown
+
+
+def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> None:
     """Record which images the run saw: their fingerprints as inputs, the list of them as an artifact."""
-    catalogs = data.tagged()
     for usage, catalog in catalogs.items():
         run.log_dataset(usage, fingerprint([catalog]), data.store.root, catalog.counts())
-    run.log_params({"found": {"fingerprint": fingerprint([*catalogs.values()])}})
+        ignored = f" ({data.ignored[usage]} other files ignored)" if usage in data.ignored else ""
+        log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
     with TemporaryDirectory() as folder:
         save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs)
         run.log_file(path)
@@ -388,7 +440,10 @@ def add_judgement(checkpoint: str, inspector: Inspector) -> None:
 
 def checkpoints(trainer: L.Trainer) -> list[str]:
     """The paths of the best checkpoint and the last."""
-    return [item.best_model_path for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint)]
+    best, *others = [
+        item.best_model_path for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint)
+    ]
+    return [best, *sorted({*others} - {""})]
 
 
 def _decision_figure(scores: Scores, good: int, inspector: Inspector) -> Figure:

@@ -73,6 +73,7 @@ class TyreDataModule(L.LightningDataModule):
         self.conflicts: list[tuple[str, str]] = []  # those pairs that lie in different classes
         self._joined: dict[str, str] = {}  # the group of every image in such a pair
         self._find_copies = find_copies
+        self._done = (-1, 0)  # an epoch that was broken off, and how many of its batches the model has learnt from
         self._folder = cache_folder(config.cache_dir)
         pinned = load_pinned(config.catalog, s3) if config.catalog else None
         root = config.root or (pinned.root if pinned else None)
@@ -90,6 +91,16 @@ class TyreDataModule(L.LightningDataModule):
         """The catalogs by usage; test only where the lake has one."""
         catalogs = {"train": self.train, "val": self.val}
         return catalogs if self.test is None else {**catalogs, "test": self.test}
+
+    def state_dict(self) -> dict[str, int]:
+        """How far an epoch is, for a checkpoint."""
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"epoch": self.trainer.current_epoch, "batches": progress.processed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on there: the training images of that epoch that are not given again."""
+        self._done = state_dict["epoch"], state_dict["batches"]
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, augmented batches."""
@@ -124,7 +135,9 @@ class TyreDataModule(L.LightningDataModule):
         options = self._worker_options()
         return BatchLoader(
             dataset,
-            batch_sampler=BatchSampler(sampler, batch_size, options.get("num_workers", 0)),
+            batch_sampler=BatchSampler(
+                sampler, batch_size, options.get("num_workers", 0), self._done if train else (-1, 0)
+            ),
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             **options,

@@ -187,11 +187,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._rank = rank
         self._world = world
         self._weights = weights
-        self._epoch = 0
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         share = self._length - self._rank
@@ -200,7 +200,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return max(0, -(-share // self._world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         order = self._order(generator)
         draws = torch.randint(2**62, (self._length,), generator=generator)
         padding = -self._length % self._world if self._train else 0
@@ -236,13 +236,15 @@ class BatchSampler(Sampler[Plan]):
         sampler: gives the items.
         batch_size: items in a batch; the last may have fewer.
         workers: DataLoader gives them the batches in turn.
+        done: an epoch, and how many of its batches are not given again.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, workers: int) -> None:
+    def __init__(self, sampler: EpochSampler, batch_size: int, workers: int, done: tuple[int, int] = (-1, 0)) -> None:
         self.sampler = sampler  # Lightning tells it the epoch
         self._batch_size = batch_size
         self._workers = max(1, workers)
         self._ahead = -(-AHEAD_IMAGES // batch_size)  # batches of each worker
+        self._done = done
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self._batch_size)
@@ -251,7 +253,9 @@ class BatchSampler(Sampler[Plan]):
         items = iter(self.sampler)
         waiting: deque[Plan] = deque()
         begun = 0
-        for plan in chain(self._plans(items), [None] * (self._ahead * self._workers)):
+        epoch, done = self._done
+        plans = islice(self._plans(items), done if self.sampler.epoch == epoch else 0, None)
+        for plan in chain(plans, [None] * (self._ahead * self._workers)):
             if plan is not None:
                 waiting.append(plan)
             if len(waiting) > self._ahead * self._workers or (plan is None and waiting):

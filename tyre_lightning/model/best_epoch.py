@@ -21,6 +21,15 @@ class BestEpoch(ModelCheckpoint):
 
     _peak = -math.inf
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training goes on with."""
+        return {**super().state_dict(), "peak": self._peak}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        super().load_state_dict(state_dict)
+        self._peak = state_dict.get("peak", -math.inf)
+
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether the epoch that has just ended takes the best one's place."""
         if current is None:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -20,7 +21,8 @@ from tyre_lightning.evaluation.scores import LOGITS
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
 
-JUDGEMENT = "judgement"  # a checkpoint's key
+JUDGEMENT = "judgement"  # a checkpoint's keys
+PROGRESS = "progress"
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +70,24 @@ class TyreClassifier(L.LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val", "test")})
         self._unreadable: dict[str, int] = {"train": 0, "val": 0, "test": 0}
+        self._loss: tuple[Tensor | float, int] = (
+            0.0,
+            0,
+        )  # of this epoch so far: the sum over images, and how many they are
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the judgement with the weights."""
+        """Take the judgement with the weights, and go on within an epoch."""
         self.judgement = checkpoint.get(JUDGEMENT, {})
+        progress = checkpoint.get(PROGRESS, {})
+        self._loss = progress.get("loss", 0.0), progress.get("images", 0)
+        self._unreadable["train"] = progress.get("unreadable", 0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what this epoch's metrics are made of so far."""
+        loss, images = self._loss
+        checkpoint[PROGRESS] = {"loss": float(loss), "images": images, "unreadable": self._unreadable["train"]}
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, 3, H, W] with values from 0 to 255."""
@@ -111,13 +125,17 @@ class TyreClassifier(L.LightningModule):
             keep_freed_memory()
         # In deterministic mode PyTorch would fill every new tensor before use: a quarter of a step, and no need here.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (mypy does not know it)
-        # Lightning gives every process the same seed; their dropout must not be the same.
-        torch.manual_seed(torch.initial_seed() + self.global_rank)
+        self._seed = torch.initial_seed()
 
     def on_train_epoch_start(self) -> None:
         """Freeze or unfreeze the backbone."""
         self._freeze()
         self.train()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by the batch and the process, so that a resumed training goes on as if it had not stopped."""
+        place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -129,11 +147,15 @@ class TyreClassifier(L.LightningModule):
         smoothing = self.hparams["label_smoothing"]
         images = recolour(batch.image, batch.colour)
         loss = cross_entropy(self(images).float(), batch.label, weight=weights, label_smoothing=smoothing)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.label))
+        self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
+        self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log how many images were left out."""
+        """Log the mean loss and how many images were left out."""
+        total, images = self._loss
+        self.log("train/loss_epoch", torch.as_tensor(total / max(1, images)), prog_bar=True, sync_dist=True)
+        self._loss = 0.0, 0
         self._log_unreadable("train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:

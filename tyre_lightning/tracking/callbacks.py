@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import lightning as L
-from lightning.pytorch.loggers import MLFlowLogger
 
 from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.tracking.logger import RunLogger
 
 
 class LogConfusion(L.Callback):
@@ -18,6 +18,5 @@ class LogConfusion(L.Callback):
         metric = pl_module.metric("test")
         matrix = metric.matrix()  # every process must take part
         logger = trainer.logger
-        if trainer.is_global_zero and isinstance(logger, MLFlowLogger):
-            figure = confusion_figure(matrix.cpu().numpy(), metric.classes)
-            logger.experiment.log_figure(logger.run_id, figure, "confusion_matrix.png")
+        if trainer.is_global_zero and isinstance(logger, RunLogger):
+            logger.log_figure(confusion_figure(matrix.cpu().numpy(), metric.classes), "confusion_matrix.png")

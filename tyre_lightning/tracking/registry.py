@@ -15,6 +15,7 @@ from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
 CHALLENGER = "challenger"  # the alias of the newest version, which asks to become the champion
@@ -26,17 +27,22 @@ _REQUIREMENTS = (
 )  # fmt: skip
 
 
-def register(run: Run, inspector: Inspector) -> str:
-    """Log a model to a run and, where a name is configured, register it; gives the URI to load it by."""
+def register(run: Run, inspector: Inspector) -> None:
+    """Record a model as an artifact of a run and, where a name is configured, have it registered."""
+    folder = run.journal.new_place(MODEL_FOLDER)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, MODEL_FOLDER)
         inspector.save(Path(scratch, "inspector"))
         _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
-        run.client.log_artifacts(run.id, str(folder), MODEL_FOLDER)
-    name = run.config.registered_model
-    if not name:
+    run.journal.append("model", path=str(folder))
+    if run.config.registered_model:
+        run.journal.append("version", name=run.config.registered_model, folder=MODEL_FOLDER)
+
+
+def model_uri(run: Run) -> str:
+    """The URI to load a run's model by, once MLflow has it."""
+    if run.version is None:
         return f"runs:/{run.id}/{MODEL_FOLDER}"
-    return f"models:/{name}/{_create_version(run, name)}"
+    return f"models:/{run.config.registered_model}/{run.version}"
 
 
 def load_inspector(model: str, tracking_uri: str) -> Inspector:
@@ -102,15 +108,20 @@ def signature(inspector: Inspector) -> ModelSignature:
     return ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers))
 
 
-def _create_version(run: Run, name: str) -> str:
+def create_version(client: MlflowClient, run_id: str, name: str, folder: str) -> str:
+    """Register the model that is an artifact of a run, as the challenger; gives its version.
+
+    A model that is registered already keeps its version: a request may have to be made twice.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        run.client.create_registered_model(name)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{run.client.get_run(run.id).info.artifact_uri}/{MODEL_FOLDER}"
-    version = str(run.client.create_model_version(name, source, run_id=run.id).version)
-    run.client.set_registered_model_alias(name, CHALLENGER, version)
+    made = [*client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")]
+    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+    version = str((made[0] if made else client.create_model_version(name, source, run_id=run_id)).version)
+    client.set_registered_model_alias(name, CHALLENGER, version)
     return version

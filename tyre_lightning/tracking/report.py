@@ -78,21 +78,33 @@ class _Files:
 
 
 def _facts(run: Run, data: TyreDataModule) -> Facts:
-    info = run.client.get_run(run.id)
-    catalogs = data.catalogs()
-    metrics: Mapping[str, float] = info.data.metrics
+    about, catalogs = run.journal.run(), data.catalogs()
     return Facts(
-        name=info.info.run_name,
+        name=about["name"],
         id=run.id,
-        started=_date(datetime.fromtimestamp(info.info.start_time / 1000)),
+        started=_date(datetime.fromtimestamp(about["start_time"])),
         reported=_date(datetime.now()),
         root=data.store.root,
         counts={usage: catalog.counts() for usage, catalog in catalogs.items()},
         ignored=data.ignored,
         shared=len(data.shared_with_train("test")),
-        unreadable={usage: int(metrics.get(f"{usage}/unreadable", 0)) for usage in catalogs},
-        curves={title: {line: run.by_epoch(name) for line, name in names.items()} for title, names in _CURVES.items()},
+        unreadable={usage: int(_last(run, f"{usage}/unreadable")) for usage in catalogs},
+        curves={
+            title: {line: _by_epoch(run, name) for line, name in names.items()} for title, names in _CURVES.items()
+        },
     )
+
+
+def _last(run: Run, name: str) -> float:
+    """What a metric was last, 0 where it was not recorded."""
+    values = run.journal.metric(name)
+    return values[max(values)] if values else 0.0
+
+
+def _by_epoch(run: Run, name: str) -> list[tuple[float, float]]:
+    """A metric that was recorded once an epoch, as pairs of epoch, counted from 1, and value."""
+    epochs = {step: value + 1 for step, value in run.journal.metric("epoch").items()}
+    return sorted((epochs.get(step, step), value) for step, value in run.journal.metric(name).items())
 
 
 def _date(moment: datetime) -> str:

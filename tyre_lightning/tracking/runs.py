@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import UserError
+from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
+from tyre_lightning.tracking.sender import Sender
+from tyre_lightning.tracking.system import SystemMonitor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 SWEEP_TAG = "sweep"
-_PARAMS_PER_CALL = 100  # MLflow's own limit
+_PATIENCE = 60.0  # seconds without the server, at the end of a run
+
+log = logging.getLogger(__name__)
 
 
 def connect(tracking_uri: str) -> MlflowClient:
@@ -37,6 +42,7 @@ def connect(tracking_uri: str) -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # MLflow's own waits (7 tries, minutes in all) would keep a mistyped address looking alive.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it draws over ours
     import mlflow
 
@@ -53,65 +59,93 @@ def connect(tracking_uri: str) -> MlflowClient:
     return client
 
 
-@dataclass
 class Run:
-    """A run that has been started.
+    """A run that has been started. What it records goes to its journal, from which it is sent to MLflow.
 
     Args:
         id: MLflow's run id.
         client: connected to the server that has the run.
         config: what the run was asked to log to.
+        journal: of this run.
     """
 
-    id: str
-    client: MlflowClient
-    config: LoggerConfig
+    def __init__(self, id: str, client: MlflowClient, config: LoggerConfig, journal: Journal) -> None:
+        self.id = id
+        self.client = client
+        self.config = config
+        self.journal = journal
+        self._sender = Sender(journal, client, id)
+
+    @property
+    def version(self) -> str | None:
+        """Of the registered model, once MLflow has it."""
+        return self._sender.version
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Record nested values as parameters with dotted names."""
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)) for key, value in flatten(values)]
-        for start in range(0, len(params), _PARAMS_PER_CALL):
-            self.client.log_batch(self.id, params=params[start : start + _PARAMS_PER_CALL])
+        """Record nested values as parameters with dotted names; those that are recorded already stay."""
+        known = self.journal.params()
+        self.journal.append("params", values={key: text for key, text in as_params(values).items() if key not in known})
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Record final metrics by name."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.id, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
+        recorded = self.journal.recorded()
+        self.journal.add_metrics({name: float(value) for name, value in values.items() if (name, 0) not in recorded})
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a matplotlib figure as an artifact."""
-        self.client.log_figure(self.id, figure, name)
+        self.journal.add_figure(figure, name)
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as an artifact."""
-        self.client.log_text(self.id, text, name)
-
-    def by_epoch(self, name: str) -> list[tuple[float, float]]:
-        """A metric that was recorded once an epoch, as pairs of epoch, counted from 1, and value."""
-        epochs = {point.step: point.value + 1 for point in self.client.get_metric_history(self.id, "epoch")}
-        found = {
-            epochs.get(point.step, point.step): point.value for point in self.client.get_metric_history(self.id, name)
-        }
-        return sorted(found.items())
+        self.journal.add_text(text, name)
 
     def log_dataset(self, usage: str, digest: str, root: str, counts: Mapping[str, int]) -> None:
         """Record a set of images as an input of the run."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        kind = "s3" if root.startswith("s3:") else "local"
-        profile = json.dumps({"images": sum(counts.values()), **counts})
-        name = f"{root.rstrip('/').rpartition('/')[2]}/{usage}"
-        dataset = Dataset(name, digest, kind, json.dumps({"uri": root}), profile=profile)
-        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", usage)])])
+        dataset = {
+            "name": f"{root.rstrip('/').rpartition('/')[2]}/{usage}",
+            "digest": digest,
+            "source_type": "s3" if root.startswith("s3:") else "local",
+            "source": json.dumps({"uri": root}),
+            "profile": json.dumps({"images": sum(counts.values()), **counts}),
+        }
+        self.journal.append("dataset", usage=usage, dataset=dataset)
 
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
         """Record a file as an artifact, if it exists."""
         if os.path.isfile(path):
-            self.client.log_artifact(self.id, str(path), folder)
+            self.journal.add_file(path, folder)
+
+    def flush(self, patience: float = 0.0) -> None:
+        """Wait until MLflow has all of it.
+
+        Args:
+            patience: seconds for which the server may fail to answer.
+
+        Raises:
+            UserError: it fails for longer.
+        """
+        self._sender.flush(patience)
+
+    def end(self, status: str) -> None:
+        """End the run, and wait until MLflow has everything.
+
+        Raises:
+            UserError: the server is away; what it lacks is kept.
+        """
+        self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
+        try:
+            self.flush(_PATIENCE)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Send no more; what is left stays in the journal."""
+        self._sender.close()
+
+
+def as_params(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as MLflow has them: texts by dotted names."""
+    return {key: str(value) for key, value in flatten(values)}
 
 
 def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
@@ -133,16 +167,26 @@ def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
 
 
 @contextmanager
-def tracked_run(config: LoggerConfig, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def tracked_run(
+    config: LoggerConfig, folder: Path, name: str, tags: Mapping[str, str], *, go_on: bool = False
+) -> Iterator[Run]:
     """Start a run, and end it as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other error.
 
+    Args:
+        config: where runs are recorded.
+        folder: of the run; its journal goes there.
+        go_on: whether the run whose journal is there goes on.
+        name: of a new run.
+        tags: of a new run.
+
     Raises:
-        UserError: the tracking server does not answer.
+        UserError: the tracking server does not answer, at the start or for too long at the end.
     """
     client = connect(config.tracking_uri)
     config = replace(config, tracking_uri=hand_over_password(config.tracking_uri))
-    run = Run(_create(client, config, name, tags), client, config)
-    monitor = _system_monitor(run) if config.system_metrics else None
+    run = _go_on(client, config, folder) if go_on else _begin(client, config, folder, name, tags)
+    journal = run.journal
+    monitor = SystemMonitor(journal) if config.system_metrics else None
     status = "FAILED"
     try:
         yield run
@@ -153,7 +197,70 @@ def tracked_run(config: LoggerConfig, name: str, tags: Mapping[str, str]) -> Ite
     finally:
         if monitor:
             monitor.finish()
-        client.set_terminated(run.id, status)
+        _end(run, status)
+
+
+def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, tags: Mapping[str, str]) -> Run:
+    """A new run and its journal."""
+    run_id = _create(client, config, name, tags)
+    put_aside(folder)
+    run = Run(run_id, client, config, Journal(folder / FOLDER))
+    run.journal.begin(run_id, name, without_password(config.tracking_uri))
+    return run
+
+
+def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
+    """The run that a folder has the journal of."""
+    from mlflow.exceptions import MlflowException
+
+    journal = Journal(folder / FOLDER)
+    run_id: str = journal.run()["run_id"]
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        raise UserError(f"run {run_id} of {folder} cannot go on: {str(error).splitlines()[0]}") from error
+    run = Run(run_id, client, config, journal)
+    journal.mend()
+    log.info("run %s goes on", run_id)
+    return run
+
+
+def _end(run: Run, status: str) -> None:
+    """End a run; that MLflow cannot be told of one that has failed is a warning beside its error."""
+    try:
+        run.end(status)
+    except UserError as error:
+        if status == "FINISHED":
+            raise
+        log.warning("%s", error)
+
+
+def resend(journal: Journal, tracking_uri: str | None = None) -> None:
+    """Send what a run has left; a run whose process is gone without an end is ended as KILLED.
+
+    Raises:
+        UserError: the server does not answer, or the run is under way.
+    """
+    about = journal.run()
+    uri = tracking_uri or about["tracking_uri"]
+    config = LoggerConfig(tracking_uri=hand_over_password(uri))
+    run = Run(about["run_id"], connect(uri), config, journal)
+    try:
+        journal.mend()
+        if journal.status() is None:
+            journal.append("end", status="KILLED", timestamp=int(time.time() * 1000))
+        run.flush()
+    finally:
+        run.close()
+    log.info("run %s: MLflow has all of it (%s)", run.id, journal.folder.parent)
+
+
+def send_left(folder: Path, tracking_uri: str) -> None:
+    """Send what other runs below a folder could not send to this server; what cannot be sent now stays."""
+    for journal in unsent(folder):
+        if journal.run()["tracking_uri"] == without_password(tracking_uri):
+            with suppress(UserError):  # under way, or still no answer
+                resend(journal, tracking_uri)
 
 
 def _create(client: MlflowClient, config: LoggerConfig, name: str, tags: Mapping[str, str]) -> str:
@@ -177,16 +284,6 @@ def _create(client: MlflowClient, config: LoggerConfig, name: str, tags: Mapping
     source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL", "mlflow.user": _user(), **_commit()}
     run_id: str = client.create_run(experiment_id, run_name=name, tags={**source, **tags}).info.run_id
     return run_id
-
-
-def _system_monitor(run: Run) -> Any:
-    from mlflow.system_metrics import system_metrics_monitor
-
-    logging.getLogger(system_metrics_monitor.__name__).setLevel(logging.WARNING)
-    kind: Any = system_metrics_monitor.SystemMetricsMonitor
-    monitor = kind(run.id, resume_logging=True, tracking_uri=run.config.tracking_uri)
-    monitor.start()
-    return monitor
 
 
 def _commit() -> dict[str, str]:

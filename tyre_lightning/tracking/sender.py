@@ -1,0 +1,177 @@
+"""Sends a run's journal to MLflow, while the run goes on; a server that is away makes nothing wait but this."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from tyre_lightning.errors import UserError
+from tyre_lightning.tracking.journal import Journal, Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_POLL_SECONDS = 1.0  # other processes append too
+_LONGEST_PAUSE = 30.0  # between two tries
+_TOGETHER = 500  # metrics in a request; MLflow takes 1,000
+_PARAMS_TOGETHER = 100  # MLflow's own limit
+
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Sends what a journal has, in order, each record at least once; MLflow knows those that come twice as one.
+
+    Args:
+        journal: of the run; no other process may send it at the same time.
+        client: connected to the server of the run.
+        run_id: MLflow's.
+
+    Raises:
+        UserError: another process sends this journal.
+    """
+
+    def __init__(self, journal: Journal, client: MlflowClient, run_id: str) -> None:
+        self._journal = journal
+        self._client = client
+        self._run_id = run_id
+        self.version: str | None = None  # of the registered model, once there is one
+        self._failing_since: float | None = None
+        self._reason = ""
+        self._wake = threading.Event()
+        self._moved = threading.Condition()
+        self._closing = False
+        self._lock = FileLock(journal.folder / "lock", timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(f"{journal.folder} belongs to a run that is under way") from None
+        self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
+        self._thread.start()
+
+    def flush(self, patience: float) -> None:
+        """Wait until MLflow has everything.
+
+        Args:
+            patience: seconds for which tries may fail.
+
+        Raises:
+            UserError: they have failed for longer.
+        """
+        with self._moved:
+            while self._journal.waiting:
+                since = self._failing_since
+                if since is not None and time.monotonic() - since >= patience:
+                    raise UserError(
+                        f"the tracking server does not take what run {self._run_id} has recorded ({self._reason}); "
+                        f"all of it is kept: python -m tyre_lightning.resend {self._journal.folder.parent}"
+                    )
+                self._wake.set()
+                self._moved.wait(0.2)
+
+    def close(self) -> None:
+        """Stop after the request that is under way; what is left stays in the journal."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        self._lock.release()
+
+    def _work(self) -> None:
+        pause = 1.0
+        while not self._closing:
+            try:
+                self._send_all()
+                pause = 1.0
+            except Exception as error:  # MLflow, its stores and their clients each raise their own
+                self._note_failure(error)
+                self._wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self._wait(_POLL_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        with self._moved:
+            self._moved.notify_all()
+        if self._failing_since is None:
+            self._wake.wait(seconds)
+            self._wake.clear()
+        else:  # a run that wants to end must not shorten the pauses
+            end = time.monotonic() + seconds
+            while not self._closing and time.monotonic() < end:
+                time.sleep(0.1)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._reason = (str(error) or type(error).__name__).splitlines()[0]
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            log.warning(
+                "the tracking server does not answer as it should (%s: %s); training goes on, and what it records "
+                "waits in %s", type(error).__name__, self._reason, self._journal.folder,
+            )  # fmt: skip
+
+    def _send_all(self) -> None:
+        while (batch := [*islice(self._journal.records(self._journal.sent), _TOGETHER)]) and not self._closing:
+            metrics = [*takewhile(lambda item: item[0]["kind"] == "metrics", batch)]
+            part = metrics or batch[:1]
+            self._send([record for record, _ in part])
+            self._journal.sent = part[-1][1]
+            if self._failing_since is not None:
+                log.warning("the tracking server answers again after %.0f s", time.monotonic() - self._failing_since)
+                self._failing_since = None
+
+    def _send(self, records: list[Record]) -> None:
+        """Send one record, or several of metrics."""
+        from tyre_lightning.tracking.registry import create_version
+
+        record, client, run_id = records[0], self._client, self._run_id
+        match record["kind"]:
+            case "metrics":
+                self._send_metrics(records)
+            case "params":
+                self._send_params(record)
+            case "dataset":
+                self._send_dataset(record)
+            case "file":
+                if os.path.isfile(record["path"]):
+                    client.log_artifact(run_id, record["path"], record["folder"])
+                self._journal.forget(Path(record["path"]))
+            case "model":
+                client.log_artifacts(run_id, record["path"], Path(record["path"]).name)
+                self._journal.forget(Path(record["path"]))
+            case "version":
+                self.version = create_version(client, run_id, record["name"], record["folder"])
+            case "end":
+                client.set_terminated(run_id, record["status"], record["timestamp"])
+
+    def _send_metrics(self, records: list[Record]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, record["timestamp"], record["step"])
+            for record in records
+            for name, value in record["values"].items()
+        ]
+        for start in range(0, len(metrics), _TOGETHER):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + _TOGETHER])
+
+    def _send_params(self, record: Record) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, value) for name, value in record["values"].items()]
+        for start in range(0, len(params), _PARAMS_TOGETHER):
+            self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_TOGETHER])
+
+    def _send_dataset(self, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(**record["dataset"])
+        self._client.log_inputs(
+            self._run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", record["usage"])])]
+        )
