@@ -79,7 +79,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data = TyreDataModule(config.data, config.s3, preprocessing, config.seed, copies)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
-        check_checkpoint(resume, model)
+        check_checkpoint(resume, model, config.trainer.max_epochs)
     catalogs = data.tagged()
     setup = describe(cfg, data, catalogs)
     unfinished = unfinished_run(resume, setup)
@@ -272,13 +272,17 @@ def find_checkpoint(config: TrainConfig) -> str | None:
     return str(found[-1])
 
 
-def check_checkpoint(path: str, model: TyreClassifier) -> None:
-    """Refuse to resume another model's training.
+def check_checkpoint(path: str, model: TyreClassifier, epochs: int) -> None:
+    """Refuse to resume another model's training, or one that is done.
 
     Raises:
-        UserError: the file is no checkpoint, or its backbone or classes differ.
+        UserError: the file is no checkpoint, its backbone or classes differ, or its run had as many epochs.
     """
     saved = Inspector.from_checkpoint(path)
+    journal = Journal.at(Path(path).absolute().parent.parent)
+    done = torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
+    if journal is not None and journal.status() == "FINISHED" and done >= epochs:
+        raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
     for key, theirs, ours in (
         ("model.name", saved.name, model.hparams["name"]),
         ("data.classes", saved.classes, model.hparams["classes"]),

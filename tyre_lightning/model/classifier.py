@@ -127,6 +127,10 @@ class TyreClassifier(L.LightningModule):
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (mypy does not know it)
         self._seed = torch.initial_seed()
 
+    def on_train_start(self) -> None:
+        """A training that goes on within an epoch does not start one."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
         """Freeze or unfreeze the backbone."""
         self._freeze()

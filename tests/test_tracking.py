@@ -1,0 +1,232 @@
+"""Runs that are broken off and go on, and tracking servers that go away and come back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
+from tests.mlflow_server import MlflowServer
+from tyre_lightning.tracking.journal import Journal, unsent
+from tyre_lightning.tracking.system import SystemMonitor
+
+EXPERIMENT = "tyre-defects"
+
+# train.py in a process that dies of SIGKILL as a batch begins.
+KILLED = """
+import os, runpy, signal
+from tyre_lightning.model.classifier import TyreClassifier
+begin = TyreClassifier.on_train_batch_start
+def die(self, batch, batch_idx):
+    if (self.current_epoch, batch_idx) == ({epoch}, {batch}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin(self, batch, batch_idx)
+TyreClassifier.on_train_batch_start = die
+runpy.run_path({project!r} + "/train.py", run_name="__main__")
+"""
+
+# train.py that waits for the server less long, at its end, and says on which of its lines training began.
+HASTY = """
+import runpy
+import tyre_lightning.tracking.runs as runs
+runs._PATIENCE = {patience}
+from tyre_lightning.model.classifier import TyreClassifier
+begin = TyreClassifier.on_train_epoch_start
+def tell(self):
+    open("epoch", "a").write("x")
+    begin(self)
+TyreClassifier.on_train_epoch_start = tell
+runpy.run_path({project!r} + "/train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> str:
+    """A local lake of two classes: 24 train and 4 test images in all."""
+    write_images(tmp_path / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
+    return str(tmp_path / "lake" / "v1")
+
+
+def script(text: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a Python text as train.py would be started."""
+    return subprocess.Popen(
+        [sys.executable, "-c", text, *options], cwd=cwd, env={**untracked_environment(), "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def only_run(uri: str) -> Run:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def history(uri: str) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of every metric of the only run, as often as they were recorded."""
+    client, run = MlflowClient(uri), only_run(uri)
+    return {
+        name: sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
+        for name in run.data.metrics
+        if not name.startswith("system/")
+    }
+
+
+def once(uri: str) -> bool:
+    """Whether the only run has every metric of a step once."""
+    steps = [[step for step, _ in points] for points in history(uri).values()]
+    return all(len(found) == len({*found}) for found in steps)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "workers", "epoch", "batch"),
+    [(10, 0, 1, 3), (0, 0, 1, 3), (0, 2, 2, 1)],
+    ids=["from the epoch's start", "from within an epoch", "from within an epoch, with workers"],
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    lake: str, tmp_path: Path, minutes: int, workers: int, epoch: int, batch: int
+) -> None:
+    options = [
+        f"data.root={lake}", *TINY, "trainer.max_epochs=3", f"data.num_workers={workers}", "model.dropout=0.5",
+        f"callbacks.checkpoint.minutes={minutes}", "trainer.log_every_n_steps=1", "logger.registered_model=null",
+        f"data.cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+    (whole := tmp_path / "whole").mkdir()
+    (broken := tmp_path / "broken").mkdir()
+    assert run_script("train.py", *options, cwd=whole).returncode == 0
+    text = KILLED.format(project=str(PROJECT), epoch=epoch, batch=batch)
+    process = script(text, *options, cwd=broken)
+    process.communicate(timeout=300)
+    assert process.returncode == -9
+    uris = [f"sqlite:///{folder}/mlflow.db" for folder in (whole, broken)]
+    begun = only_run(uris[1])
+    assert begun.info.status == "RUNNING"
+    again = run_script("train.py", *options, "ckpt_path=last", cwd=broken)
+    assert again.returncode == 0, again.stderr
+    ended = only_run(uris[1])
+    assert (ended.info.run_id, ended.info.status) == (begun.info.run_id, "FINISHED")
+    assert history(uris[1]) == history(uris[0])
+    for name in ("best", "last"):
+        first, second = (
+            torch.load(next(folder.glob(f"outputs/train/*/checkpoints/{name}.ckpt")), weights_only=True)
+            for folder in (whole, broken)
+        )
+        for part in ("state_dict", "current_model_state"):
+            assert all(torch.equal(second[part][key], value) for key, value in first[part].items())
+        assert first["global_step"] == second["global_step"]
+    assert not unsent(broken / "outputs")
+
+
+def test_another_configuration_or_a_finished_run_makes_a_new_run(lake: str, tmp_path: Path) -> None:
+    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    assert run_script("train.py", *options, cwd=tmp_path).returncode == 0
+    done = run_script("train.py", *options, "ckpt_path=last", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "has done its 1 epochs: give a greater trainer.max_epochs" in done.stderr.strip().splitlines()[-1]
+
+
+def during_training(folder: Path, action: Callable[[], None]) -> threading.Thread:
+    """Do something in a thread as soon as training has begun."""
+
+    def wait() -> None:
+        end = time.monotonic() + 300
+        while not (folder / "epoch").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        action()
+
+    (thread := threading.Thread(target=wait)).start()
+    return thread
+
+
+def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_path: Path) -> None:
+    (work := tmp_path / "work").mkdir()
+    options = [f"data.root={lake}", *TINY, "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
+    with MlflowServer(tmp_path) as server:
+
+        def restart() -> None:
+            server.kill()
+            time.sleep(5)
+            server.start()
+
+        process = script(
+            HASTY.format(project=str(PROJECT), patience=60), *options, f"logger.tracking_uri={server.uri}", cwd=work
+        )
+        thread = during_training(work, restart)
+        _, errors = process.communicate(timeout=300)
+        thread.join()
+        assert process.returncode == 0, errors
+        assert "the tracking server does not answer as it should" in errors
+        assert "the tracking server answers again" in errors
+        run = only_run(server.uri)
+        assert run.info.status == "FINISHED"
+        assert len(history(server.uri)["train/loss_step"]) == 4 * 5
+        assert once(server.uri)
+        client = MlflowClient(server.uri)
+        assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"model", "report.html", "checkpoints"}
+        assert [version.run_id for version in client.search_model_versions(f"name='{EXPERIMENT}'")] == [run.info.run_id]
+
+
+def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> None:
+    (work := tmp_path / "work").mkdir()
+    options = [f"data.root={lake}", *TINY, "trainer.log_every_n_steps=1"]
+    with MlflowServer(tmp_path) as server:
+        options += [f"logger.tracking_uri={server.uri}"]
+        process = script(HASTY.format(project=str(PROJECT), patience=1), *options, cwd=work)
+        thread = during_training(work, server.kill)
+        _, errors = process.communicate(timeout=300)
+        thread.join()
+        assert process.returncode == 1
+        last = errors.strip().splitlines()[-1]
+        assert "all of it is kept: python -m tyre_lightning.resend outputs/train/" in last
+        command = last.partition("python ")[2].split()
+        away = subprocess.run([sys.executable, *command], cwd=work, capture_output=True, text=True, check=False)
+        assert away.returncode == 1 and "does not answer" in away.stderr
+        server.start()
+        sent = subprocess.run([sys.executable, *command], cwd=work, capture_output=True, text=True, check=False)
+        assert sent.returncode == 0, sent.stderr
+        run = only_run(server.uri)
+        assert run.info.status == "FINISHED"
+        assert once(server.uri)
+        assert "test/f1" in run.data.metrics
+        client = MlflowClient(server.uri)
+        assert [version.run_id for version in client.search_model_versions(f"name='{EXPERIMENT}'")] == [run.info.run_id]
+        assert not unsent(work / "outputs")
+
+
+def test_a_server_that_takes_nothing_is_an_error_before_training(lake: str, tmp_path: Path) -> None:
+    done = run_script("train.py", f"data.root={lake}", *TINY, "logger.tracking_uri=http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "does not answer as an MLflow server" in done.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_line_that_was_half_written_is_cut_off(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.add_metrics({"a": 1.0}, 3)
+    with (tmp_path / "records.jsonl").open("ab") as file:
+        file.write(b'{"kind": "metr')
+    journal.mend()
+    journal.add_metrics({"a": 2.0}, 4)
+    assert journal.metric("a") == {3: 1.0, 4: 2.0}
+
+
+def test_system_metrics_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    journal = Journal(tmp_path)
+    journal.begin("0" * 32, "name", "sqlite:///nowhere.db")
+    for _ in range(2):
+        monitor = SystemMonitor(journal)
+        time.sleep(0.5)
+        monitor.finish()
+    steps = [record["step"] for record in journal.of_kind("metrics")]
+    assert len(steps) >= 4 and steps == [*range(len(steps))]
