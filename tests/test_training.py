@@ -26,6 +26,7 @@ from tests.conftest import (
     write_images,
 )
 from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.tracking.sweeps import PARENT_TAG
 
 CLASSES = ("crack", "good")
 
@@ -39,7 +40,8 @@ def runs(folder: Path, experiment: str = "tyre-defects") -> list[Run]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     found = client.get_experiment_by_name(experiment)
     assert found is not None
-    return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
+    every = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run for run in every if PARENT_TAG not in run.data.tags]
 
 
 def datasets(run: Run) -> dict[str, Dataset]:

@@ -27,6 +27,7 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.figures import decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores, quality
+from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.evaluation.scores import RecordScores, Scores
 from tyre_lightning.lake.catalog import Catalog
@@ -45,7 +46,6 @@ from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import (
     CATALOG,
-    SWEEP_TAG,
     Run,
     as_params,
     fetch_catalog,
@@ -53,10 +53,12 @@ from tyre_lightning.tracking.runs import (
     tracked_run,
     without_password,
 )
+from tyre_lightning.tracking.sweeps import SWEEP_TAG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_TIMED = 15  # images
 SCORES = "scores"  # the folder of what the best checkpoint said of each image
 
 log = logging.getLogger(__name__)
@@ -73,16 +75,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if config.data.from_run is not None:
         config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, run_folder(config))
     L.seed_everything(config.seed, workers=True, verbose=False)
-    resume = find_checkpoint(config)
     preprocessing = Preprocessing.of(preset(config.model.name), config.data)
     copies = read_copies if config.data.near_copies else None
     data = TyreDataModule(config.data, config.s3, preprocessing, config.seed, copies)
+    catalogs = data.tagged()
+    setup = describe(cfg, data, catalogs)
+    if (done := done_before(setup)) is not None:
+        return done
+    resume, unfinished = starting_point(config, setup)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model, config.trainer.max_epochs)
-    catalogs = data.tagged()
-    setup = describe(cfg, data, catalogs)
-    unfinished = unfinished_run(resume, setup)
     folder = unfinished or run_folder(config)
     name = config.logger.run_name or config.model.name
     if unfinished is None:
@@ -102,6 +105,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
+        metrics |= weigh(run, inspector, data)
         register(run, inspector)
         shown = config.trainer.enable_progress_bar
         log_report(run, inspector, data, scores, config.operating_point, progress=shown)
@@ -253,14 +257,37 @@ def device_count(devices: Any, gpu: bool) -> int:
     return devices
 
 
+def done_before(setup: Mapping[str, Any]) -> dict[str, float] | None:
+    """The metrics of a run of a sweep that has been continued, where that run has finished already."""
+    journal = Journal.at(Path(HydraConfig.get().runtime.output_dir)) if in_sweep() else None
+    if journal is None or journal.status() != "FINISHED" or different(journal, setup):
+        return None
+    log.info("this run has finished before: %s", journal.run()["run_id"])
+    return journal.metrics()
+
+
+def starting_point(config: TrainConfig, setup: Mapping[str, Any]) -> tuple[str | None, Path | None]:
+    """The checkpoint that training begins with, and the folder of the unfinished run that goes on with it, if any.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    resume = find_checkpoint(config)
+    unfinished = unfinished_run(resume, setup)
+    if config.ckpt_path is None and unfinished is None:
+        return None, None
+    return resume, unfinished
+
+
 def find_checkpoint(config: TrainConfig) -> str | None:
-    """The checkpoint to resume from.
+    """The checkpoint to resume from: the one that is asked for, or what a sweep that is continued has left here.
 
     Raises:
         UserError: there is none.
     """
     if config.ckpt_path is None:
-        return None
+        left = run_folder(config) / "checkpoints" / "last.ckpt"
+        return str(left) if in_sweep() and left.is_file() else None
     if config.ckpt_path != "last":
         if not os.path.isfile(config.ckpt_path):
             raise UserError(f"ckpt_path={config.ckpt_path} does not exist: give a checkpoint's path, or last")
@@ -297,12 +324,21 @@ def unfinished_run(resume: str | None, setup: Mapping[str, Any]) -> Path | None:
     journal = None if folder is None else Journal.at(folder)
     if journal is None or journal.status() == "FINISHED":
         return None
-    recorded, given = journal.params(), as_params(setup)
-    differing = sorted(key for key in recorded | given if recorded.get(key) != given.get(key) and key != "ckpt_path")
-    if differing:
+    if differing := different(journal, setup):
         log.info("this is a new run, because %s is not what run %s had", ", ".join(differing), journal.run()["run_id"])
         return None
     return folder
+
+
+def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:
+    """The names of the parameters in which a run differs from the one that a journal is of."""
+    recorded, given = journal.params(), as_params(setup)
+    return sorted(key for key in recorded | given if recorded.get(key) != given.get(key) and key != "ckpt_path")
+
+
+def in_sweep() -> bool:
+    """Whether this is a run of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -312,9 +348,7 @@ def run_folder(config: TrainConfig) -> Path:
 
 def run_tags() -> dict[str, str]:
     """Which sweep a run belongs to, if to any."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return {SWEEP_TAG: HydraConfig.get().sweep.dir}
-    return {}
+    return {SWEEP_TAG: HydraConfig.get().sweep.dir} if in_sweep() else {}
 
 
 def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
@@ -434,6 +468,18 @@ def judge(
             run.log_figure(_decision_figure(found, classes.index(good), inspector), f"{usage}_decisions.png")
     run.log_metrics(metrics)
     return metrics
+
+
+def weigh(run: Run, inspector: Inspector, data: TyreDataModule) -> dict[str, float]:
+    """Record what a model costs: its parameters, and the time for an image on this machine's CPU."""
+    files = data.reader().read([data.val.entry(index) for index in range(min(len(data.val), _TIMED))])
+    times = latencies_ms(inspector, files)
+    values = {
+        "model/latency_ms": min(times, default=float("nan")),  # what others do on this machine must not count
+        "model/parameters": float(sum(part.numel() for part in inspector.network.parameters())),
+    }
+    run.log_metrics(values)
+    return values
 
 
 def add_judgement(checkpoint: str, inspector: Inspector) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from tyre_lightning.config import GateConfig
-from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.evaluation.operating_point import worth
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
@@ -69,6 +69,7 @@ def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Perfo
     Raises:
         UserError: an object cannot be read.
     """
+    times = latencies_ms(inspector, reader.read(test.entries[:_TIMED]))
     batches = predict_batches(inspector, reader.store, test.entries, _BATCH)
     rows: list[dict[str, Any]] = [row for batch in batches for row in batch]
     decisions = np.array([row["decision"] for row in rows], dtype=object)
@@ -82,7 +83,7 @@ def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Perfo
         overkill_rate=_share(decisions == "reject", known & good),
         review_rate=_share(decisions == "review", known),
         f1=float(f1_score(labels, said, labels=np.unique(labels), average="macro")) if len(labels) else 0.0,
-        latency_ms=_latency(inspector, test.entries[:_TIMED], reader),
+        latency_ms=statistics.median(times) if times else float("nan"),
     )
 
 
@@ -138,17 +139,3 @@ def difference_bound(more: float, less: float, total: float, confidence: float) 
 
 def _share(hit: Bools, of: Bools) -> float:
     return float((hit & of).sum() / max(1, of.sum()))
-
-
-def _latency(inspector: Inspector, entries: Sequence[Entry], reader: Reader) -> float:
-    times = []
-    for file, entry in zip(reader.read(entries), entries, strict=True):
-        if isinstance(file, UnreadableImage):
-            continue
-        started = time.perf_counter()
-        try:
-            inspector.answers([inspector.read(file, entry.key)])
-        except UnreadableImage:
-            continue
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times) if times else float("nan")

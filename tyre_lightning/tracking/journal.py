@@ -119,6 +119,10 @@ class Journal:
         found = self.of_kind("metrics")
         return {record["step"]: record["values"][name] for record in found if name in record["values"]}
 
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric."""
+        return {name: value for record in self.of_kind("metrics") for name, value in record["values"].items()}
+
     def recorded(self) -> set[tuple[str, int]]:
         """The names and steps of all metrics."""
         return {(name, record["step"]) for record in self.of_kind("metrics") for name in record["values"]}

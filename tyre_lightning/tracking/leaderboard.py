@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
+import atexit
 import sys
+import tempfile
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +21,16 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.tracking.secrecy import hide_passwords
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 _NOTE = "failed.txt"  # in the folder of a run of a sweep
-_REPEATS = ("data.fold", "seed")
-_METRICS = ("test/f1", "test/accuracy", "test/auroc_defective", "val/f1", "val/loss")
 
 
 class Leaderboard(Callback):
     """Hydra calls this when a run, or all runs of a sweep, have ended; it asks MLflow, so that any launcher will do."""
+
+    _interrupted: Callable[[], None] | None = None  # what ends the parent run if this process ends too early
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """A run that has failed leaves a note, and the sweep goes on: Hydra would end it without a table."""
@@ -39,72 +43,109 @@ class Leaderboard(Callback):
         print(f"error: run {hydra.job.num} of the sweep: {hide_passwords(text)}", file=sys.stderr)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Start the run that the runs of the sweep are nested in, or take up that of a sweep that is continued."""
+        from tyre_lightning.tracking.runs import connect, open_experiment
+        from tyre_lightning.tracking.sweeps import PARENT_TAG, SWEEP_TAG, parent_of
+
+        try:
+            client = connect(config.logger.tracking_uri)
+        except UserError:
+            return  # each run says so
+        sweep = str(config.hydra.sweep.dir)
+        experiment = open_experiment(client, config.logger.experiment)
+        parent = parent_of(client, experiment, sweep)
+        if parent is None:
+            tags = {SWEEP_TAG: sweep, PARENT_TAG: "true"}
+            parent = client.create_run(experiment, run_name=f"sweep {Path(sweep).name}", tags=tags)
+        else:
+            client.update_run(parent.info.run_id, status="RUNNING")
+        self._interrupted = partial(client.set_terminated, parent.info.run_id, "KILLED")
+        atexit.register(self._interrupted)  # unless it ends in good order
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the runs of the sweep, the best first, and those that failed."""
+        """Print the runs of the sweep, the best first, and those that failed; the parent run gets the same."""
         failed = sorted(Path(config.hydra.sweep.dir).rglob(_NOTE))
         failed_runs.extend(str(path.parent) for path in failed)
-        self._show(config)
+        self._end(config, "FAILED" if failed else "FINISHED")
         for path in failed:
             last = path.read_text(encoding="utf-8").strip().splitlines()[-1]
             print(f"failed: {path.parent}: {last}", file=sys.stderr)
 
-    def _show(self, config: DictConfig) -> None:
-        import mlflow
+    def _end(self, config: DictConfig, status: str) -> None:
         from rich.console import Console
 
-        from tyre_lightning.tracking.runs import SWEEP_TAG, connect
+        from tyre_lightning.tracking.runs import connect
+        from tyre_lightning.tracking.sweeps import parent_of, runs_of
 
         client = connect(config.logger.tracking_uri)
         experiment = client.get_experiment_by_name(config.logger.experiment)
         if experiment is None:
             return  # no run got as far as MLflow; each has said why
-        sweep = str(config.hydra.sweep.dir).replace("'", "''")
-        runs = mlflow.search_runs([experiment.experiment_id], f"tags.{SWEEP_TAG} = '{sweep}'", output_format="list")
+        sweep = str(config.hydra.sweep.dir)
+        runs = runs_of(client, experiment.experiment_id, sweep)
         # As wide as the table needs where nobody's window limits it: a log file, a pipe.
         console = Console()
-        (console if console.is_terminal else Console(width=200)).print(table(runs))
+        (console if console.is_terminal else Console(width=220)).print(table(runs))
+        parent = parent_of(client, experiment.experiment_id, sweep)
+        if parent is not None:
+            record(client, parent.info.run_id, runs)
+            client.set_terminated(parent.info.run_id, status)
+        if self._interrupted is not None:
+            atexit.unregister(self._interrupted)
+
+
+def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
+    """Give the parent run of a sweep its leaderboard, the config of the best, and the figures."""
+    from mlflow.exceptions import MlflowException
+
+    from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
+    from tyre_lightning.tracking.sweeps import COSTS, METRICS, QUALITY, leaderboard
+
+    runs = [run for run in runs if QUALITY in run.data.metrics]
+    if not runs:
+        return
+    found, best = leaderboard(runs), runs[0]
+    client.log_text(parent, found.to_csv(index=False), "leaderboard.csv")
+    chosen = [name for name in found.columns[3:] if name not in METRICS and name != "pareto"]
+    client.log_figure(parent, parallel_figure(found, chosen, QUALITY), "parallel_coordinates.png")
+    client.log_figure(parent, cost_figure(found, QUALITY, COSTS), "quality_and_cost.png")
+    client.set_tag(parent, "best_run", best.info.run_id)
+    for name in METRICS:
+        if name in best.data.metrics:
+            client.log_metric(parent, name, best.data.metrics[name])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(best.info.run_id, "config.yaml", folder)
+            client.log_text(parent, Path(path).read_text(encoding="utf-8"), "best_config.yaml")
+    except (MlflowException, OSError) as error:
+        print(f"the config of the best run cannot be had: {error}", file=sys.stderr)
 
 
 def table(runs: list[Run]) -> Any:
     """A table of runs with the parameters in which they differ."""
     from rich.table import Table
 
-    metrics = [name for name in _METRICS if any(name in run.data.metrics for run in runs)]
+    from tyre_lightning.tracking.sweeps import METRICS, differing, repetitions
+
+    metrics = [name for name in METRICS if any(name in run.data.metrics for run in runs)]
     parameters = differing(runs)
     view = Table(title="runs of this sweep")
     for name in ("run", "status", *parameters):
         view.add_column(name)
     for name in (*metrics, "minutes"):
         view.add_column(name, justify="right")
-    for run in sorted(runs, key=lambda run: -run.data.metrics.get(metrics[0], -1.0) if metrics else 0.0):
-        cells = [f"{run.data.metrics[name]:.4f}" if name in run.data.metrics else "" for name in metrics]
+    for run in runs:
+        cells = [f"{run.data.metrics[name]:{_format(name)}}" if name in run.data.metrics else "" for name in metrics]
         minutes = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 60_000
         chosen = [run.data.params.get(name, "") for name in parameters]
         view.add_row(run.info.run_name, run.info.status, *chosen, *cells, f"{minutes:.1f}")
-    for common, repeated in repetitions(runs, parameters).items():
-        cells = [_mean([run.data.metrics[name] for run in repeated if name in run.data.metrics]) for name in metrics]
-        view.add_row(f"mean of {len(repeated)}", "", *common, *cells, "", style="bold")
+    for group in repetitions(runs):
+        cells = [group.mean(name) for name in metrics]
+        chosen = [group.common.get(name, "") for name in parameters]
+        view.add_row(f"mean of {len(group.runs)}", "", *chosen, *cells, "", style="bold")
     return view
 
 
-def repetitions(runs: list[Run], parameters: list[str]) -> dict[tuple[str, ...], list[Run]]:
-    """The runs that differ only in fold or seed, and in what these make of the data, by their other parameters."""
-    repeated = [name for name in parameters if name in _REPEATS or name.startswith("found.")]
-    if not {*repeated} & {*_REPEATS}:
-        return {}
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        chosen = tuple("" if name in repeated else run.data.params.get(name, "") for name in parameters)
-        groups.setdefault(chosen, []).append(run)
-    return groups
-
-
-def _mean(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}" if values else ""
-
-
-def differing(runs: list[Run]) -> list[str]:
-    """Names of the parameters that are not the same in all runs."""
-    names = sorted({name for run in runs for name in run.data.params})
-    return [name for name in names if len({run.data.params.get(name) for run in runs}) > 1]
+def _format(metric: str) -> str:
+    return {"model/parameters": ",.0f", "model/latency_ms": ".1f"}.get(metric, ".4f")

@@ -19,6 +19,7 @@ from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.sender import Sender
+from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
 from tyre_lightning.tracking.system import SystemMonitor
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
-SWEEP_TAG = "sweep"
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
 
 log = logging.getLogger(__name__)
@@ -264,26 +264,33 @@ def send_left(folder: Path, tracking_uri: str) -> None:
 
 
 def _create(client: MlflowClient, config: LoggerConfig, name: str, tags: Mapping[str, str]) -> str:
+    experiment = open_experiment(client, config.experiment)
+    parent = parent_of(client, experiment, tags[SWEEP_TAG]) if SWEEP_TAG in tags else None
+    nested = {} if parent is None else {"mlflow.parentRunId": parent.info.run_id}
+    source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL", "mlflow.user": _user(), **_commit()}
+    run_id: str = client.create_run(experiment, run_name=name, tags={**source, **tags, **nested}).info.run_id
+    return run_id
+
+
+def open_experiment(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, which is made if there is none of this name.
+
+    Raises:
+        UserError: it has been deleted.
+    """
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(config.experiment)
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            experiment_id = client.create_experiment(config.experiment)
+            return str(client.create_experiment(name))
         except MlflowException:  # another run has just made it
-            experiment = client.get_experiment_by_name(config.experiment)
+            experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
-            experiment_id = experiment.experiment_id
-    elif experiment.lifecycle_stage == "deleted":
-        raise UserError(
-            f"logger.experiment='{config.experiment}' is deleted in MLflow: restore it or choose another name"
-        )
-    else:
-        experiment_id = experiment.experiment_id
-    source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL", "mlflow.user": _user(), **_commit()}
-    run_id: str = client.create_run(experiment_id, run_name=name, tags={**source, **tags}).info.run_id
-    return run_id
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(f"logger.experiment='{name}' is deleted in MLflow: restore it or choose another name")
+    return str(experiment.experiment_id)
 
 
 def _commit() -> dict[str, str]:

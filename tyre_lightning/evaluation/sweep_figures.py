@@ -1,0 +1,84 @@
+"""Pictures of a sweep: what quality costs, and which settings lead to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def cost_figure(table: pd.DataFrame, quality: str, costs: Mapping[str, str]) -> Figure:
+    """Quality against each cost; runs on the Pareto front are named and joined.
+
+    Args:
+        table: a row for each run, with ``run``, ``pareto``, and columns of quality and costs.
+        quality: the column on the vertical axis.
+        costs: the columns on the horizontal axes, and what they are called.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * len(costs), 4.5), layout="constrained")
+    for axes, (column, title) in zip(np.atleast_1d(figure.subplots(1, len(costs))), costs.items(), strict=True):
+        front = table[table["pareto"]].sort_values(column)
+        axes.scatter(table[column], table[quality], color="silver", label="all runs")
+        axes.plot(front[column], front[quality], "o-", label="Pareto front")
+        for _, row in front.drop_duplicates("run").iterrows():
+            axes.annotate(row["run"], (row[column], row[quality]), xytext=(5, -12), textcoords="offset points")
+        axes.set(xlabel=title, ylabel=quality)
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.2, y=0.15)
+        axes.legend()
+    return figure
+
+
+def parallel_figure(table: pd.DataFrame, columns: Sequence[str], quality: str) -> Figure:
+    """Parallel coordinates: a line for each run through its settings to its quality, which colours it.
+
+    Args:
+        table: a row for each run.
+        columns: settings, an axis each: numbers in their order, anything else in that of its text.
+        quality: the last axis.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    names = [*columns, quality]
+    figure = Figure(figsize=(2 + 2.2 * len(names), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    heights = np.stack([_scale(table[name]) for name in names], axis=1)
+    for line, height in zip(heights, heights[:, -1], strict=True):
+        axes.plot(
+            range(len(names)), line, color=colormaps["viridis"](height if np.isfinite(height) else 0.0), alpha=0.8
+        )
+    for place, name in enumerate(names):
+        axes.axvline(place, color="grey", linewidth=0.8)
+        for value, height in {str(v): h for v, h in zip(_texts(table[name]), heights[:, place], strict=True)}.items():
+            if np.isfinite(height):
+                axes.text(place + 0.02, height, value, fontsize=8, va="center")
+    axes.set_xticks(range(len(names)), [name.replace(".", ".\n") for name in names])
+    axes.set_yticks([])
+    axes.set_xlim(-0.2, len(names) - 0.6)
+    return figure
+
+
+def _numbers(column: pd.Series) -> pd.Series | None:
+    found = pd.to_numeric(column, errors="coerce")
+    return found if found.notna().any() and found.notna().sum() == column.notna().sum() else None
+
+
+def _scale(column: pd.Series) -> np.ndarray:
+    """Heights from 0 to 1."""
+    numbers = _numbers(column)
+    values = numbers.to_numpy(float) if numbers is not None else pd.factorize(column.astype(str), sort=True)[0] * 1.0
+    low, high = np.nanmin(values), np.nanmax(values)
+    return (values - low) / (high - low) if high > low else np.where(np.isfinite(values), 0.5, np.nan)
+
+
+def _texts(column: pd.Series) -> list[str]:
+    numbers = _numbers(column)
+    return [str(value) for value in column] if numbers is None else [f"{value:.4g}" for value in numbers]

@@ -1,0 +1,118 @@
+"""A sweep in MLflow: a parent run that its runs are nested in, and what it says of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from pandas import DataFrame
+
+SWEEP_TAG = "sweep"  # of all its runs: the folder
+PARENT_TAG = "sweep_parent"
+QUALITY = "val/f1"  # what the best is chosen by: the test images are for proof, not for a choice
+COSTS = {"model/latency_ms": "ms for an image on this CPU", "model/parameters": "parameters"}
+METRICS = (QUALITY, "test/f1", "test/accuracy", "test/auroc_defective", "val/loss", *COSTS)
+_REPEATS = ("data.fold", "seed")
+
+
+def parent_of(client: MlflowClient, experiment_id: str, sweep: str) -> Run | None:
+    """The parent run of a sweep, if it has been started."""
+    found = _search(client, experiment_id, sweep, f"tags.{PARENT_TAG} = 'true'")
+    return found[0] if found else None
+
+
+def runs_of(client: MlflowClient, experiment_id: str, sweep: str) -> list[Run]:
+    """The runs of a sweep, the best first."""
+    found = [run for run in _search(client, experiment_id, sweep) if PARENT_TAG not in run.data.tags]
+    return sorted(found, key=lambda run: -run.data.metrics.get(QUALITY, -1.0))
+
+
+def _search(client: MlflowClient, experiment_id: str, sweep: str, more: str | None = None) -> list[Run]:
+    quoted = sweep.replace("'", "''")
+    wanted = " and ".join([f"tags.{SWEEP_TAG} = '{quoted}'", *([more] if more else [])])
+    found: list[Run] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token or None)
+        found += page
+        token = page.token or None
+    return found
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Runs that differ only in fold or seed, and in what these make of the data.
+
+    Args:
+        common: the parameters in which others differ, by name.
+        runs: at least two.
+    """
+
+    common: dict[str, str]
+    runs: list[Run]
+
+    def mean(self, metric: str) -> str:
+        """Mean and spread of a metric."""
+        values = [run.data.metrics[metric] for run in self.runs if metric in run.data.metrics]
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.4f}{spread}" if values else ""
+
+
+def repetitions(runs: Sequence[Run]) -> list[Repetition]:
+    """The runs of a sweep over folds or seeds, by their other parameters."""
+    chosen = differing(runs)
+    if not {*chosen} & {*_REPEATS}:
+        return []
+    others = [name for name in chosen if name not in _REPEATS and not name.startswith("found.")]
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.data.params.get(name, "") for name in others), []).append(run)
+    return [Repetition(dict(zip(others, values, strict=True)), group) for values, group in groups.items()]
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Names of the parameters that are not the same in all runs."""
+    names = sorted({name for run in runs for name in run.data.params})
+    return [name for name in names if len({run.data.params.get(name) for run in runs}) > 1]
+
+
+def leaderboard(runs: Sequence[Run]) -> DataFrame:
+    """A row for each run, in their order: run, status, the parameters in which they differ, metrics, ``pareto``."""
+    import pandas as pd
+
+    chosen = [name for name in differing(runs) if not name.startswith("found.")]
+    rows = [
+        {
+            "run": run.info.run_name,
+            "run_id": run.info.run_id,
+            "status": run.info.status,
+            **{name: run.data.params.get(name) for name in chosen},
+            **{name: run.data.metrics.get(name) for name in METRICS},
+        }
+        for run in runs
+    ]
+    table = pd.DataFrame(rows)
+    for name in METRICS:
+        table[name] = table[name].astype(float)
+    return table.assign(pareto=pareto(table))
+
+
+def pareto(table: DataFrame) -> list[bool]:
+    """Which runs are on the front: no other is as good at every one of quality and costs, and better at one."""
+    import numpy as np
+
+    values = table[[QUALITY, *COSTS]].to_numpy(dtype=float) * np.array([-1.0, *(1.0 for _ in COSTS)])
+    known = ~np.isnan(values).any(axis=1)
+    return [
+        bool(known[place])
+        and not any(
+            known[other] and (values[other] <= one).all() and (values[other] < one).any()
+            for other in range(len(values))
+        )
+        for place, one in enumerate(values)
+    ]
