@@ -1,4 +1,4 @@
-"""The one kind of error that a user can mend."""
+"""The kind of error that a user can mend, and what else ends a run in good order."""
 
 
 class UserError(Exception):
@@ -6,6 +6,10 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+
+class Pruned(Exception):
+    """A trial of a study has been ended early, because others do better."""
 
 
 class StoreUnavailable(UserError):

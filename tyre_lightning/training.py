@@ -42,6 +42,7 @@ from tyre_lightning.model.weights import load_weights
 from tyre_lightning.tracking.callbacks import LogConfusion
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.logger import RunLogger
+from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import (
@@ -187,7 +188,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
         num_sanity_val_steps=0,
         logger=RunLogger(run),
-        callbacks=build_callbacks(config, folder),
+        callbacks=[*build_callbacks(config, folder), *(pruning() if count == 1 else [])],
         default_root_dir=folder,
     )
 

@@ -17,8 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tyre_lightning.command_line import failed_runs
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import Pruned, UserError
 from tyre_lightning.tracking.secrecy import hide_passwords
+from tyre_lightning.tracking.studies import PRUNED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +39,9 @@ class Leaderboard(Callback):
         if hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
             return
         error: Any = job_return._return_value
+        if isinstance(error, Pruned):
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, {PRUNED: True}
+            return
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
         Path(hydra.runtime.output_dir, _NOTE).write_text(hide_passwords(text), encoding="utf-8")
         print(f"error: run {hydra.job.num} of the sweep: {hide_passwords(text)}", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.config import LoggerConfig
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import Pruned, UserError
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.sender import Sender
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
@@ -170,7 +170,7 @@ def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
 def tracked_run(
     config: LoggerConfig, folder: Path, name: str, tags: Mapping[str, str], *, go_on: bool = False
 ) -> Iterator[Run]:
-    """Start a run, and end it as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other error.
+    """Start a run, and end it as FINISHED; KILLED after Ctrl-C, SIGTERM or pruning; FAILED after any other error.
 
     Args:
         config: where runs are recorded.
@@ -191,7 +191,7 @@ def tracked_run(
     try:
         yield run
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, Pruned):
         status = "KILLED"  # Lightning turns Ctrl-C into SystemExit, after the checkpoint is written
         raise
     finally:

@@ -1,0 +1,174 @@
+"""Sweeps and studies: their parent run, their launchers, and how they go on after a kill."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+
+from hydra_plugins.tyre_optuna import search_space
+from tests.conftest import TINY, run_script, write_images
+from tests.test_tracking import EXPERIMENT, script
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
+from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, pareto
+
+# train.py in a process that dies of SIGKILL when the run of this number begins its second epoch.
+KILLED = """
+import os, runpy, signal
+from hydra.core.hydra_config import HydraConfig
+from tyre_lightning.model.classifier import TyreClassifier
+begin = TyreClassifier.on_train_epoch_start
+def die(self):
+    if (HydraConfig.get().job.num, self.current_epoch) == ({number}, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin(self)
+TyreClassifier.on_train_epoch_start = die
+runpy.run_path({project!r} + "/train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """Of a training on a local lake of two classes, in seconds."""
+    write_images(tmp_path / "lake" / "v1", {"train": 8, "test": 2}, ("crack", "good"))
+    root = f"data.root={tmp_path}/lake/v1"
+    return [root, *TINY, "logger.registered_model=null", "logger.system_metrics=false", "trainer.max_epochs=2"]
+
+
+def recorded(folder: Path) -> tuple[list[Run], list[Run]]:
+    """The parent runs and the others, the oldest first."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return [r for r in runs if PARENT_TAG in r.data.tags], [r for r in runs if PARENT_TAG not in r.data.tags]
+
+
+def kill(folder: Path, number: int, *arguments: str) -> None:
+    """Run a sweep that is killed in one of its runs."""
+    from tests.conftest import PROJECT
+
+    process = script(KILLED.format(number=number, project=str(PROJECT)), *arguments, cwd=folder)
+    process.communicate(timeout=300)
+    assert process.returncode == -9
+
+
+def test_a_sweep_is_one_run_with_others_inside(options: list[str], tmp_path: Path) -> None:
+    done = run_script("train.py", "-m", "model=efficientnet_lite0,efficientnet_lite1", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (parent,), children = recorded(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert [run.data.tags["mlflow.parentRunId"] for run in children] == [parent.info.run_id] * 2
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    folder = Path(client.download_artifacts(parent.info.run_id, "", str(tmp_path)))
+    table = pd.read_csv(folder / "leaderboard.csv")
+    assert {*table["model.name"]} == {"efficientnet_lite0", "efficientnet_lite1"}
+    assert table[QUALITY].is_monotonic_decreasing and table["pareto"].any()
+    assert (table[[*COSTS]] > 0).all(axis=None)
+    best = OmegaConf.load(folder / "best_config.yaml")
+    assert best.model.name == table["model.name"][0]
+    assert parent.data.tags["best_run"] == table["run_id"][0]
+    assert parent.data.metrics[QUALITY] == table[QUALITY][0]
+    for name in ("parallel_coordinates.png", "quality_and_cost.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_that_was_killed_goes_on_in_its_folder(options: list[str], tmp_path: Path) -> None:
+    arguments = ("-m", "seed=0,1", *options, "hydra.sweep.dir=outputs/sweep/mine")
+    kill(tmp_path, 1, *arguments)
+    _, before = recorded(tmp_path)
+    assert [run.info.status for run in before] == ["FINISHED", "RUNNING"]
+    done = run_script("train.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parents, after = recorded(tmp_path)
+    assert [run.info.status for run in (*parents, *after)] == ["FINISHED"] * 3
+    assert [run.info.run_id for run in after] == [run.info.run_id for run in before]
+    assert after[0].info.end_time == before[0].info.end_time  # not trained again
+    assert "this run has finished before" in done.stdout and "goes on" in done.stdout
+
+
+def test_a_study_that_was_killed_goes_on_without_its_finished_trials(options: list[str], tmp_path: Path) -> None:
+    arguments = (
+        *("-m", "hydra/sweeper=optuna", "hydra.sweeper.study=rates", "hydra.sweeper.n_trials=3"),
+        *("model.optimizer.head_lr=tag(log,interval(1e-4,1e-2))", "model=efficientnet_lite0,efficientnet_lite1"),
+        *options,
+    )
+    kill(tmp_path, 1, *arguments)
+    _, before = recorded(tmp_path)
+    done = run_script("train.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (parent,), after = recorded(tmp_path)
+    assert len(after) == 3 and [run.info.run_id for run in after[:2]] == [run.info.run_id for run in before]
+    assert after[0].info.end_time == before[0].info.end_time
+    study = optuna.load_study(study_name="rates", storage=f"sqlite:///{tmp_path}/outputs/sweep/rates/study.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert len({trial.params["model.optimizer.head_lr"] for trial in study.trials}) == 3
+    for trial, run in zip(study.trials, after, strict=True):
+        assert float(run.data.params["model.optimizer.head_lr"]) == trial.params["model.optimizer.head_lr"]
+        assert run.data.params["model.name"] == trial.params["model"]
+        assert run.data.metrics[QUALITY] == trial.value
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_a_hopeless_trial_is_ended_early(options: list[str], tmp_path: Path) -> None:
+    (folder := tmp_path / "outputs" / "sweep" / "pruned").mkdir(parents=True)
+    study = optuna.create_study(study_name="pruned", storage=f"sqlite:///{folder}/study.db", direction="maximize")
+    for _ in range(5):  # trials that no real one can reach
+        trial = study.ask({"seed": optuna.distributions.CategoricalDistribution(["0", "1"])})
+        for epoch in range(6):
+            trial.report(2.0, epoch)
+        study.tell(trial, 2.0)
+    done = run_script(
+        *("train.py", "-m", "hydra/sweeper=optuna", "hydra.sweeper.study=pruned", "hydra.sweeper.n_trials=6"),
+        *("seed=0,1", *options, "trainer.max_epochs=6"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert study.trials[5].state.name == "PRUNED" and len(study.trials[5].intermediate_values) == 3
+    _, (run,) = recorded(tmp_path)
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers_need_no_change(options: list[str], tmp_path: Path, launcher: str) -> None:
+    done = run_script("train.py", "-m", f"hydra/launcher={launcher}", "seed=0,1", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (parent,), children = recorded(tmp_path)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert "runs of this sweep" in done.stdout
+
+
+def test_a_study_says_what_it_cannot_draw_from() -> None:
+    with pytest.raises(UserError, match="needs something to choose from"):
+        search_space(["seed=1"])
+    space, fixed = search_space(["a=1,2", "b=interval(0,1)", "c=tag(log,interval(1e-3,1.0))", "d=5", "e=range(1,4)"])
+    assert fixed == ["d=5"]
+    assert {name: type(kind).__name__.replace("Distribution", "") for name, kind in space.items()} == {
+        "a": "Categorical", "b": "Float", "c": "Float", "e": "Categorical",
+    }  # fmt: skip
+
+
+def test_the_pareto_front() -> None:
+    rows = [(0.9, 10, 5), (0.8, 10, 5), (0.8, 5, 6), (0.7, 20, 4), (0.95, 30, 9), (float("nan"), 1, 1)]
+    table = pd.DataFrame(rows, columns=[QUALITY, *COSTS])
+    assert pareto(table) == [True, False, True, True, True, False]
+
+
+def test_figures_take_one_run_and_texts(tmp_path: Path) -> None:
+    table = pd.DataFrame([{"run": "a", "model": "x", QUALITY: 0.5, **dict.fromkeys(COSTS, 1.0), "pareto": True}])
+    cost_figure(table, QUALITY, COSTS).savefig(tmp_path / "cost.png")
+    parallel_figure(table, ["model"], QUALITY).savefig(tmp_path / "parallel.png")
+
+
+def test_the_plugin_costs_a_start_nothing() -> None:
+    code = "import hydra_plugins.tyre_optuna, sys; sys.exit('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
