@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.operating_point import Calibration, OperatingPoint
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
+from tyre_lightning.model.engine import Engine
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
@@ -145,12 +147,18 @@ class Inspector:
         On a CPU images go through one at a time, which costs no speed there, so that an answer does not depend, in its
         last digits, on which images shared a batch: predict.py and a served model then agree exactly.
         """
-        device = self.network.mean.device
-        size = 1 if device.type == "cpu" else max(1, len(images))
-        logits = [self.network(torch.stack(list(images[i : i + size])).to(device)) for i in range(0, len(images), size)]
-        if not logits:
+        if not images:
             return np.zeros((0, len(self.classes)))
-        return softmax(torch.cat(logits).double().cpu().numpy(), self.temperature)
+        device = self.network.mean.device
+        if device.type == "cpu":
+            logits = np.concatenate([self._engine(image[None].numpy()) for image in images])
+        else:
+            logits = self.network(torch.stack(list(images)).to(device)).cpu().numpy()
+        return softmax(logits.astype(np.float64), self.temperature)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return Engine(self.network, self.preprocessing.size)
 
     @property
     def temperature(self) -> float:
