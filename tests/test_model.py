@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,11 +12,13 @@ from tyre_lightning.config import BACKBONES, DataConfig, S3Config
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.averaging import move
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, WarmupCosine
+from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 
@@ -250,3 +253,22 @@ def test_an_answer_does_not_depend_on_its_company() -> None:
     inspector = Inspector.from_classifier(classifier())
     images = list(torch.randint(0, 255, (5, 3, 32, 32), dtype=torch.uint8))
     assert inspector.answers(images) == [inspector.answers([image])[0] for image in images]
+
+
+@pytest.mark.parametrize(
+    ("name", "views"), [("efficientnet_lite0", 1), ("efficientnet_b0", 2), ("efficientnet_v2_s", 1)]
+)
+def test_on_a_cpu_the_engine_says_what_the_network_says(name: str, views: int) -> None:
+    torch.manual_seed(0)
+    chosen = preset(name)
+    network = Network(name, 4, chosen.mean, chosen.std, views=views)
+    images = (torch.rand(6, 3, 64, 64) * torch.linspace(20, 255, 6).view(-1, 1, 1, 1)).to(torch.uint8)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of these images, so that they differ
+    with torch.no_grad():
+        network.train()(images)
+        expected = network.eval()(images).double().softmax(1).numpy()
+    assert expected.std(axis=0).max() > 0.01
+    found = softmax(Engine(network, 64)(images.numpy()).astype(np.float64), 1.0)
+    assert np.abs(found - expected).max() < 1e-5

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 from PIL import Image
@@ -22,6 +24,7 @@ from tests.conftest import Trained, run_script
 from tests.images import encode, picture
 from tyre_lightning.config import OperatingPointConfig, S3Config
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.overlays import overlay_path
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.store import Entry, FolderStore
@@ -232,6 +235,28 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
         assert {name: answer[name] for name in COLUMNS[1:]} == {name: expected[name] for name in COLUMNS[1:]}
     assert answers[-1]["error"] == "it is not an image file"
     assert answers[-1]["class"] is None
+
+
+def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: Path) -> None:
+    """As another program would use it: with its runtime, an image library and what the file says of itself."""
+    command = [sys.executable, "-m", "tyre_lightning.export", trained.model, "tyre.onnx"]
+    done = subprocess.run(command, cwd=tmp_path, env=trained.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    session: Any = onnxruntime.InferenceSession(str(tmp_path / "tyre.onnx"))
+    about = json.loads(session.get_modelmeta().custom_metadata_map["inspector"])
+    path = next((trained.local / "test").rglob("*.jpg"))
+    size = about["preprocessing"]["size"]
+    resized = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    (logits,) = session.run(None, {"image": np.asarray(resized).transpose(2, 0, 1)[None]})
+    found = softmax(logits.astype(np.float64), about["judgement"]["calibration"]["temperature"])[0]
+    output = tmp_path / "row.jsonl"
+    assert predict(trained, tmp_path, f"model={trained.model}", f"input={path}", f"output={output}").returncode == 0
+    (row,) = map(json.loads, output.read_text().splitlines())
+    expected = [row[f"p_{name}"] for name in about["classes"]]
+    np.testing.assert_allclose(found, expected, atol=0.02)  # Pillow and torchvision resize a little differently
+    wrong = subprocess.run([*command[:3], "models:/none/1", "x.onnx"], cwd=tmp_path, env=trained.environment,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: model=models:/none/1 cannot be loaded")
 
 
 def activated(environment: dict[str, str]) -> dict[str, str]:

@@ -104,14 +104,18 @@ class Inspector:
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
         save_file(state, Path(folder, WEIGHTS_FILE))
-        spec = {
+        Path(folder, SPEC_FILE).write_text(self.spec() + "\n", encoding="utf-8")
+
+    def spec(self) -> str:
+        """All but the weights, as JSON."""
+        values = {
             "backbone": self.name,
             "classes": self.classes,
             "good_class": self.good_class,
             "preprocessing": self.preprocessing.to_dict(),
             JUDGEMENT: self.judgement(),
         }
-        Path(folder, SPEC_FILE).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+        return json.dumps(values, indent=2)
 
     def judgement(self) -> dict[str, Any]:
         """Calibration and operating point as plain values."""

@@ -22,8 +22,8 @@ CHALLENGER = "challenger"  # the alias of the newest version, which asks to beco
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
-    "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow", "onnx",
-    "simplejpeg", "onnxruntime", "numpy", "scipy", "pyarrow", "pandas", "boto3",
+    "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
+    "simplejpeg", "onnx", "onnxruntime", "numpy", "scipy", "pyarrow", "pandas", "boto3",
 )  # fmt: skip
 
 
