@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +18,26 @@ _START_SECONDS = 120
 
 
 class MlflowServer:
-    """``mlflow server`` over a database and a folder of artifacts; use it as a context manager.
+    """``mlflow server`` over a database and a store of artifacts, which outlive it; use it as a context manager.
 
     Args:
-        folder: where both are; they outlive the server.
+        folder: for its log, and for the two if they are not given.
+        database: its address.
+        artifacts: the store's address.
+        environment: what it needs to reach both.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database: str | None = None,
+        artifacts: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._database = database or f"sqlite:///{folder}/server.db"
+        self._artifacts = artifacts or str(folder / "artifacts")
+        self._environment = {**os.environ, **(environment or {})}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -44,12 +57,16 @@ class MlflowServer:
         """Start it and wait until it answers."""
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-            "--artifacts-destination", str(self.folder / "artifacts"),
+            "--backend-store-uri", self._database, "--artifacts-destination", self._artifacts,
         ]  # fmt: skip
         self._log = (self.folder / "server.log").open("ab")
         self._process = subprocess.Popen(
-            command, cwd=self.folder, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         end = time.monotonic() + _START_SECONDS
         while not self._answers():

