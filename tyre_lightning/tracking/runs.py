@@ -40,6 +40,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     """
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the sender says it once
     # MLflow's own waits (7 tries, minutes in all) would keep a mistyped address looking alive.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

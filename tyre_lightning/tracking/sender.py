@@ -8,6 +8,7 @@ import threading
 import time
 from itertools import islice, takewhile
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -63,12 +64,13 @@ class Sender:
             patience: seconds for which tries may fail.
 
         Raises:
-            UserError: they have failed for longer.
+            UserError: they have failed for longer, since this was called.
         """
+        begun = time.monotonic()
         with self._moved:
             while self._journal.waiting:
                 since = self._failing_since
-                if since is not None and time.monotonic() - since >= patience:
+                if since is not None and time.monotonic() - max(since, begun) >= patience:
                     raise UserError(
                         f"the tracking server does not take what run {self._run_id} has recorded ({self._reason}); "
                         f"all of it is kept: python -m tyre_lightning.resend {self._journal.folder.parent}"
@@ -108,7 +110,7 @@ class Sender:
                 time.sleep(0.1)
 
     def _note_failure(self, error: Exception) -> None:
-        self._reason = (str(error) or type(error).__name__).splitlines()[0]
+        self._reason = shorten((str(error) or type(error).__name__).splitlines()[0], 160, placeholder=" ...")
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             log.warning(
