@@ -106,7 +106,7 @@ def parser(kind: str, names: Sequence[str], description: str | None) -> argparse
     found.add_argument("lake", type=Path)
     found.add_argument("names", nargs="*", metavar=kind, help=f"of {', '.join(names)}; default: all")
     found.add_argument("--regime", choices=REGIMES, default="all")
-    found.add_argument("--size", type=int, default=256, help="pixels of an image in evaluation")
+    found.add_argument("--size", type=int, default=320, help="pixels of an image in evaluation")
     found.add_argument("--folds", type=int, nargs="+", default=range(FOLDS), help="of 0, 1, 2")
     found.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
     return found

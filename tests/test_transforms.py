@@ -58,7 +58,7 @@ def test_whole_keeps_the_edge_that_the_centre_crop_loses() -> None:
     pixels = pil_to_tensor(image)
     whole = Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=EvalCrop.whole))
     center = Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=EvalCrop.center))
-    assert whole(pixels).shape == (3, 256, 256)
+    assert whole(pixels).shape == (3, 320, 320)
     assert center(pixels).shape == (3, 224, 224)
     assert whole(pixels).max() == 255
     assert center(pixels).max() == 0
@@ -72,9 +72,19 @@ def test_image_size_and_any_aspect() -> None:
         assert view.dtype == torch.uint8
 
 
-def test_training_crops_are_the_preset_s() -> None:
-    for crop in EvalCrop:
-        assert Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=crop)).train_size == 224
+@pytest.mark.parametrize(
+    ("name", "crop", "size", "train_size"),
+    [
+        ("efficientnet_b0", EvalCrop.center, 224, 224),
+        ("efficientnet_b0", EvalCrop.whole, 320, 280),  # fine defects need more than ImageNet's pixels
+        ("efficientnet_b4", EvalCrop.whole, 384, 380),
+    ],
+)
+def test_training_crops_are_to_evaluation_as_the_preset_s(
+    name: str, crop: EvalCrop, size: int, train_size: int
+) -> None:
+    preprocessing = Preprocessing.of(preset(name), DataConfig(eval_crop=crop))
+    assert (preprocessing.size, preprocessing.train_size) == (size, train_size)
 
 
 def test_preprocessing_survives_json() -> None:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
 
+FINE = 320  # pixels
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -68,10 +69,11 @@ class Preprocessing:
         """The preprocessing that a backbone's preset and the config ask for.
 
         ``whole`` takes the preset's size *before* its crop, so that a tyre is as large in pixels as the preset
-        would make it and nothing at the edge is lost.
+        would make it and nothing at the edge is lost; and at least ``FINE`` pixels, since cracks are finer than what
+        ImageNet is of (benchmarks/README.md has what that is worth).
         """
         whole = data.eval_crop is EvalCrop.whole
-        size = data.image_size or (preset.resize if whole else preset.crop)
+        size = data.image_size or (max(preset.resize, FINE) if whole else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
         train_size = round(size * preset.crop / preset.resize) if whole else size
         crop, how = data.eval_crop.value, preset.interpolation
