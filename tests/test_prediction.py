@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import onnxruntime
 import pandas as pd
@@ -220,10 +221,14 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
     command = [sys.executable, "-m", *serve]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            command, env=activated(trained.environment), cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
-        )
+            command, env=activated({**trained.environment, "TYRE_SERVE_S3": "s3://elsewhere s3://drawn/v1"}),
+            cwd=tmp_path, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
         try:
-            answers = ask(port, [*(path.read_bytes() for path in files), broken], tmp_path / "log")
+            images = [base64.b64encode(data).decode() for data in (*(path.read_bytes() for path in files), broken)]
+            answers = ask(port, "image", images, tmp_path / "log")
+            uris = [f"s3://drawn/{'/'.join(path.parts[-4:])}" for path in files]
+            fetched = ask(port, "uri", [*uris, "s3://drawn/v1/none.jpg", "s3://drawn/v10/x.jpg"], tmp_path / "log")
         finally:
             stop(server)
     output = tmp_path / "rows.jsonl"
@@ -235,6 +240,17 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
         assert {name: answer[name] for name in COLUMNS[1:]} == {name: expected[name] for name in COLUMNS[1:]}
     assert answers[-1]["error"] == "it is not an image file"
     assert answers[-1]["class"] is None
+    assert fetched[:-2] == answers[:-1]
+    assert "s3://drawn/v1/none.jpg" in fetched[-2]["error"] and "no such object" in fetched[-2]["error"]
+    assert "s3://drawn/v10/x.jpg is below none of the addresses that TYRE_SERVE_S3 lists" in fetched[-1]["error"]
+
+
+def test_a_served_model_refuses_a_file_that_is_too_large(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow.set_tracking_uri(trained.tracking_uri)
+    served = mlflow.pyfunc.load_model(trained.model).unwrap_python_model()
+    monkeypatch.setitem(type(served)._row.__globals__, "_LARGEST", 100)
+    table = served.predict(None, pd.DataFrame({"image": [b"x" * 101, b"x"]}))
+    assert list(table["error"]) == ["101 bytes are more than the 100 that a file may have", "it is not an image file"]
 
 
 def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: Path) -> None:
@@ -264,10 +280,9 @@ def activated(environment: dict[str, str]) -> dict[str, str]:
     return {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
 
 
-def ask(port: int, images: list[bytes], log: Path) -> list[dict[str, Any]]:
-    """Post image files to a served model as the README says; waits until it is up."""
-    rows = [[base64.b64encode(data).decode()] for data in images]
-    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
+def ask(port: int, column: str, values: list[str], log: Path) -> list[dict[str, Any]]:
+    """Post images to a served model as the README says; waits until it is up."""
+    body = json.dumps({"dataframe_split": {"columns": [column], "data": [[value] for value in values]}}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
     deadline = time.monotonic() + 120
     while True:

@@ -98,14 +98,15 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
 
 
 def signature(inspector: Inspector) -> ModelSignature:
-    """Image bytes in; class, decision, probabilities and error out."""
+    """Image bytes or addresses in; class, decision, probabilities and error out."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
+    given: list[Any] = [ColSpec("binary", "image", required=False), ColSpec("string", "uri", required=False)]
     answers: list[Any] = [ColSpec("string", name, required=False) for name in ("class", "decision")]
     answers += [ColSpec("double", name, required=False) for name in inspector.columns()]
     answers += [ColSpec("string", "error", required=False)]
-    return ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers))
+    return ModelSignature(Schema(given), Schema(answers))
 
 
 def create_version(client: MlflowClient, run_id: str, name: str, folder: str) -> str:

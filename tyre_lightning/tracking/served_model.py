@@ -1,20 +1,30 @@
 """The registered model: MLflow runs this file to load it (models from code; nothing is pickled).
 
-In: a column ``image`` with the bytes of image files (base64 over HTTP). Out: for each image its ``class``, the
-``decision`` on it (accept, review or reject), a probability for every class, and ``error`` where the bytes are no
-image.
+In: a column ``image`` with the bytes of image files (base64 over HTTP), or a column ``uri`` with their ``s3://``
+addresses, below those that the environment variable ``TYRE_SERVE_S3`` of the server lists, with spaces between them.
+Out: for each image its ``class``, the ``decision`` on it (accept, review or reject), a probability for every class, and
+``error`` where there is no answer.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.config import S3Config
+from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.lake.store import open_store
 from tyre_lightning.model.inspector import Inspector
+
+ALLOWED = "TYRE_SERVE_S3"
+_LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
+_TOGETHER = 8  # images that are in memory at a time
 
 
 class ServedModel(PythonModel):
@@ -28,16 +38,42 @@ class ServedModel(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """A row for each image."""
-        rows = [self._row(data, f"row {index}") for index, data in enumerate(model_input["image"])]
+        files = model_input["image"] if "image" in model_input else _fetch(list(model_input["uri"]))
+        rows = [self._row(data, f"row {index}") for index, data in enumerate(files)]
         table = pd.DataFrame(rows, columns=["class", "decision", *self.inspector.columns(), "error"])
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
-    def _row(self, data: bytes, key: str) -> dict[str, Any]:
+    def _row(self, data: bytes | UserError, key: str) -> dict[str, Any]:
         try:
+            if isinstance(data, UserError):
+                raise data
+            if len(data) > _LARGEST:
+                raise UnreadableImage(key, f"{len(data)} bytes are more than the {_LARGEST} that a file may have")
             image = self.inspector.read(data, key)
         except UnreadableImage as error:
             return {"class": None, "error": error.reason}
+        except UserError as error:
+            return {"class": None, "error": str(error)}
         return {**self.inspector.answers([image])[0], "error": None}
+
+
+def _fetch(uris: Sequence[str]) -> Iterator[bytes | UserError]:
+    """The files at some addresses, or why they are not read, a few at a time."""
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        for start in range(0, len(uris), _TOGETHER):
+            yield from pool.map(_read, uris[start : start + _TOGETHER])
+
+
+def _read(uri: str) -> bytes | UserError:
+    folders = [folder.rstrip("/") + "/" for folder in os.environ.get(ALLOWED, "").split()]
+    if not any(uri.startswith(folder) for folder in folders):
+        return UserError(f"{uri} is below none of the addresses that {ALLOWED} lists where the model is served")
+    root, _, name = uri.rpartition("/")
+    try:
+        store = open_store(root, S3Config())
+        return store.get(store.key(name)).data
+    except UserError as error:
+        return error
 
 
 set_model(ServedModel())
