@@ -1,0 +1,143 @@
+"""Lightning's trainer as the config asks for it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import callbacks as lc
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import OmegaConf
+
+from tyre_lightning.config import TrainConfig
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.scores import RecordScores
+from tyre_lightning.model.averaging import weight_average
+from tyre_lightning.model.best_epoch import BestEpoch
+from tyre_lightning.tracking.callbacks import LogConfusion
+from tyre_lightning.tracking.logger import RunLogger
+from tyre_lightning.tracking.pruning import pruning
+from tyre_lightning.tracking.runs import Run
+
+SCORES = "scores"  # the folder of what the best checkpoint said of each image
+
+
+def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
+    """Lightning's trainer with this project's callbacks.
+
+    Raises:
+        UserError: the accelerator is missing.
+    """
+    options = config.trainer
+    gpu = uses_gpu(options.accelerator)
+    precision: Any = options.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if gpu else "32-true"
+    count = device_count(options.devices, gpu)
+    # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
+    # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
+    unused = config.model.freeze_epochs > 0
+    strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
+    return L.Trainer(
+        accelerator="gpu" if gpu else options.accelerator,
+        devices=options.devices,
+        strategy=strategy,
+        precision=precision,
+        max_epochs=options.max_epochs,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        gradient_clip_val=options.gradient_clip_val,
+        deterministic="warn" if options.deterministic else False,
+        sync_batchnorm=gpu and count > 1,
+        log_every_n_steps=options.log_every_n_steps,
+        limit_train_batches=_share(options.limit_train_batches),
+        limit_val_batches=_share(options.limit_val_batches),
+        limit_test_batches=_share(options.limit_test_batches),
+        enable_progress_bar=options.enable_progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
+        num_sanity_val_steps=0,
+        logger=RunLogger(run),
+        callbacks=[*build_callbacks(config, folder), *(pruning() if count == 1 else [])],
+        default_root_dir=folder,
+    )
+
+
+def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
+    """Checkpoints (best and last), learning rates, the confusion matrix, and what is switched on beside them."""
+    options = config.callbacks
+    found: list[L.Callback] = [
+        BestEpoch(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor=options.checkpoint.monitor,
+            mode=options.checkpoint.mode,
+            enable_version_counter=False,
+        ),
+        # Apart from the best, so that what an interrupt leaves never takes the best one's place.
+        lc.ModelCheckpoint(
+            save_on_exception=True,
+            save_on_train_epoch_end=True,
+            filename="last",
+            dirpath=folder / "checkpoints",
+            enable_version_counter=False,
+        ),
+        # Within an epoch too, against what leaves no time to save: a lost node, kill -9.
+        lc.ModelCheckpoint(
+            train_time_interval=timedelta(minutes=options.checkpoint.minutes),
+            filename="last",
+            dirpath=folder / "checkpoints",
+            enable_version_counter=False,
+        ),
+        lc.LearningRateMonitor(logging_interval="step"),
+        LogConfusion(),
+        RecordScores(folder / SCORES),
+    ]
+    stop = options.early_stopping
+    if stop.patience is not None:
+        found.append(lc.EarlyStopping(stop.monitor, mode=stop.mode, patience=stop.patience))
+    if options.ema.decay is not None:
+        found.append(weight_average(options.ema.decay))
+    return found
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Whether a GPU is used.
+
+    Raises:
+        UserError: one is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not available:
+        raise UserError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu")
+    return available and accelerator in ("gpu", "cuda", "auto")
+
+
+def device_count(devices: Any, gpu: bool) -> int:
+    """How many processes ``trainer.devices`` asks for.
+
+    Raises:
+        UserError: it is neither a count, -1 nor a list of indices.
+    """
+    if OmegaConf.is_list(devices) or isinstance(devices, list):
+        return len(devices)
+    if not isinstance(devices, int) or devices == 0 or devices < -1:
+        raise UserError(f"trainer.devices={devices} must be a count, -1 for all, or a list of indices")
+    if devices == -1:
+        return torch.cuda.device_count() if gpu else 1
+    return devices
+
+
+def checkpoints(trainer: L.Trainer) -> list[str]:
+    """The paths of the best checkpoint and the last."""
+    best, *others = [
+        item.best_model_path for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint)
+    ]
+    return [best, *sorted({*others} - {""})]
+
+
+def _share(limit: float | None) -> int | float | None:
+    """Lightning takes a whole number as a count of batches and a fraction as a share."""
+    return int(limit) if limit is not None and limit > 1 else limit
