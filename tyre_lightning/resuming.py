@@ -71,16 +71,16 @@ def check_checkpoint(path: str, model: TyreClassifier, epochs: int) -> None:
         UserError: the file is no checkpoint, its backbone or classes differ, or its run had as many epochs.
     """
     saved = Inspector.from_checkpoint(path)
-    journal = Journal.at(Path(path).absolute().parent.parent)
-    done = torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
-    if journal is not None and journal.status() == "FINISHED" and done >= epochs:
-        raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
     for key, theirs, ours in (
         ("model.name", saved.name, model.hparams["name"]),
         ("data.classes", saved.classes, model.hparams["classes"]),
     ):
         if theirs != ours:
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
+    journal = Journal.at(Path(path).absolute().parent.parent)
+    done = torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
+    if journal is not None and journal.status() == "FINISHED" and done >= epochs:
+        raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
 
 
 def unfinished_run(resume: str | None, setup: Mapping[str, Any]) -> Path | None:
