@@ -80,7 +80,7 @@ def test_decisions_follow_the_promise(trained: Trained, inspector: Inspector, tm
     assert ((1 - rows["p_good"] >= threshold) == (others["decision"] == "reject")).all()
     done = predict(trained, tmp_path, *given, "operating_point.max_escape_rate=0.01")
     assert done.returncode == 1
-    assert "it takes 161 defective validation images, and there are 6: add images" in done.stderr
+    assert "it takes 161 defective validation images, and there are 7: add images" in done.stderr
 
 
 def test_s3_folder_and_checkpoint_agree(trained: Trained, tmp_path: Path) -> None:

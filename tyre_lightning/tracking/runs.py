@@ -116,7 +116,7 @@ class Run:
         if os.path.isfile(path):
             self.journal.add_file(path, folder)
 
-    def flush(self, patience: float = 0.0) -> None:
+    def flush(self, patience: float = 10.0) -> None:
         """Wait until MLflow has all of it.
 
         Args:
