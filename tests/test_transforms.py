@@ -139,7 +139,7 @@ def test_colours_change_as_torchvision_s_do(colour: Colour) -> None:
 def test_a_cache_s_image_has_pixels_enough_for_every_crop() -> None:
     preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig())
     shrink = Augmentation(AugmentConfig(min_scale=0.5), preprocessing).shrink()
-    assert shrink.side == 317  # half of its area is 224 x 224
-    assert shrink(torch.zeros(3, 640, 960, dtype=torch.uint8)).shape == (3, 317, 475)
+    assert shrink.side == 396  # half of its area is 280 x 280
+    assert shrink(torch.zeros(3, 640, 960, dtype=torch.uint8)).shape == (3, 396, 594)
     small = torch.zeros(3, 300, 400, dtype=torch.uint8)
     assert shrink(small) is small
