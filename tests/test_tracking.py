@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.mlflow_server import MlflowServer
-from tyre_lightning.tracking.journal import Journal, unsent
+from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.system import SystemMonitor
 
 EXPERIMENT = "tyre-defects"
@@ -242,3 +242,14 @@ def test_system_metrics_are_counted_on(tmp_path: Path, monkeypatch: pytest.Monke
         monitor.finish()
     steps = [record["step"] for record in journal.of_kind("metrics")]
     assert len(steps) >= 4 and steps == [*range(len(steps))]
+
+
+def test_a_journal_that_is_put_aside_keeps_its_artifacts(tmp_path: Path) -> None:
+    (folder := tmp_path / "run").mkdir()
+    journal = Journal(folder / FOLDER)
+    journal.begin("0" * 32, "name", "sqlite:///nowhere.db")
+    journal.add_text("kept", "note.txt")
+    put_aside(folder)
+    (old,) = unsent(folder)
+    (record,) = old.of_kind("file")
+    assert (old.folder / record["path"]).read_text() == "kept"

@@ -81,7 +81,7 @@ class Journal:
         path = Path(path).absolute()
         if not path.is_relative_to(self.folder.parent.absolute()):
             path = Path(shutil.copy(path, self.new_place(path.name)))
-        self.append("file", path=str(path), folder=folder)
+        self.append("file", path=self.relative(path), folder=folder)
 
     def add_text(self, text: str, name: str) -> None:
         """Record a text as an artifact."""
@@ -92,6 +92,11 @@ class Journal:
         """Record a matplotlib figure as an artifact."""
         figure.savefig(path := self.new_place(name))
         self.add_file(path)
+
+    def relative(self, path: Path) -> str:
+        """A path for a record: one in this folder, which may be renamed, without it."""
+        folder = self.folder.absolute()
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def new_place(self, name: str) -> Path:
         """A new path in ``files`` for an artifact of this name."""

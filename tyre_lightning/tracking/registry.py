@@ -33,7 +33,7 @@ def register(run: Run, inspector: Inspector) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         inspector.save(Path(scratch, "inspector"))
         _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
-    run.journal.append("model", path=str(folder))
+    run.journal.append("model", path=run.journal.relative(folder))
     if run.config.registered_model:
         run.journal.append("version", name=run.config.registered_model, folder=MODEL_FOLDER)
 

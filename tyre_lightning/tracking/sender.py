@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from itertools import islice, takewhile
@@ -141,16 +140,23 @@ class Sender:
             case "dataset":
                 self._send_dataset(record)
             case "file":
-                if os.path.isfile(record["path"]):
-                    client.log_artifact(run_id, record["path"], record["folder"])
-                self._journal.forget(Path(record["path"]))
+                if (path := self._path(record)).is_file():
+                    client.log_artifact(run_id, str(path), record["folder"])
+                else:
+                    log.warning("%s is gone, so that MLflow does not get it", path)
+                self._journal.forget(path)
             case "model":
-                client.log_artifacts(run_id, record["path"], Path(record["path"]).name)
-                self._journal.forget(Path(record["path"]))
+                path = self._path(record)
+                client.log_artifacts(run_id, str(path), path.name)
+                self._journal.forget(path)
             case "version":
                 self.version = create_version(client, run_id, record["name"], record["folder"])
             case "end":
                 client.set_terminated(run_id, record["status"], record["timestamp"])
+
+    def _path(self, record: Record) -> Path:
+        path: str = record["path"]
+        return self._journal.folder.absolute() / path
 
     def _send_metrics(self, records: list[Record]) -> None:
         from mlflow.entities import Metric
