@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.errors import UserError
@@ -18,6 +17,7 @@ from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.runs import as_params
+from tyre_lightning.tracking.sweeps import in_sweep
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +99,6 @@ def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:
     """The names of the parameters in which a run differs from the one that a journal is of."""
     recorded, given = journal.params(), as_params(setup)
     return sorted(key for key in recorded | given if recorded.get(key) != given.get(key) and key != "ckpt_path")
-
-
-def in_sweep() -> bool:
-    """Whether this is a run of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_folder(config: TrainConfig) -> Path:

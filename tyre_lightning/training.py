@@ -32,7 +32,7 @@ from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
-from tyre_lightning.resuming import check_checkpoint, done_before, in_sweep, run_folder, starting_point
+from tyre_lightning.resuming import check_checkpoint, done_before, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import (
@@ -43,7 +43,7 @@ from tyre_lightning.tracking.runs import (
     tracked_run,
     without_password,
 )
-from tyre_lightning.tracking.sweeps import SWEEP_TAG
+from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import SCORES, build_trainer, checkpoints
 
 if TYPE_CHECKING:

@@ -70,10 +70,8 @@ class TyreClassifier(L.LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val", "test")})
         self._unreadable: dict[str, int] = {"train": 0, "val": 0, "test": 0}
-        self._loss: tuple[Tensor | float, int] = (
-            0.0,
-            0,
-        )  # of this epoch so far: the sum over images, and how many they are
+        # Of this epoch so far: the sum over images, and how many they are.
+        self._loss: tuple[Tensor | float, int] = (0.0, 0)
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
 

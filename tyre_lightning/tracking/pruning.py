@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.trainer.states import TrainerFn
 
 from tyre_lightning.errors import Pruned
 from tyre_lightning.tracking.studies import storage_of
+from tyre_lightning.tracking.sweeps import in_sweep
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -45,7 +45,7 @@ class Prune(L.Callback):
 
 def pruning() -> list[Prune]:
     """The callback for this run, if it is a trial of a study that prunes."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not in_sweep():
         return []
     hydra = HydraConfig.get()
     options = hydra.sweeper

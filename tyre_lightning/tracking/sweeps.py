@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -18,6 +21,11 @@ QUALITY = "val/f1"  # what the best is chosen by: the test images are for proof,
 COSTS = {"model/latency_ms": "ms for an image on this CPU", "model/parameters": "parameters"}
 METRICS = (QUALITY, "test/f1", "test/accuracy", "test/auroc_defective", "val/loss", *COSTS)
 _REPEATS = ("data.fold", "seed")
+
+
+def in_sweep() -> bool:
+    """Whether this is a run of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def parent_of(client: MlflowClient, experiment_id: str, sweep: str) -> Run | None:
