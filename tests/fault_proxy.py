@@ -1,4 +1,4 @@
-"""An HTTP proxy between S3 clients and the real server, which fails as networks and services do when a test says so."""
+"""An HTTP proxy between clients and the real server, which fails as networks and services do when a test says so."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class Fault:
     """What goes wrong with a request.
 
     Args:
-        kind: ``slow`` waits before the first byte. The others but ``status`` send half of the body and then nothing
-            more (``stall``), a TCP reset (``reset``) or a proper end of the connection (``truncate``). ``status``
-            answers itself and does not ask the server.
+        kind: ``slow`` waits before it passes the request on, ``late`` before it passes the answer on. The others but
+            ``status`` send half of the body and then nothing more (``stall``), a TCP reset (``reset``) or a proper end
+            of the connection (``truncate``). ``status`` answers itself and does not ask the server.
         match: part of the decoded path and query.
         operation: reading objects, listing them, ...
         times: how many requests, counted down; None: all.
         skip: how many that it would hit pass before it begins, counted down.
         share: the part of the requests that is hit, drawn at random.
-        seconds: of ``slow``.
+        seconds: of ``slow`` and ``late``.
         status: of ``status``.
         code: S3's name for it.
         signed_by: part of the request's signature or session token.
     """
 
-    kind: Literal["slow", "stall", "reset", "truncate", "status"]
+    kind: Literal["slow", "late", "stall", "reset", "truncate", "status"]
     match: str = ""
     operation: Operation = "get"
     times: int | None = 1
@@ -232,6 +232,9 @@ class FaultProxy:
             fault = None
         await _send(request, client[0], server[1])
         answer = Message(await server[0].readuntil(b"\r\n\r\n"))
+        if fault is not None and fault.kind == "late":
+            await asyncio.sleep(fault.seconds)
+            fault = None
         if fault is not None:
             await _break_off(fault, answer, server[0], client)
         elif request.method == "HEAD":

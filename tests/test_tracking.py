@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
+from tests.fault_proxy import Fault, FaultProxy
 from tests.mlflow_server import MlflowServer
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.system import SystemMonitor
@@ -215,11 +216,45 @@ def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> No
         assert not unsent(work / "outputs")
 
 
+def test_a_server_that_answers_too_late_has_everything_once(
+    lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    (work := tmp_path / "work").mkdir()
+    options = [f"data.root={lake}", *TINY, "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
+    with MlflowServer(tmp_path) as server, FaultProxy(server.uri) as proxy:
+        calls = ("runs/log-batch", "model-versions/create", "mlflow-artifacts/", "runs/update")
+        late = [Fault("late", match=call, operation="other", seconds=4) for call in calls]
+        options += [f"logger.tracking_uri={proxy.endpoint}"]
+        process = script(HASTY.format(project=str(PROJECT), patience=60), *options, cwd=work)
+        thread = during_training(work, lambda: proxy.add(*late))
+        _, errors = process.communicate(timeout=300)
+        thread.join()
+        assert process.returncode == 0, errors
+        assert [fault.times for fault in late] == [0] * len(late)
+        assert only_run(server.uri).info.status == "FINISHED"
+        assert len(history(server.uri)["train/loss_step"]) == 2 * 5
+        assert once(server.uri)
+        assert len(MlflowClient(server.uri).search_model_versions(f"name='{EXPERIMENT}'")) == 1
+
+
 def test_a_server_that_takes_nothing_is_an_error_before_training(lake: str, tmp_path: Path) -> None:
-    done = run_script("train.py", f"data.root={lake}", *TINY, "logger.tracking_uri=http://127.0.0.1:9", cwd=tmp_path)
+    options = [f"data.root={lake}", *TINY, "logger.tracking_uri=http://127.0.0.1:9"]
+    environment = {**untracked_environment(), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = run_script("train.py", *options, cwd=tmp_path, environment=environment)
     assert done.returncode == 1
     assert "does not answer as an MLflow server" in done.stderr.strip().splitlines()[-1]
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_server_that_takes_no_run_is_an_error_before_training(lake: str, tmp_path: Path) -> None:
+    (work := tmp_path / "work").mkdir()
+    with MlflowServer(tmp_path) as server, FaultProxy(server.uri) as proxy:
+        proxy.add(Fault("status", match="runs/create", operation="other", status=403))
+        done = run_script("train.py", f"data.root={lake}", *TINY, f"logger.tracking_uri={proxy.endpoint}", cwd=work)
+    assert done.returncode == 1
+    assert f"{proxy.endpoint} does not take a new run" in done.stderr.strip().splitlines()[-1]
+    assert not list(work.rglob("*.ckpt"))
 
 
 def test_a_line_that_was_half_written_is_cut_off(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_TRIES = os.environ.get(_RETRIES, "3")  # MLflow's own (7, minutes in all) keep a mistyped address looking alive
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the sender says it once
-    # MLflow's own waits (7 tries, minutes in all) would keep a mistyped address looking alive.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ[_RETRIES] = _TRIES
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it draws over ours
     import mlflow
@@ -75,6 +76,8 @@ class Run:
         self.client = client
         self.config = config
         self.journal = journal
+        # MLflow makes a request again whose answer is late, also one that creates; the sender looks before it does.
+        os.environ[_RETRIES] = "0"
         self._sender = Sender(journal, client, id)
 
     @property
@@ -203,7 +206,13 @@ def tracked_run(
 
 def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, tags: Mapping[str, str]) -> Run:
     """A new run and its journal."""
-    run_id = _create(client, config, name, tags)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run_id = _create(client, config, name, tags)
+    except MlflowException as error:
+        where = without_password(config.tracking_uri)
+        raise UserError(f"{where} does not take a new run: {str(error).splitlines()[0]}") from error
     put_aside(folder)
     run = Run(run_id, client, config, Journal(folder / FOLDER))
     run.journal.begin(run_id, name, without_password(config.tracking_uri))
