@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,15 @@ def test_figures_take_one_run_and_texts(tmp_path: Path) -> None:
     table = pd.DataFrame([{"run": "a", "model": "x", QUALITY: 0.5, **dict.fromkeys(COSTS, 1.0), "pareto": True}])
     cost_figure(table, QUALITY, COSTS).savefig(tmp_path / "cost.png")
     parallel_figure(table, ["model"], QUALITY).savefig(tmp_path / "parallel.png")
+
+
+def test_labels_of_a_large_study_do_not_lie_on_each_other() -> None:
+    rates = [1e-3 * 1.05**i for i in range(100)]
+    figure = parallel_figure(pd.DataFrame({"rate": rates, QUALITY: [0.5, *[float("nan")] * 99]}), ["rate"], QUALITY)
+    places = sorted(text.get_position() for text in figure.axes[0].texts)
+    heights = [y for x, y in places if x < 1]
+    assert heights[-1] == 1.0 and all(b - a >= 0.03 for a, b in itertools.pairwise(heights))
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_position()[0] > 1] == ["0.5"]
 
 
 def test_the_plugin_costs_a_start_nothing() -> None:

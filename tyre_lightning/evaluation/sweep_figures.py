@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,8 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_LINE = 0.03  # of an axis: the height of a line of text
 
 
 def cost_figure(table: pd.DataFrame, quality: str, costs: Mapping[str, str]) -> Figure:
@@ -57,13 +59,22 @@ def parallel_figure(table: pd.DataFrame, columns: Sequence[str], quality: str) -
         )
     for place, name in enumerate(names):
         axes.axvline(place, color="grey", linewidth=0.8)
-        for value, height in {str(v): h for v, h in zip(_texts(table[name]), heights[:, place], strict=True)}.items():
-            if np.isfinite(height):
-                axes.text(place + 0.02, height, value, fontsize=8, va="center")
+        for text, height in _apart(_texts(table[name]), heights[:, place]):
+            axes.text(place + 0.02, height, text, fontsize=8, va="center")
     axes.set_xticks(range(len(names)), [name.replace(".", ".\n") for name in names])
     axes.set_yticks([])
     axes.set_xlim(-0.2, len(names) - 0.6)
     return figure
+
+
+def _apart(texts: Sequence[str], heights: np.ndarray) -> Iterator[tuple[str, float]]:
+    """Texts and their heights from the top down, without those that would lie on another."""
+    last = np.inf
+    found = {(height, text) for height, text in zip(heights.tolist(), texts, strict=True) if np.isfinite(height)}
+    for height, text in sorted(found, reverse=True):
+        if last - height >= _LINE:
+            yield text, height
+            last = height
 
 
 def _numbers(column: pd.Series) -> pd.Series | None:
