@@ -23,6 +23,7 @@ PASSWORD = "planted-pass/word"
         (r"root=s3\://b/v1@may,x=y", r"root=s3\://b/v1@may,x=y"),
         ("'http://token@host/a@b'", "'http://b'"),  # rather too much than too little
         ("s3://bucket/v1@may/x.jpg", "s3://bucket/v1@may/x.jpg"),
+        ("sqlite:////home/me@plant/mlflow.db", "sqlite:////home/me@plant/mlflow.db"),
         ("models:/tyres@champion", "models:/tyres@champion"),
         ("http://host:5000/a", "http://host:5000/a"),
     ],

@@ -35,14 +35,8 @@ from tyre_lightning.model.weights import load_weights
 from tyre_lightning.resuming import check_checkpoint, done_before, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import (
-    CATALOG,
-    Run,
-    fetch_catalog,
-    send_left,
-    tracked_run,
-    without_password,
-)
+from tyre_lightning.tracking.runs import CATALOG, Run, fetch_catalog, send_left, tracked_run
+from tyre_lightning.tracking.secrecy import hide_passwords
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import SCORES, build_trainer, checkpoints
 
@@ -171,7 +165,7 @@ def record_setup(run: Run, cfg: DictConfig, setup: Mapping[str, Any]) -> None:
 def _shown(cfg: DictConfig) -> DictConfig:
     """The config without a password."""
     shown = cfg.copy()
-    shown.logger.tracking_uri = without_password(cfg.logger.tracking_uri)
+    shown.logger.tracking_uri = hide_passwords(cfg.logger.tracking_uri)
     return shown
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import Pruned, UserError
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
+from tyre_lightning.tracking.secrecy import hide_passwords
 from tyre_lightning.tracking.sender import Sender
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
 from tyre_lightning.tracking.system import SystemMonitor
@@ -55,7 +56,7 @@ def connect(tracking_uri: str) -> MlflowClient:
         client.search_experiments(max_results=1)
     except Exception as error:
         raise UserError(
-            f"the tracking URI {without_password(tracking_uri)} does not answer as an MLflow server or database "
+            f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or database "
             f"({type(error).__name__}): start it, or use sqlite:///mlflow.db"
         ) from error
     return client
@@ -166,7 +167,7 @@ def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
         client.get_run(run_id)
         return str(client.download_artifacts(run_id, CATALOG, str(folder)))
     except (MlflowException, OSError) as error:
-        where = without_password(tracking_uri)
+        where = hide_passwords(tracking_uri)
         raise UserError(f"{where} has no run {run_id}, or it recorded no {CATALOG}") from error
 
 
@@ -211,11 +212,11 @@ def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, 
     try:
         run_id = _create(client, config, name, tags)
     except MlflowException as error:
-        where = without_password(config.tracking_uri)
+        where = hide_passwords(config.tracking_uri)
         raise UserError(f"{where} does not take a new run: {str(error).splitlines()[0]}") from error
     put_aside(folder)
     run = Run(run_id, client, config, Journal(folder / FOLDER))
-    run.journal.begin(run_id, name, without_password(config.tracking_uri))
+    run.journal.begin(run_id, name, hide_passwords(config.tracking_uri))
     return run
 
 
@@ -268,7 +269,7 @@ def resend(journal: Journal, tracking_uri: str | None = None) -> None:
 def send_left(folder: Path, tracking_uri: str) -> None:
     """Send what other runs below a folder could not send to this server; what cannot be sent now stays."""
     for journal in unsent(folder):
-        if journal.run()["tracking_uri"] == without_password(tracking_uri):
+        if journal.run()["tracking_uri"] == hide_passwords(tracking_uri):
             with suppress(UserError):  # under way, or still no answer
                 resend(journal, tracking_uri)
 
@@ -329,13 +330,7 @@ def hand_over_password(uri: str) -> str:
         return uri
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return without_password(uri)
-
-
-def without_password(uri: str) -> str:
-    """A URI that may be shown: without user and password."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return hide_passwords(uri)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,8 +12,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-# User and password of an address, which may hold slashes; an object's key may hold an @. Hydra escapes colons.
-_CREDENTIALS = re.compile(r"(?<![\w+.-])(?!(?:s3|file)\\?:)([\w+.-]+\\?://)[^\s'\"]*@")
+# User and password of an address, which may hold slashes; keys and paths may hold an @. Hydra escapes colons.
+_CREDENTIALS = re.compile(r"(?<![\w+.-])(?!(?:s3|file|sqlite)\\?:)([\w+.-]+\\?://)[^\s'\"]*@")
 
 
 class WithoutPasswords(Callback):
