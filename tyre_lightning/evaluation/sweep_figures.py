@@ -11,11 +11,11 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LINE = 0.03  # of an axis: the height of a line of text
+_LINE = 0.035  # of an axis: the height of a line of text
 
 
 def cost_figure(table: pd.DataFrame, quality: str, costs: Mapping[str, str]) -> Figure:
-    """Quality against each cost; runs on the Pareto front are named and joined.
+    """Quality against each cost; runs on the Pareto front are named, and a line joins the best for this cost alone.
 
     Args:
         table: a row for each run, with ``run``, ``pareto``, and columns of quality and costs.
@@ -26,11 +26,14 @@ def cost_figure(table: pd.DataFrame, quality: str, costs: Mapping[str, str]) -> 
 
     figure = Figure(figsize=(6 * len(costs), 4.5), layout="constrained")
     for axes, (column, title) in zip(np.atleast_1d(figure.subplots(1, len(costs))), costs.items(), strict=True):
-        front = table[table["pareto"]].sort_values(column)
+        front = table[table["pareto"]].sort_values([column, quality], ascending=[True, False])
+        best = front[front[quality].expanding().max().diff().fillna(1) > 0]
         axes.scatter(table[column], table[quality], color="silver", label="all runs")
-        axes.plot(front[column], front[quality], "o-", label="Pareto front")
-        for _, row in front.drop_duplicates("run").iterrows():
-            axes.annotate(row["run"], (row[column], row[quality]), xytext=(5, -12), textcoords="offset points")
+        axes.plot(best[column], best[quality], color="tab:blue")
+        axes.scatter(front[column], front[quality], color="tab:blue", zorder=3, label="Pareto front")
+        for place, (_, row) in enumerate(front.drop_duplicates("run").iterrows()):
+            offset = 5, (-12, 5)[place % 2]  # neighbours would lie on each other
+            axes.annotate(row["run"], (row[column], row[quality]), xytext=offset, textcoords="offset points")
         axes.set(xlabel=title, ylabel=quality)
         axes.grid(alpha=0.3)
         axes.margins(x=0.2, y=0.15)
@@ -43,7 +46,8 @@ def parallel_figure(table: pd.DataFrame, columns: Sequence[str], quality: str) -
 
     Args:
         table: a row for each run.
-        columns: settings, an axis each: numbers in their order, anything else in that of its text.
+        columns: settings, an axis each: numbers in their order, logarithmic where they differ more than tenfold,
+            anything else in the order of its text.
         quality: the last axis.
     """
     from matplotlib import colormaps
@@ -52,7 +56,7 @@ def parallel_figure(table: pd.DataFrame, columns: Sequence[str], quality: str) -
     names = [*columns, quality]
     figure = Figure(figsize=(2 + 2.2 * len(names), 4.5), layout="constrained")
     axes = figure.add_subplot()
-    heights = np.stack([_scale(table[name]) for name in names], axis=1)
+    heights = np.stack([*(_scale(table[name], logarithmic=True) for name in columns), _scale(table[quality])], axis=1)
     for line, height in zip(heights, heights[:, -1], strict=True):
         axes.plot(
             range(len(names)), line, color=colormaps["viridis"](height if np.isfinite(height) else 0.0), alpha=0.8
@@ -82,10 +86,12 @@ def _numbers(column: pd.Series) -> pd.Series | None:
     return found if found.notna().any() and found.notna().sum() == column.notna().sum() else None
 
 
-def _scale(column: pd.Series) -> np.ndarray:
-    """Heights from 0 to 1."""
+def _scale(column: pd.Series, *, logarithmic: bool = False) -> np.ndarray:
+    """Heights from 0 to 1; ``logarithmic`` where that is of use."""
     numbers = _numbers(column)
     values = numbers.to_numpy(float) if numbers is not None else pd.factorize(column.astype(str), sort=True)[0] * 1.0
+    if logarithmic and numbers is not None and 0 < 10 * np.nanmin(values) < np.nanmax(values):
+        values = np.log(values)
     low, high = np.nanmin(values), np.nanmax(values)
     return (values - low) / (high - low) if high > low else np.where(np.isfinite(values), 0.5, np.nan)
 

@@ -32,14 +32,14 @@ class Prune(L.Callback):
         self._metric = metric
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report, and ask.
+        """Report, and ask while there is something to save: not after the last epoch.
 
         Raises:
             Pruned: the median of the other trials was better at this epoch.
         """
         if trainer.state.fn == TrainerFn.FITTING and self._metric in trainer.callback_metrics:
             self._trial.report(float(trainer.callback_metrics[self._metric]), trainer.current_epoch)
-            if self._trial.should_prune():
+            if trainer.current_epoch + 1 != trainer.max_epochs and self._trial.should_prune():
                 raise Pruned(f"pruned in epoch {trainer.current_epoch + 1}")
 
 
