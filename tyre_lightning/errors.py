@@ -31,3 +31,8 @@ class UnreadableImage(UserError):
 
     def __str__(self) -> str:
         return f"cannot decode image '{self.key}': {self.reason}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, as part of a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

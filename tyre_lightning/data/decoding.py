@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.errors import UnreadableImage, first_line
 
 # 16 bits a pixel, in the modes under which Pillow opens grey PNG and TIFF files.
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -91,4 +91,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image file"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)

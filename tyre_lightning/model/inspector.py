@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.operating_point import Calibration, OperatingPoint
 from tyre_lightning.model.backbones import Network
@@ -70,8 +70,7 @@ class Inspector:
         try:
             classifier = TyreClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is not a checkpoint of train.py: {reason}") from error
+            raise UserError(f"{path} is not a checkpoint of train.py: {first_line(error)}") from error
         return cls.from_classifier(classifier)
 
     @classmethod

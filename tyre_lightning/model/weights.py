@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network, build_backbone
 
 _WAYS_OUT = (
@@ -95,8 +95,7 @@ def _read_file(path: Path, weights: str) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model.weights={weights} cannot be read as a weights file: {reason}") from error
+        raise UserError(f"model.weights={weights} cannot be read as a weights file: {first_line(error)}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model.weights={weights} holds no tensors by name")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyre_lightning
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.inspector import SPEC_FILE, Inspector
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
@@ -69,8 +69,7 @@ def _from_mlflow(model: str, tracking_uri: str) -> Inspector:
         try:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=scratch)
         except Exception as error:  # MLflow, its stores and their clients each raise their own
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"model={model} cannot be loaded: {reason}") from error
+            raise UserError(f"model={model} cannot be loaded: {first_line(error)}") from error
         return Inspector.load(_inspector_folder(Path(folder), model))
 
 

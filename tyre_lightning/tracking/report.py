@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.errors import UnreadableImage, first_line
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
@@ -61,8 +61,9 @@ def log_report(
             Path(scratch, REPORT).write_text(page, encoding="utf-8")
             run.log_file(Path(scratch, REPORT))
     except Exception as error:  # whatever it is, it must not cost the run its end
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        log.warning("the run has no %s (%s: %s); the model is not affected", REPORT, type(error).__name__, reason)
+        log.warning(
+            "the run has no %s (%s: %s); the model is not affected", REPORT, type(error).__name__, first_line(error)
+        )
 
 
 class _Files:

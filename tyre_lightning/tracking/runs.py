@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.config import LoggerConfig
-from tyre_lightning.errors import Pruned, UserError
+from tyre_lightning.errors import Pruned, UserError, first_line
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.secrecy import hide_passwords
 from tyre_lightning.tracking.sender import Sender
@@ -57,7 +58,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     except Exception as error:
         raise UserError(
             f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or database "
-            f"({type(error).__name__}): start it, or use sqlite:///mlflow.db"
+            f"({_explain(error)}): start it, or use sqlite:///mlflow.db"
         ) from error
     return client
 
@@ -213,7 +214,7 @@ def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, 
         run_id = _create(client, config, name, tags)
     except MlflowException as error:
         where = hide_passwords(config.tracking_uri)
-        raise UserError(f"{where} does not take a new run: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{where} does not take a new run: {first_line(error)}") from error
     put_aside(folder)
     run = Run(run_id, client, config, Journal(folder / FOLDER))
     run.journal.begin(run_id, name, hide_passwords(config.tracking_uri))
@@ -229,7 +230,7 @@ def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise UserError(f"run {run_id} of {folder} cannot go on: {str(error).splitlines()[0]}") from error
+        raise UserError(f"run {run_id} of {folder} cannot go on: {first_line(error)}") from error
     run = Run(run_id, client, config, journal)
     journal.mend()
     log.info("run %s goes on", run_id)
@@ -321,6 +322,10 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         return "unknown"
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(hide_passwords(first_line(error)), 200, placeholder=' ...')}"
 
 
 def hand_over_password(uri: str) -> str:

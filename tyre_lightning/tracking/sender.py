@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.tracking.journal import Journal, Record
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Sender:
                 time.sleep(0.1)
 
     def _note_failure(self, error: Exception) -> None:
-        self._reason = shorten((str(error) or type(error).__name__).splitlines()[0], 160, placeholder=" ...")
+        self._reason = shorten(first_line(error), 160, placeholder=" ...")
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             log.warning(
