@@ -16,6 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.images import encode, picture
+from tests.mlflow_server import lay_database
 from tyre_lightning.config import register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
@@ -136,6 +137,7 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
     folder.mkdir(exist_ok=True)
+    lay_database(folder / "mlflow.db")
     with contextlib.chdir(folder):  # MLflow keeps a database's artifacts in ./mlruns
         return train(cfg)
 
@@ -157,5 +159,6 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py or predict.py as a user would."""
     command = [sys.executable, str(PROJECT / script), *arguments]
+    lay_database(cwd / "mlflow.db")
     env = untracked_environment() if environment is None else environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400, check=False)

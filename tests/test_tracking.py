@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.fault_proxy import Fault, FaultProxy
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer, lay_database
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.system import SystemMonitor
 
@@ -59,6 +59,7 @@ def lake(tmp_path: Path) -> str:
 
 def script(text: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
     """Start a Python text as train.py would be started."""
+    lay_database(cwd / "mlflow.db")
     return subprocess.Popen(
         [sys.executable, "-c", text, *options], cwd=cwd, env={**untracked_environment(), "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
