@@ -26,7 +26,7 @@ ui: install ## open the MLflow UI on port 5000
 		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
 test: install ## run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-s3: install ## run the S3 tests against Ceph (apt-get install --no-install-recommends radosgw ceph-mon ceph-osd)
 	@command -v radosgw >/dev/null || { echo "radosgw is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"; exit 1; }

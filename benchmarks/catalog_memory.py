@@ -57,7 +57,7 @@ class MadeUp(Store):
     def key(self, path: str) -> str:
         return f"v1/{path}"
 
-    def get(self, key: str) -> Content:
+    def get(self, key: str, largest: int | None = None) -> Content:
         return Content(self._picture, "")
 
 

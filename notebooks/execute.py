@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
@@ -52,7 +53,9 @@ def execute(path: Path, copy: Path) -> str | None:
     client.km = client.create_kernel_manager()
     client.km.transport = "ipc"  # files of this user instead of open ports
     try:
-        client.execute()
+        with TemporaryDirectory() as sockets:
+            client.km.ip = f"{sockets}/kernel"  # Jupyter's own names may be those of another kernel that starts now
+            client.execute()
     except CellExecutionError as error:
         return f"cell {_failed(notebook)}: {_last_line(error)}"
     except DeadKernelError:

@@ -95,9 +95,9 @@ def test_an_image_is_read_once_until_it_changes(tmp_path: Path) -> None:
     draw("good", 7, 64)[0].save(root / "1.png")
 
     class Counting(FolderStore):
-        def get(self, key: str) -> Content:
+        def get(self, key: str, largest: int | None = None) -> Content:
             fetched.append(key)
-            return super().get(key)
+            return super().get(key, largest)
 
     fetched: list[str] = []
     store = Counting(str(root))

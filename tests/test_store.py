@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.conftest import use_server, write_files
 from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import Store, open_store
@@ -99,6 +99,14 @@ def test_get_many_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
     write_files(folder, "1.jpg", "2.jpg")
     with pytest.raises(UserError, match=r"cannot read '.*lakes/v1/lost\.jpg'"):
         store.get_many(["v1/1.jpg", "v1/lost.jpg", "v1/2.jpg"])
+
+
+def test_a_file_that_is_too_large_is_not_read(lake: tuple[Path, Store]) -> None:
+    folder, store = lake
+    (folder / "1.jpg").write_bytes(b"x" * 100)
+    assert len(store.get("v1/1.jpg", largest=100).data) == 100
+    with pytest.raises(UnreadableImage, match="100 bytes are more than the 99 that a file may have"):
+        store.get("v1/1.jpg", largest=99)
 
 
 def _read(store: Store, key: str) -> None:

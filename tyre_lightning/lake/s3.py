@@ -20,7 +20,7 @@ from tyre_lightning.lake.patience import Patience
 from tyre_lightning.lake.s3_errors import is_expiry, is_passing, reason
 from tyre_lightning.lake.s3_listing import PAGE, list_again
 from tyre_lightning.lake.s3_pages import Page, page_of, register
-from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, in_threads
+from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, check_size, in_threads
 
 ATTEMPTS = 3  # of every S3 request
 CONNECT_SECONDS = 3  # three attempts and the pauses between them stay near ten seconds
@@ -86,19 +86,19 @@ class S3Store(Store):
         """See :meth:`Store.key`."""
         return (self._base + path).removeprefix(self._parent)
 
-    def get(self, key: str) -> Content:
+    def get(self, key: str, largest: int | None = None) -> Content:
         """See :meth:`Store.get`."""
         from botocore.exceptions import ClientError
 
         with self._explained("read", self._parent + key):
             connection = self._connection()
             try:
-                return _download(connection.client, self._bucket, self._parent + key)
+                return _download(connection.client, self._bucket, self._parent + key, largest)
             except ClientError as error:
                 if not is_expiry(error):
                     raise
             self._disconnect(connection)  # whoever renews the credentials may have done so by now
-            return _download(self._connection().client, self._bucket, self._parent + key)
+            return _download(self._connection().client, self._bucket, self._parent + key, largest)
 
     def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
         """See :meth:`Store.get_many`. A store that stops answering is asked again for a minute."""
@@ -235,7 +235,7 @@ def _client_config(path_style: bool, anonymous: bool) -> Any:
     )
 
 
-def _download(client: Any, bucket: str, key: str) -> Content:
+def _download(client: Any, bucket: str, key: str, largest: int | None) -> Content:
     """One object. boto3 repeats failed requests; a body that breaks off is repeated here."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
@@ -243,6 +243,7 @@ def _download(client: Any, bucket: str, key: str) -> Content:
     while True:
         answer = client.get_object(Bucket=bucket, Key=key)
         try:
+            check_size(key, answer["ContentLength"], largest)
             return Content(answer["Body"].read(), answer.get("ETag", "").strip('"'))
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
             if attempt == ATTEMPTS:

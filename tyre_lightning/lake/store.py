@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UnreadableImage, UserError
 
 THREADS = 16
 
@@ -67,10 +67,15 @@ class Store(ABC):
         """The key of the object at ``path`` below the root, whether or not it exists."""
 
     @abstractmethod
-    def get(self, key: str) -> Content:
+    def get(self, key: str, largest: int | None = None) -> Content:
         """One object.
 
+        Args:
+            key: as it was listed.
+            largest: bytes that it may have.
+
         Raises:
+            UnreadableImage: it is larger; no more of it was read.
             UserError: it is missing or cannot be read; names the object and the status.
         """
 
@@ -146,14 +151,26 @@ class FolderStore(Store):
         """See :meth:`Store.key`."""
         return self._base + path
 
-    def get(self, key: str) -> Content:
+    def get(self, key: str, largest: int | None = None) -> Content:
         """See :meth:`Store.get`."""
         path = os.path.join(self._parent, *key.split("/"))
         try:
             with open(path, "rb") as file:
-                return Content(file.read(), _tag(os.fstat(file.fileno())))
+                stat = os.fstat(file.fileno())
+                check_size(key, stat.st_size, largest)
+                return Content(file.read(), _tag(stat))
         except OSError as error:
             raise UserError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def check_size(key: str, size: int, largest: int | None) -> None:
+    """Refuse a file that is too large.
+
+    Raises:
+        UnreadableImage: it has more bytes than it may have.
+    """
+    if largest is not None and size > largest:
+        raise UnreadableImage(key, f"{size} bytes are more than the {largest} that a file may have")
 
 
 def as_folder(path: str) -> str:

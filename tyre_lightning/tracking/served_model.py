@@ -19,7 +19,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UnreadableImage, UserError
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.store import check_size, open_store
 from tyre_lightning.model.inspector import Inspector
 
 ALLOWED = "TYRE_SERVE_S3"
@@ -47,8 +47,7 @@ class ServedModel(PythonModel):
         try:
             if isinstance(data, UserError):
                 raise data
-            if len(data) > _LARGEST:
-                raise UnreadableImage(key, f"{len(data)} bytes are more than the {_LARGEST} that a file may have")
+            check_size(key, len(data), _LARGEST)
             image = self.inspector.read(data, key)
         except UnreadableImage as error:
             return {"class": None, "error": error.reason}
@@ -71,7 +70,7 @@ def _read(uri: str) -> bytes | UserError:
     root, _, name = uri.rpartition("/")
     try:
         store = open_store(root, S3Config())
-        return store.get(store.key(name)).data
+        return store.get(store.key(name), _LARGEST).data
     except UserError as error:
         return error
 
