@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from tests.conftest import PROJECT, untracked_environment
+from tyre_lightning.audit.audit import COLUMNS
 from tyre_lightning.audit.copies import find_copies, read_copies
 from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.labels import shortcut, suspects
@@ -226,6 +227,19 @@ def test_the_command_writes_a_table_and_a_page(planted: Planted, tmp_path: Path)
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(pictures) >= 10
     assert _decoded(pictures[0]).size == (SIZE, SIZE)
+
+
+def test_a_clean_lake_has_an_empty_table_of_all_columns(tmp_path: Path) -> None:
+    for seed, label in enumerate(("good", "crack", "good", "crack")):
+        path = tmp_path / "v1/train" / label / f"{seed}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(label, seed, SIZE)[0].save(path, quality=90)
+    done = run_audit(f"data.root={tmp_path / 'v1'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 pairs with the same bytes, 0 pairs of near-copies; 0 pairs lie in" in " ".join(done.stdout.split())
+    findings = pd.read_csv(tmp_path / "audit/findings.csv")
+    assert findings.empty and findings.columns.tolist() == COLUMNS
+    assert (tmp_path / "audit/audit.html").exists()
 
 
 def _keys(pairs: set[tuple[str, str]]) -> Sequence[str]:

@@ -28,6 +28,12 @@ from tyre_lightning.lake.store import Store
 PAGE = "audit.html"
 FINDINGS = "findings.csv"
 IMAGES = "images.parquet"
+COLUMNS = [
+    *("kind", "key", "usage", "label"),
+    *("other_key", "other_usage", "other_label", "distance"),
+    *("suggested", "confidence"),
+    "error",
+]
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +47,9 @@ class Audit:
         classes: in order.
         images: a row for each image: key, usage, label, size (bytes), error (None where it was decoded), the columns
             of :data:`tyre_lightning.audit.looks.TRAITS`, and group: images that show the same tyre have one number.
-        findings: a row for each thing to look at, the gravest first: kind, key, usage, label; of copies also
-            other_key, other_usage, other_label and distance; of labels suggested and confidence; of unreadable
-            images error.
+        findings: a row for each thing to look at, the gravest first, always with all of :data:`COLUMNS`: kind, key,
+            usage, label; of copies also other_key, other_usage, other_label and distance; of labels suggested and
+            confidence; of unreadable images error.
         shortcut: None where a class is too small to tell.
         labels_judged: whether classes were large enough to suspect labels.
     """
@@ -135,6 +141,7 @@ def conclude(
     doubted = suspects(close.embeddings()[known].astype(np.float32), codes[known], group[known])
     findings = [_unreadable(images), _copies(images, pairs), _labels(images, classes, known, doubted)]
     table = pd.concat([part for part in findings if len(part)] or findings[:1], ignore_index=True)
+    table = table.reindex(columns=COLUMNS)  # a lake without copies, say, lacks none of their columns
     return Audit(store, classes, images, table, trivial, doubted is not None)
 
 
