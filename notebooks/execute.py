@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 PROJECT = Path(__file__).resolve().parents[1]
-OUTPUT = PROJECT / "outputs" / "notebooks"
+OUTPUT = Path("outputs", "notebooks")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""``make demo``, as it is."""
+"""``make demo`` and ``make notebooks``, as they are."""
 
 import csv
 import re
@@ -12,8 +12,9 @@ from tests.conftest import PROJECT, untracked_environment
 
 
 @pytest.mark.timeout(900)
-def test_the_demo_learns_and_cleans_up(tmp_path: Path) -> None:
-    environment = {**untracked_environment(), "AWS_PROFILE": "of-the-user"}
+def test_the_demo_learns_and_cleans_up_and_its_notebooks_run(tmp_path: Path) -> None:
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"  # by name, for the notebooks work in the project's folder
+    environment = {**untracked_environment(), "AWS_PROFILE": "of-the-user", "MLFLOW_TRACKING_URI": tracking}
     command = [sys.executable, "-m", "tyre_lightning.demo"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -23,6 +24,10 @@ def test_the_demo_learns_and_cleans_up(tmp_path: Path) -> None:
     assert "models:/tyre-demo/1" in done.stdout
     rows = list(csv.DictReader((tmp_path / "demo" / "predictions.csv").open()))
     assert len(rows) == 24
+    command.append("--notebooks")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert len([*(tmp_path / "outputs" / "notebooks").glob("*.ipynb")]) == 2
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, capture_output=True).stdout == b""
 
 

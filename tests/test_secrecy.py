@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import TINY, Trained, run_script
 from tests.mlflow_server import MlflowServer
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.tracking.secrecy import hide_passwords
+from tyre_lightning.errors import hide_passwords
 
 PASSWORD = "planted-pass/word"
 

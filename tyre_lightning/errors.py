@@ -1,5 +1,10 @@
 """The kind of error that a user can mend, and what else ends a run in good order."""
 
+import re
+
+# User and password of an address, which may hold slashes; keys and paths may hold an @. Hydra escapes colons.
+_CREDENTIALS = re.compile(r"(?<![\w+.-])(?!(?:s3|file|sqlite)\\?:)([\w+.-]+\\?://)[^\s'\"]*@")
+
 
 class UserError(Exception):
     """A mistake in what the user gave (config, data, address): one sentence that names the thing and what to do.
@@ -34,5 +39,10 @@ class UnreadableImage(UserError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, as part of a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error of a library says, as part of a sentence, without passwords."""
+    return hide_passwords((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def hide_passwords(text: str) -> str:
+    """A text whose addresses have neither user nor password."""
+    return _CREDENTIALS.sub(r"\1", text)

@@ -19,7 +19,7 @@ from tyre_lightning.audit.copies import read_copies
 from tyre_lightning.config import ClassWeights, OperatingPointConfig, TrainConfig, to_train_config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.evaluation.figures import decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores, quality
 from tyre_lightning.evaluation.latency import latencies_ms
@@ -36,7 +36,6 @@ from tyre_lightning.resuming import check_checkpoint, done_before, run_folder, s
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, Run, fetch_catalog, send_left, tracked_run
-from tyre_lightning.tracking.secrecy import hide_passwords
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import SCORES, build_trainer, checkpoints
 
@@ -108,6 +107,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module is
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # where a run goes on
 
 
 def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) -> TyreClassifier:

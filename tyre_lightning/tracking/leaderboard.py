@@ -17,8 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tyre_lightning.command_line import failed_runs
-from tyre_lightning.errors import Pruned, UserError
-from tyre_lightning.tracking.secrecy import hide_passwords
+from tyre_lightning.errors import Pruned, UserError, hide_passwords
 from tyre_lightning.tracking.studies import PRUNED
 
 if TYPE_CHECKING:

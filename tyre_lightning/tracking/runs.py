@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.config import LoggerConfig
-from tyre_lightning.errors import Pruned, UserError, first_line
+from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
-from tyre_lightning.tracking.secrecy import hide_passwords
 from tyre_lightning.tracking.sender import Sender
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
 from tyre_lightning.tracking.system import SystemMonitor
@@ -78,8 +77,7 @@ class Run:
         self.client = client
         self.config = config
         self.journal = journal
-        # MLflow makes a request again whose answer is late, also one that creates; the sender looks before it does.
-        os.environ[_RETRIES] = "0"
+        _ask_once()  # the sender repeats what failed, and looks before it creates
         self._sender = Sender(journal, client, id)
 
     @property
@@ -206,10 +204,16 @@ def tracked_run(
         _end(run, status)
 
 
+def _ask_once() -> None:
+    """Keep MLflow from making a request again whose answer is late, which would create what it asks for twice."""
+    os.environ[_RETRIES] = "0"
+
+
 def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, tags: Mapping[str, str]) -> Run:
     """A new run and its journal."""
     from mlflow.exceptions import MlflowException
 
+    _ask_once()
     try:
         run_id = _create(client, config, name, tags)
     except MlflowException as error:
@@ -325,7 +329,7 @@ def _user() -> str:
 
 
 def _explain(error: Exception) -> str:
-    return f"{type(error).__name__}: {shorten(hide_passwords(first_line(error)), 200, placeholder=' ...')}"
+    return f"{type(error).__name__}: {shorten(first_line(error), 200, placeholder=' ...')}"
 
 
 def hand_over_password(uri: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-# User and password of an address, which may hold slashes; keys and paths may hold an @. Hydra escapes colons.
-_CREDENTIALS = re.compile(r"(?<![\w+.-])(?!(?:s3|file|sqlite)\\?:)([\w+.-]+\\?://)[^\s'\"]*@")
+from tyre_lightning.errors import hide_passwords
 
 
 class WithoutPasswords(Callback):
@@ -40,11 +38,6 @@ class PasswordFilter(logging.Filter):
         """Change the record; none is dropped."""
         record.msg, record.args = hide_passwords(record.getMessage()), None
         return True
-
-
-def hide_passwords(text: str) -> str:
-    """A text whose addresses have neither user nor password."""
-    return _CREDENTIALS.sub(r"\1", text)
 
 
 def _clean(path: Path) -> None:
