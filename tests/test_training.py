@@ -360,20 +360,33 @@ def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, 
         (["data.folds=3"], "data.folds and data.fold belong together"),
         (["data.folds=3", "data.fold=3"], "data.fold=3 must be from 0 to 2"),
         (["data.group_pattern='('"], "data.group_pattern='(' is no regular expression: missing )"),
-        (["trainer=gpu"], "trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu"),
-        (["trainer.devices=none"], "trainer.devices=none must be a count, -1 for all, or a list of indices"),
         (["data.from_run=0123"], "sqlite:///mlflow.db has no run 0123, or it recorded no catalog"),
         (["data.from_run=a", "data.catalog=b"], "data.catalog and data.from_run both say which images to train on"),
         (["operating_point.confidence=1"], "operating_point.confidence=1.0 must be between 0 and 1"),
         (["data.cache_gb=0"], "data.cache_gb=0.0 must be more than 0"),
-        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
-        (["logger.tracking_uri=http://127.0.0.1:9"], "the tracking URI http://127.0.0.1:9 does not answer"),
         (["model.weights=nowhere.pth"], "model.weights=nowhere.pth is neither 'imagenet', 'none' nor a file"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(lake: str, tmp_path: Path, options: list[str], message: str) -> None:
     environment = {**untracked_environment(), "CUDA_VISIBLE_DEVICES": ""}  # no GPU to be seen, on any machine
     done = run_script("train.py", f"data.root={lake}", *options, cwd=tmp_path, environment=environment)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trainer=gpu", "trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu"),
+        ("trainer.devices=none", "trainer.devices=none must be a count, -1 for all, or a list of indices"),
+        ("ckpt_path=nowhere.ckpt", "ckpt_path=nowhere.ckpt does not exist"),
+        ("logger.tracking_uri=http://127.0.0.1:9", "the tracking URI http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_mistake_is_told_before_any_image_is_looked_at(tmp_path: Path, option: str, message: str) -> None:
+    environment = {**untracked_environment(), "CUDA_VISIBLE_DEVICES": ""}
+    done = run_script("train.py", "data.root=not-even-there", option, cwd=tmp_path, environment=environment)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert message in done.stderr.strip().splitlines()[-1]

@@ -31,13 +31,14 @@ def done_before(setup: Mapping[str, Any]) -> dict[str, float] | None:
     return journal.metrics()
 
 
-def starting_point(config: TrainConfig, setup: Mapping[str, Any]) -> tuple[str | None, Path | None]:
+def starting_point(config: TrainConfig, resume: str | None, setup: Mapping[str, Any]) -> tuple[str | None, Path | None]:
     """The checkpoint that training begins with, and the folder of the unfinished run that goes on with it, if any.
 
-    Raises:
-        UserError: there is no such checkpoint.
+    Args:
+        config: of the training.
+        resume: the checkpoint that was found.
+        setup: what the run's parameters would be.
     """
-    resume = find_checkpoint(config)
     unfinished = unfinished_run(resume, setup)
     if config.ckpt_path is None and unfinished is None:
         return None, None

@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks as lc
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
-from tyre_lightning.config import TrainConfig
+from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.scores import RecordScores
 from tyre_lightning.model.averaging import weight_average
@@ -29,14 +29,13 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
     """Lightning's trainer with this project's callbacks.
 
     Raises:
-        UserError: the accelerator is missing.
+        UserError: as :func:`processes`.
     """
     options = config.trainer
-    gpu = uses_gpu(options.accelerator)
+    gpu, count = processes(options)
     precision: Any = options.precision
     if precision == "auto":
         precision = "bf16-mixed" if gpu else "32-true"
-    count = device_count(options.devices, gpu)
     # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
     # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
     unused = config.model.freeze_epochs > 0
@@ -101,6 +100,16 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if options.ema.decay is not None:
         found.append(weight_average(options.ema.decay))
     return found
+
+
+def processes(options: TrainerConfig) -> tuple[bool, int]:
+    """Whether they use GPUs, and how many there are.
+
+    Raises:
+        UserError: there is no GPU, or the count is none.
+    """
+    gpu = uses_gpu(options.accelerator)
+    return gpu, device_count(options.devices, gpu)
 
 
 def uses_gpu(accelerator: str) -> bool:

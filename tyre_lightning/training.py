@@ -32,12 +32,12 @@ from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
-from tyre_lightning.resuming import check_checkpoint, done_before, run_folder, starting_point
+from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, Run, fetch_catalog, send_left, tracked_run
+from tyre_lightning.tracking.runs import CATALOG, Run, connect, fetch_catalog, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
-from tyre_lightning.trainer import SCORES, build_trainer, checkpoints
+from tyre_lightning.trainer import SCORES, build_trainer, checkpoints, processes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +55,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     config = to_train_config(cfg)
     quiet()
+    resume = find_checkpoint(config)
+    check_means(config)
     if config.data.from_run is not None:
         config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, run_folder(config))
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -65,7 +67,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     setup = describe(cfg, data, catalogs)
     if (done := done_before(setup)) is not None:
         return done
-    resume, unfinished = starting_point(config, setup)
+    resume, unfinished = starting_point(config, resume, setup)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model, config.trainer.max_epochs)
@@ -96,6 +98,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def check_means(config: TrainConfig) -> None:
+    """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
+
+    Raises:
+        UserError: a GPU is missing, or the tracking server does not answer.
+    """
+    processes(config.trainer)
+    if not config.logger.tracking_uri.startswith("sqlite:"):  # a file cannot be away, and takes seconds to make
+        connect(config.logger.tracking_uri)
 
 
 def quiet() -> None:
