@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, untracked_environment
+from tests.test_notebooks import NOTEBOOKS, pictures, printed
 
 
 @pytest.mark.timeout(900)
@@ -24,11 +25,25 @@ def test_the_demo_learns_and_cleans_up_and_its_notebooks_run(tmp_path: Path) -> 
     assert "models:/tyre-demo/1" in done.stdout
     rows = list(csv.DictReader((tmp_path / "demo" / "predictions.csv").open()))
     assert len(rows) == 24
+    committed = [path.read_bytes() for path in NOTEBOOKS]
     command.append("--notebooks")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert len([*(tmp_path / "outputs" / "notebooks").glob("*.ipynb")]) == 2
+    assert [path.read_bytes() for path in NOTEBOOKS] == committed
+    check_notebooks(tmp_path / "outputs" / "notebooks")
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, capture_output=True).stdout == b""
+
+
+def check_notebooks(folder: Path) -> None:
+    """They tell of the demo's lake and runs, in pictures too."""
+    explored, compared = folder / "01_explore_data.ipynb", folder / "02_compare_runs.ipynb"
+    for copy in (explored, compared):
+        assert "images in s3://tyres/v1" in printed(copy)
+    assert "500 images in 4 classes, 0 unreadable" in printed(explored)
+    assert re.search(r"\d+ pairs; \d+ lie in different usages", printed(explored))
+    assert pictures(explored) >= 5  # counts, sizes, brightness, and a contact sheet of each class
+    assert re.search(r"\d+ of \d+ are wrong; \d+ could not be read", printed(compared))
+    assert pictures(compared) >= 3  # curves, test metrics, confusion matrices; errors only where there are some
 
 
 def test_makefile_lists_its_targets() -> None:
