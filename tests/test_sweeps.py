@@ -165,9 +165,8 @@ def test_a_trial_is_not_ended_after_its_last_epoch() -> None:
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_other_launchers_need_no_change(options: list[str], tmp_path: Path, launcher: str) -> None:
-    done = run_script(
-        "train.py", "-m", f"hydra/launcher={launcher}", "seed=0,1", *options, "trainer.max_epochs=1", cwd=tmp_path
-    )
+    options = [*options, "trainer.max_epochs=1", "data.num_workers=1"]
+    done = run_script("train.py", "-m", f"hydra/launcher={launcher}", "seed=0,1", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (parent,), children = recorded(tmp_path)
     assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3

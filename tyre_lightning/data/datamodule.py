@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from itertools import chain, compress
@@ -240,8 +241,14 @@ class TyreDataModule(L.LightningDataModule):
         count = min(8, os.cpu_count() or 1) if count is None else count
         if count == 0:
             return {}
-        start = None if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
+        start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
         return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": True}
+
+
+def default_start() -> str | None:
+    """How workers are started: as Python does (None), also where joblib has set its own way, which only it can use."""
+    chosen, usual = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
+    return None if chosen in (None, *usual) else usual[0]
 
 
 def batch_per_device(batch_size: int, world: int) -> int:
