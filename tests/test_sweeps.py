@@ -24,7 +24,7 @@ from tests.test_tracking import EXPERIMENT, script
 from tyre_lightning.errors import Pruned, UserError
 from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
 from tyre_lightning.tracking.pruning import Prune
-from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, pareto
+from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, Repetition, pareto
 
 # train.py in a process that dies of SIGKILL when the run of this number begins its second epoch.
 KILLED = """
@@ -182,6 +182,15 @@ def test_a_study_says_what_it_cannot_draw_from() -> None:
     assert {name: type(kind).__name__.replace("Distribution", "") for name, kind in space.items()} == {
         "a": "Categorical", "b": "Float", "c": "Float", "e": "Categorical",
     }  # fmt: skip
+
+
+def test_a_mean_has_the_form_of_its_values() -> None:
+    values = ({"val/f1": 0.9, "model/parameters": 3376132.0}, {"val/f1": 0.8, "model/parameters": 3376132.0})
+    runs = [cast(Run, SimpleNamespace(data=SimpleNamespace(metrics=metrics))) for metrics in values]
+    repeated = Repetition({}, runs)
+    assert repeated.mean("val/f1", ".4f") == "0.8500 ± 0.0707"
+    assert repeated.mean("model/parameters", ",.0f") == "3,376,132 ± 0"
+    assert repeated.mean("test/f1", ".4f") == ""
 
 
 def test_the_pareto_front() -> None:

@@ -144,7 +144,7 @@ def table(runs: list[Run]) -> Any:
         chosen = [run.data.params.get(name, "") for name in parameters]
         view.add_row(run.info.run_name, run.info.status, *chosen, *cells, f"{minutes:.1f}")
     for group in repetitions(runs):
-        cells = [group.mean(name) for name in metrics]
+        cells = [group.mean(name, _format(name)) for name in metrics]
         chosen = [group.common.get(name, "") for name in parameters]
         view.add_row(f"mean of {len(group.runs)}", "", *chosen, *cells, "", style="bold")
     return view

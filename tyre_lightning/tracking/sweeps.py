@@ -64,11 +64,11 @@ class Repetition:
     common: dict[str, str]
     runs: list[Run]
 
-    def mean(self, metric: str) -> str:
-        """Mean and spread of a metric."""
+    def mean(self, metric: str, form: str) -> str:
+        """Mean and spread of a metric, in the form that :func:`format` takes."""
         values = [run.data.metrics[metric] for run in self.runs if metric in run.data.metrics]
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.4f}{spread}" if values else ""
+        spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):{form}}{spread}" if values else ""
 
 
 def repetitions(runs: Sequence[Run]) -> list[Repetition]:
