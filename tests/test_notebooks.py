@@ -65,6 +65,21 @@ def test_names_no_absolute_path(path: Path) -> None:
         assert not re.search(r"[\"']/\w", "".join(cell["source"]))
 
 
+def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
+    before = (FOLDER / "01_explore_data.ipynb").read_bytes()
+    done = execute(
+        FOLDER / "01_explore_data.ipynb", tmp_path, **{**trained.environment, "TYRE_DATA_ROOT": trained.root}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"01_explore_data\.ipynb took \d+ s", done.stdout)
+    copy = tmp_path / "01_explore_data.ipynb"
+    assert f"images in {trained.root}" in printed(copy)
+    assert "images in 4 classes, 0 unreadable" in printed(copy)
+    assert re.search(r"\d+ pairs; \d+ lie in different usages", printed(copy))
+    assert pictures(copy) >= 5  # counts, sizes, brightness, and a contact sheet of each class
+    assert (FOLDER / "01_explore_data.ipynb").read_bytes() == before
+
+
 def test_says_what_to_do_where_there_are_no_runs(trained: Any, tmp_path: Path) -> None:
     tracking = {"MLFLOW_TRACKING_URI": trained.tracking_uri, "MLFLOW_EXPERIMENT_NAME": "none-yet"}
     done = execute(FOLDER / "02_compare_runs.ipynb", tmp_path, **tracking)
