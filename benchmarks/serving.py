@@ -32,7 +32,7 @@ from torch import Tensor
 
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.evaluation.calibration import softmax
+from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.inspector import Inspector

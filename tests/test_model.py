@@ -11,8 +11,8 @@ from torch import nn
 from tyre_lightning.config import BACKBONES, DataConfig, S3Config
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.averaging import move
 from tyre_lightning.model.backbones import Network, preset

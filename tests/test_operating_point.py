@@ -9,9 +9,8 @@ import pytest
 from scipy.stats import beta, norm
 
 from tyre_lightning.config import OperatingPointConfig
-from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.calibration import brier_score, expected_calibration_error, fit_temperature, softmax
-from tyre_lightning.evaluation.operating_point import (
+from tyre_lightning.decision.calibration import brier_score, expected_calibration_error, fit_temperature, softmax
+from tyre_lightning.decision.operating_point import (
     Calibration,
     Interval,
     OperatingPoint,
@@ -20,6 +19,7 @@ from tyre_lightning.evaluation.operating_point import (
     rates,
     worth,
 )
+from tyre_lightning.errors import UserError
 
 PROMISES = [Promise(0.05, 0.9), Promise(0.01, 0.95), Promise(0.2, 0.5), Promise(0.1, 0.99)]
 

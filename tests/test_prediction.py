@@ -24,8 +24,8 @@ from PIL import Image
 from tests.conftest import Trained, run_script
 from tests.images import encode, picture
 from tyre_lightning.config import OperatingPointConfig, S3Config
+from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.calibration import softmax
 from tyre_lightning.evaluation.overlays import overlay_path
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.store import Entry, FolderStore

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 
 from tests.conftest import PROJECT, Trained
 from tyre_lightning.config import LoggerConfig, OperatingPointConfig, register_schemas
+from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.operating_point import OperatingPoint
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.promote.aliases import Aliases, Overtaken
 from tyre_lightning.promote.comparison import difference_bound

@@ -18,9 +18,9 @@ import torch
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.decision.operating_point import Interval, OperatingPoint, rates
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.judgement import calibrate, defective_scores
-from tyre_lightning.evaluation.operating_point import Interval, OperatingPoint, rates
 from tyre_lightning.evaluation.report.charts import rate_curves
 from tyre_lightning.evaluation.report.decisions import sides
 from tyre_lightning.evaluation.report.page import Facts, build_page

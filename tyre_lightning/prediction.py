@@ -28,8 +28,8 @@ from tyre_lightning.config import (
     to_predict_config,
 )
 from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
-from tyre_lightning.evaluation.operating_point import OperatingPoint
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.listing import is_image

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tyre_lightning.evaluation.auroc import auroc_interval
-from tyre_lightning.evaluation.calibration import (
+from tyre_lightning.decision.calibration import (
     brier_score,
     expected_calibration_error,
     fit_temperature,
     softmax,
 )
+from tyre_lightning.decision.operating_point import Calibration, Interval, OperatingPoint, Rates, rates
+from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.metrics import InspectionMetrics
-from tyre_lightning.evaluation.operating_point import Calibration, Interval, OperatingPoint, Rates, rates
 from tyre_lightning.evaluation.scores import Scores
 
 

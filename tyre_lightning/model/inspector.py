@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.decision.operating_point import Calibration, OperatingPoint
 from tyre_lightning.errors import UserError, first_line
-from tyre_lightning.evaluation.calibration import softmax
-from tyre_lightning.evaluation.operating_point import Calibration, OperatingPoint
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.engine import Engine

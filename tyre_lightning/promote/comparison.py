@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from tyre_lightning.config import GateConfig
+from tyre_lightning.decision.operating_point import worth
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.latency import latencies_ms
-from tyre_lightning.evaluation.operating_point import worth
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.model.inspector import Inspector
@@ -90,7 +90,7 @@ def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Perfo
 def escape_bound(challenger: Performance, champion: Performance, test: LabelledImages, gate: GateConfig) -> float:
     """At most by how much the challenger's escape rate is above the champion's, with the gate's confidence.
 
-    Pictures of one tyre count for fewer, see :func:`tyre_lightning.evaluation.operating_point.worth`.
+    Pictures of one tyre count for fewer, see :func:`tyre_lightning.decision.operating_point.worth`.
 
     Raises:
         UserError: there are so few defective images that even without a difference the bound is above the margin.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tyre_lightning.evaluation.calibration import softmax
+from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.decision.operating_point import interval_ends, worth
 from tyre_lightning.evaluation.judgement import defective_scores
-from tyre_lightning.evaluation.operating_point import interval_ends, worth
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 

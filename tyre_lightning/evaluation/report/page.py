@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.config import OperatingPointConfig
-from tyre_lightning.evaluation.calibration import expected_calibration_error, softmax
+from tyre_lightning.decision.calibration import expected_calibration_error, softmax
 from tyre_lightning.evaluation.judgement import auroc_ends, quality
 from tyre_lightning.evaluation.report.charts import (
     Chart,
