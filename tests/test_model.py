@@ -17,7 +17,7 @@ from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.averaging import move
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.best_epoch import standard_error
-from tyre_lightning.model.classifier import TyreClassifier, WarmupCosine
+from tyre_lightning.model.classifier import TyreClassifier, warmup_cosine
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
@@ -170,7 +170,7 @@ def test_a_batch_that_nobody_could_read_gives_no_gradient() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
-    schedule = WarmupCosine(100, 0.1)
+    schedule = warmup_cosine(100, 0.1)
     factors = [schedule(step) for step in range(101)]
     assert factors[0] < 0.1
     assert max(factors) == factors[10] == 1.0

@@ -264,6 +264,8 @@ def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> No
     assert set(epochs[0]) <= {0, 1}
     assert min(epochs[1]) == 1
     assert max(epochs[1]) >= 2
+    rates = [metric.value for metric in client.get_metric_history(second.info.run_id, "lr-AdamW/head")]
+    assert min(rates) > 0  # the further epochs learn: the first one's schedule ended at 0
     other = run_script("train.py", *options, "model=efficientnet_lite1", "ckpt_path=last", cwd=tmp_path)
     assert other.returncode == 1
     assert "was trained with model.name=efficientnet_lite0" in other.stderr.strip().splitlines()[-1]

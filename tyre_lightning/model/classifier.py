@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -185,7 +186,7 @@ class TyreClassifier(L.LightningModule):
         ]
         optimizer = torch.optim.AdamW(groups)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = WarmupCosine(steps, options["warmup_fraction"])
+        schedule = warmup_cosine(steps, options["warmup_fraction"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -225,19 +226,22 @@ class TyreClassifier(L.LightningModule):
         self._unreadable[usage] = 0
 
 
-class WarmupCosine:
-    """Factor on the learning rate: linear from near 0 to 1, then a half cosine to 0 (arXiv:1608.03983, no restarts)."""
+def warmup_cosine(steps: int, warmup_fraction: float) -> Callable[[int], float]:
+    """Factor on the learning rate: linear from near 0 to 1, then a half cosine to 0 (arXiv:1608.03983, no restarts).
 
-    def __init__(self, steps: int, warmup_fraction: float) -> None:
-        self.steps = max(1, steps)
-        self.warmup = int(self.steps * warmup_fraction)
+    A plain function of the 0-based optimiser step: of a callable object LambdaLR would put the attributes into
+    checkpoints, and a training that goes on for more epochs would get its old length back.
+    """
+    steps = max(1, steps)
+    warmup = int(steps * warmup_fraction)
 
-    def __call__(self, step: int) -> float:
-        """The factor for a 0-based optimiser step."""
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor
 
 
 def _decayed(module: nn.Module, lr: float, weight_decay: float, name: str) -> list[dict[str, Any]]:
