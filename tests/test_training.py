@@ -86,7 +86,7 @@ def test_what_a_run_records(trained: Trained) -> None:
     for usage in ("val", "test"):
         assert {f"{usage}/{name}" for name in ("ece", "ece_uncalibrated", "brier", "brier_uncalibrated")} <= {*metrics}
     assert metrics["val/escape_rate"] == 0  # six images allow for none
-    assert len(client.get_metric_history(run.info.run_id, "val/f1")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "val/f1")) == 3  # two epochs, and the kept checkpoint
     assert any(name.startswith("lr-AdamW") for name in metrics)
     assert any(name.startswith("system/") for name in metrics)
     commit = subprocess.run(

@@ -6,18 +6,14 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from tyre_lightning.config import (
     Changed,
@@ -27,11 +23,11 @@ from tyre_lightning.config import (
     S3Config,
     to_predict_config,
 )
-from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import open_writer
+from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
@@ -109,23 +105,11 @@ def predict_batches(
     the path as ``overlay``. While the network works on one batch, the next is fetched and decoded.
     """
     reader = Reader(store, None, Changed.reread)
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
-
-        def load(batch: Sequence[Entry]) -> list[_Image | UnreadableImage]:
-            return list(decoders.map(partial(_read, inspector, overlays is not None), reader.read(batch), batch))
-
-        batches = _batched(entries, batch_size)
-        batch = next(batches, [])
-        loading = ahead.submit(load, batch)
-        while batch:
-            images = loading.result()
-            following = next(batches, [])
-            loading = ahead.submit(load, following)
-            rows = _rows(inspector, batch, images)
-            if overlays is not None:
-                _draw(overlays, inspector, rows, images)
-            yield rows
-            batch = following
+    for seen in look_at(inspector, reader, entries, batch_size, pictures=overlays is not None):
+        rows = _rows(inspector, seen)
+        if overlays is not None:
+            _draw(overlays, inspector, rows, seen.images)
+        yield rows
 
 
 def open_source(address: str, s3: S3Config) -> Source:
@@ -187,48 +171,28 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
         inspector.promise(replace(own, **changes))
 
 
-class _Image(NamedTuple):
-    picture: Tensor | None  # uint8 [3, H, W]; None where it is not asked for, since a batch of them is large
-    view: Tensor  # what the network sees of it, uint8 [3, size, size]
-
-
-def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> _Image | UnreadableImage:
-    picture = try_decode(data, entry.key)
-    if isinstance(picture, UnreadableImage):
-        return picture
-    return _Image(picture if whole else None, inspector.preprocessing(picture))
-
-
-def _rows(
-    inspector: Inspector, entries: Sequence[Entry], images: Sequence[_Image | UnreadableImage]
-) -> list[dict[str, Any]]:
-    answers = iter(inspector.answers([image.view for image in images if isinstance(image, _Image)]))
+def _rows(inspector: Inspector, seen: Seen) -> list[dict[str, Any]]:
+    answers = iter(inspector.answers_to(seen.logits))
     return [
         {"key": entry.key, **next(answers), "error": None}
-        if isinstance(image, _Image)
+        if isinstance(image, Image)
         else {"key": entry.key, "class": None, "decision": None, "error": image.reason}
-        for entry, image in zip(entries, images, strict=True)
+        for entry, image in zip(seen.entries, seen.images, strict=True)
     ]
 
 
 def _draw(
-    folder: Path, inspector: Inspector, rows: list[dict[str, Any]], images: Sequence[_Image | UnreadableImage]
+    folder: Path, inspector: Inspector, rows: list[dict[str, Any]], images: Sequence[Image | UnreadableImage]
 ) -> None:
     """Write the overlays of readable images, and their paths into the rows."""
     seen = [
         (row, image.view, image.picture)
         for row, image in zip(rows, images, strict=True)
-        if isinstance(image, _Image) and image.picture is not None
+        if isinstance(image, Image) and image.picture is not None
     ]
     keys, views, pictures = [row["key"] for row, *_ in seen], [view for _, view, _ in seen], [one for *_, one in seen]
     for (row, *_), path in zip(seen, write_overlays(folder, inspector, keys, views, pictures), strict=True):
         row[OVERLAY] = path
-
-
-def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    stream = iter(entries)
-    while batch := list(islice(stream, size)):
-        yield batch
 
 
 def _device(config: PredictConfig) -> torch.device:

@@ -14,15 +14,11 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.scores import RecordScores
 from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.best_epoch import BestEpoch
-from tyre_lightning.tracking.callbacks import LogConfusion
 from tyre_lightning.tracking.logger import RunLogger
 from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.runs import Run
-
-SCORES = "scores"  # the folder of what the best checkpoint said of each image
 
 
 def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
@@ -53,7 +49,6 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         log_every_n_steps=options.log_every_n_steps,
         limit_train_batches=_share(options.limit_train_batches),
         limit_val_batches=_share(options.limit_val_batches),
-        limit_test_batches=_share(options.limit_test_batches),
         enable_progress_bar=options.enable_progress_bar,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
@@ -91,8 +86,6 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
             enable_version_counter=False,
         ),
         lc.LearningRateMonitor(logging_interval="step"),
-        LogConfusion(),
-        RecordScores(folder / SCORES),
     ]
     stop = options.early_stopping
     if stop.patience is not None:

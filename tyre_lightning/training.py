@@ -16,12 +16,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tyre_lightning.audit.copies import read_copies
-from tyre_lightning.config import ClassWeights, OperatingPointConfig, TrainConfig, to_train_config
+from tyre_lightning.config import (
+    ClassWeights,
+    OperatingPointConfig,
+    TrainConfig,
+    TrainerConfig,
+    Unreadable,
+    to_train_config,
+)
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.errors import UserError, hide_passwords
-from tyre_lightning.evaluation.figures import decision_figure
-from tyre_lightning.evaluation.judgement import assess, calibrate, defective_scores, quality
+from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
+from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
+from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, defective_scores, quality
 from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.evaluation.scores import Scores
@@ -32,17 +39,19 @@ from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
+from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, Run, connect, fetch_catalog, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
-from tyre_lightning.trainer import SCORES, build_trainer, checkpoints, processes
+from tyre_lightning.trainer import build_trainer, checkpoints, processes, uses_gpu
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TIMED = 15  # images
+SCORES = "scores"  # the folder of what the registered model said of each image
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +92,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trainer = build_trainer(config, run, folder)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
-        metrics = evaluate(trainer, model, data, best)
         inspector = Inspector.from_checkpoint(best)
-        scores = read_scores(folder, data)
+        scores = score(inspector, data, config.trainer)
+        for usage, found in scores.items():
+            found.save(folder / SCORES / f"{usage}.parquet")
+        metrics: dict[str, Any] = dict(trainer.callback_metrics)
+        metrics |= measure(run, inspector, scores, trainer.global_step + 1)
+        scores = {usage: found for usage, found in scores.items() if found.keys}
         metrics |= judge(run, inspector, config.operating_point, scores, shared)
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
@@ -223,22 +236,65 @@ def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume:
         raise KeyboardInterrupt from None
 
 
-def evaluate(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, best: str) -> dict[str, Any]:
-    """Validate the best checkpoint, and test it where there are test images; gives all metrics so far."""
-    metrics = dict(trainer.callback_metrics)
-    trainer.validate(model, data, ckpt_path=best, weights_only=True, verbose=False)
-    metrics |= trainer.callback_metrics
-    if data.test is not None:
-        trainer.test(model, data, ckpt_path=best, weights_only=True)
-        metrics |= trainer.callback_metrics
+def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) -> dict[str, Scores]:
+    """What the model to be registered says of the validation and test images, by usage: as predict.py asks it.
+
+    Raises:
+        UserError: an image cannot be fetched, or not decoded where that is an error.
+    """
+
+    def fail(error: UnreadableImage) -> None:
+        if data.config.unreadable is Unreadable.error:
+            raise error
+        log.warning("%s; it is left out", error)
+
+    limits = {"val": options.limit_val_batches, "test": options.limit_test_batches}
+    catalogs = {
+        usage: limited(catalog, limits[usage], data.config.batch_size)
+        for usage, catalog in data.catalogs().items()
+        if usage in limits
+    }
+    reader, gpu = data.reader(), uses_gpu(options.accelerator)
+    if gpu:
+        inspector.network.to("cuda")
+    with progress_bar(options.enable_progress_bar) as progress:
+        task = progress.add_task("scoring", total=sum(map(len, catalogs.values())))
+        found = {
+            usage: Scores.of(
+                inspector, reader, catalog, data.tyres(usage), fail, lambda count: progress.advance(task, count)
+            )
+            for usage, catalog in catalogs.items()
+        }
+    inspector.network.to("cpu")
+    for problem in reader.problems:
+        log.warning("%s", problem)
+    return found
+
+
+def limited(catalog: Catalog, limit: float | None, batch_size: int) -> Catalog:
+    """The first images of a catalog: a share of them, or where the limit is above 1, as many batches."""
+    if limit is None:
+        return catalog
+    count = int(limit) * batch_size if limit > 1 else round(limit * len(catalog))
+    return catalog.take(list(range(min(count, len(catalog)))))
+
+
+def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: int) -> dict[str, float]:
+    """Record what the scores are worth, and the test images' confusion matrix; gives the metrics by name.
+
+    Those of the validation images are the last point, at ``step``, of what was recorded epoch by epoch: a run's latest
+    value is that of the model which it registers.
+    """
+    metrics: dict[str, float] = {}
+    for usage, found in scores.items():
+        values = quality(found, inspector.classes, inspector.good_class) if found.keys else {}
+        metrics |= {f"{usage}/{name}": value for name, value in values.items()}
+        metrics[f"{usage}/unreadable"] = float(found.unreadable)
+    run.log_metrics(metrics, step)
+    if "test" in scores:
+        matrix = confusion(scores["test"].labels, scores["test"].logits)
+        run.log_figure(confusion_figure(matrix, inspector.classes), "confusion_matrix.png")
     return metrics
-
-
-def read_scores(folder: Path, data: TyreDataModule) -> dict[str, Scores]:
-    """What the best checkpoint said of each image, by usage; none of a usage of which no image could be read."""
-    usages = [usage for usage in ("val", "test") if usage in data.catalogs()]
-    found = {usage: Scores.read(folder / SCORES, usage, data.tyres(usage)) for usage in usages}
-    return {usage: scores for usage, scores in found.items() if scores is not None}
 
 
 def judge(

@@ -41,6 +41,18 @@ def quality(scores: Scores, classes: Sequence[str], good_class: str | None) -> d
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
+def confusion(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Confusion matrix [classes, classes] of the likeliest classes: rows are the true classes, columns the predicted.
+
+    Args:
+        labels: class indices, shape (N,).
+        logits: [N, classes].
+    """
+    matrix: NDArray[np.int64] = np.zeros((logits.shape[1],) * 2, np.int64)
+    np.add.at(matrix, (labels, logits.argmax(axis=1)), 1)
+    return matrix
+
+
 def auroc_ends(scores: Scores, good: int, confidence: float) -> dict[str, float]:
     """The ends of the interval of ``auroc_defective``, by name; none where :func:`auroc_interval` gives none."""
     raw = defective_scores(scores, good, 1.0)  # as the AUROC itself is measured

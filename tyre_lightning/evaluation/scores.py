@@ -1,23 +1,23 @@
-"""What a model says of every validation and test image: recorded in the training processes, read after them."""
+"""What a model says of every validation and test image: asked of the inspector, as predict.py asks it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
-from torch import Tensor
 
-from tyre_lightning.data.dataset import Batch
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.evaluation.scoring import look_at
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.model.inspector import Inspector
 
-LOGITS = "logits"  # of a step's outputs
+_BATCH = 32  # images in memory at one time; as many again are being fetched
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,62 @@ class Scores:
     labels: NDArray[np.int64]  # class indices, shape (N,)
     logits: NDArray[np.float64]  # [N, classes]
     tyres: NDArray[np.int64]  # a number for the tyre that an image shows, shape (N,)
+    unreadable: int = 0  # images that are not among them
 
     @classmethod
-    def read(cls, folder: Path, usage: str, tyres: Mapping[str, str]) -> Scores | None:
-        """What :class:`RecordScores` wrote, in however many processes; None where it recorded no image.
+    def of(
+        cls,
+        inspector: Inspector,
+        reader: Reader,
+        catalog: Catalog,
+        tyres: Mapping[str, str],
+        fail: Callable[[UnreadableImage], None],
+        advance: Callable[[int], None] = lambda images: None,
+    ) -> Scores:
+        """Let an inspector look at every image of a catalog.
 
         Args:
-            folder: it was given.
-            usage: of the images.
+            inspector: the model.
+            reader: fetches.
+            catalog: which images.
             tyres: the name of the tyre that an image shows, by key; those that are missing show one of their own.
+            fail: told of each image that cannot be decoded; may raise.
+            advance: told how many more are done.
+
+        Raises:
+            UserError: an object cannot be fetched.
         """
-        tables = [pq.read_table(path) for path in folder.glob(f"{usage}-*.parquet")]
-        if not sum(map(len, tables)):
-            return None
-        table = pa.concat_tables(tables).sort_by("key")
-        logits = np.array(table["logits"].to_pylist(), np.float64)
-        keys = table["key"].to_pylist()
-        shown = np.unique([tyres.get(key, key) for key in keys], return_inverse=True)[1]
-        return cls(keys, table["label"].to_numpy().astype(np.int64), logits, shown)
+        codes = catalog.codes({name: index for index, name in enumerate(inspector.classes)})
+        label = dict(zip(catalog.keys(), codes.tolist(), strict=True))
+        keys: list[str] = []
+        logits = [np.empty((0, len(inspector.classes)))]
+        for seen in look_at(inspector, reader, catalog.entries(), _BATCH):
+            for entry, image in zip(seen.entries, seen.images, strict=True):
+                if isinstance(image, UnreadableImage):
+                    fail(image)
+                else:
+                    keys.append(entry.key)
+            logits.append(seen.logits)
+            advance(len(seen.entries))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        keys = [keys[place] for place in order]
+        labels = np.array([label[key] for key in keys], np.int64)
+        return cls(keys, labels, np.concatenate(logits)[order], _numbers(keys, tyres), len(catalog) - len(keys))
+
+    def save(self, path: Path) -> None:
+        """Write keys, labels and logits as parquet."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logits = pa.array(self.logits.tolist(), pa.list_(pa.float64()))
+        pq.write_table(
+            pa.table({"key": pa.array(self.keys, pa.string()), "label": self.labels, "logits": logits}), path
+        )
+
+    @classmethod
+    def read(cls, path: Path, tyres: Mapping[str, str]) -> Scores:
+        """What :meth:`save` wrote; ``tyres`` as for :meth:`of`."""
+        table = pq.read_table(path)
+        keys, logits = table["key"].to_pylist(), np.array(table["logits"].to_pylist(), np.float64)
+        return cls(keys, table["label"].to_numpy().astype(np.int64), logits, _numbers(keys, tyres))
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""
@@ -54,51 +92,6 @@ class Scores:
         return Scores(rest, self.labels[kept], self.logits[kept], self.tyres[kept])
 
 
-class RecordScores(L.Callback):
-    """Writes a file ``<usage>-<rank>.parquet`` of keys, labels and logits whenever a model is evaluated by itself.
-
-    Args:
-        folder: where to; made if it does not exist.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._rows: list[pa.Table] = []
-
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **_: Any) -> None:
-        """Remember a batch; not those between training epochs."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._add(*args)
-
-    def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **_: Any) -> None:
-        """Remember a batch."""
-        self._add(*args)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the file."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._write("val", trainer.global_rank)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the file."""
-        self._write("test", trainer.global_rank)
-
-    def _add(self, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any) -> None:
-        if outputs is not None:
-            self._rows.append(_table(batch.key, batch.label, outputs[LOGITS]))
-
-    def _write(self, usage: str, rank: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            pa.concat_tables([_table([], None, None), *self._rows]), self._folder / f"{usage}-{rank}.parquet"
-        )
-        self._rows = []
-
-
-def _table(keys: Sequence[str], labels: Tensor | None, logits: Tensor | None) -> pa.Table:
-    values = {
-        "key": pa.array(keys, pa.string()),
-        "label": pa.array([] if labels is None else labels.tolist(), pa.int64()),
-        "logits": pa.array([] if logits is None else logits.double().tolist(), pa.list_(pa.float64())),
-    }
-    return pa.table(values)
+def _numbers(keys: list[str], tyres: Mapping[str, str]) -> NDArray[np.int64]:
+    names = np.array([tyres.get(key, key) for key in keys], dtype=object)
+    return np.asarray(np.unique(names, return_inverse=True)[1], np.int64)

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -18,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing, recolour
 from tyre_lightning.evaluation.metrics import InspectionMetrics
-from tyre_lightning.evaluation.scores import LOGITS
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
 
@@ -69,8 +67,8 @@ class TyreClassifier(L.LightningModule):
         self._freeze()
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val", "test")})
-        self._unreadable: dict[str, int] = {"train": 0, "val": 0, "test": 0}
+        self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val",)})
+        self._unreadable: dict[str, int] = {"train": 0, "val": 0}
         # Of this epoch so far: the sum over images, and how many they are.
         self._loss: tuple[Tensor | float, int] = (0.0, 0)
         self._warned: set[str] = set()
@@ -161,21 +159,15 @@ class TyreClassifier(L.LightningModule):
         self._loss = 0.0, 0
         self._log_unreadable("train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """Measure a validation batch; gives its logits [N, classes]."""
-        return self._evaluate("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a validation batch."""
+        self._count_unreadable("val", batch)
+        if len(batch.label):
+            self.metric("val").update(self(batch.image), batch.label)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         self._log_metrics("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """Measure a test batch; gives its logits [N, classes]."""
-        return self._evaluate("test", batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_metrics("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (Loshchilov and Hutter, arXiv:1711.05101): two learning rates, a warm-up and a cosine."""
@@ -190,16 +182,8 @@ class TyreClassifier(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _evaluate(self, usage: str, batch: Batch) -> dict[str, Tensor] | None:
-        self._count_unreadable(usage, batch)
-        if not len(batch.label):
-            return None
-        logits = self(batch.image)
-        self.metric(usage).update(logits, batch.label)
-        return {LOGITS: logits}
-
     def metric(self, usage: str) -> InspectionMetrics:
-        """The metrics of a usage, val or test."""
+        """The metrics of a usage: val, the only one that training looks at."""
         metric = self.metrics[usage]
         assert isinstance(metric, InspectionMetrics)
         return metric
@@ -207,10 +191,9 @@ class TyreClassifier(L.LightningModule):
     def _log_metrics(self, usage: str) -> None:
         metric = self.metric(usage)
         shown = ("accuracy", "f1")
-        record = self.trainer.state.fn != TrainerFn.VALIDATING  # the best epoch once more: it has been recorded
         for name, value in metric.compute().items():
-            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown, logger=record)
-        self._log_unreadable(usage, record)
+            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown)
+        self._log_unreadable(usage)
         metric.reset()
 
     def _count_unreadable(self, usage: str, batch: Batch) -> None:
@@ -220,9 +203,9 @@ class TyreClassifier(L.LightningModule):
                 self._warned.add(text)
                 log.warning("%s", text)
 
-    def _log_unreadable(self, usage: str, record: bool = True) -> None:
+    def _log_unreadable(self, usage: str) -> None:
         count = float(self._unreadable[usage])
-        self.log(f"{usage}/unreadable", count, sync_dist=True, reduce_fx="sum", logger=record)
+        self.log(f"{usage}/unreadable", count, sync_dist=True, reduce_fx="sum")
         self._unreadable[usage] = 0
 
 

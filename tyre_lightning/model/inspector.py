@@ -144,20 +144,25 @@ class Inspector:
         return self.preprocessing.read(data, key)
 
     @torch.inference_mode()
-    def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
-        """Class probabilities, float64 [N, classes], of what :meth:`read` gave.
+    def logits(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
+        """What the network says of what :meth:`read` gave, float64 [N, classes], before calibration.
 
         On a CPU images go through one at a time, which costs no speed there, so that an answer does not depend, in its
-        last digits, on which images shared a batch: predict.py and a served model then agree exactly.
+        last digits, on which images shared a batch: training, predict.py and a served model then agree exactly.
         """
         if not images:
             return np.zeros((0, len(self.classes)))
         device = self.network.mean.device
         if device.type == "cpu":
-            logits = np.concatenate([self._engine(image[None].numpy()) for image in images])
+            found = np.concatenate([self._engine(image[None].numpy()) for image in images])
         else:
-            logits = self.network(torch.stack(list(images)).to(device)).cpu().numpy()
-        return softmax(logits.astype(np.float64), self.temperature)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as on a CPU
+                found = self.network(torch.stack(list(images)).to(device)).cpu().numpy()
+        return np.asarray(found.astype(np.float64))
+
+    def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
+        """Class probabilities, float64 [N, classes], of what :meth:`read` gave."""
+        return softmax(self.logits(images), self.temperature)
 
     @cached_property
     def _engine(self) -> Engine:
@@ -173,18 +178,21 @@ class Inspector:
         return [f"p_{name}" for name in self.classes]
 
     def answers(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """:meth:`answers_to` what the network says of images."""
+        return self.answers_to(self.logits(images))
+
+    def answers_to(self, logits: NDArray[np.float64]) -> list[dict[str, Any]]:
         """A row for each image: its likeliest ``class``, the ``decision`` on it, and the probability of every class.
 
         The decision is accept, review or reject; None where there is no operating point.
         """
-        table = self.probabilities(images)
         return [
             {
                 "class": self.classes[int(row.argmax())],
                 "decision": self._decide(row),
                 **dict(zip(self.columns(), row.tolist(), strict=True)),
             }
-            for row in table
+            for row in softmax(logits, self.temperature)
         ]
 
     def _decide(self, row: NDArray[np.float64]) -> str | None:

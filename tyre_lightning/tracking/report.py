@@ -105,7 +105,7 @@ def _last(run: Run, name: str) -> float:
 def _by_epoch(run: Run, name: str) -> list[tuple[float, float]]:
     """A metric that was recorded once an epoch, as pairs of epoch, counted from 1, and value."""
     epochs = {step: value + 1 for step, value in run.journal.metric("epoch").items()}
-    return sorted((epochs.get(step, step), value) for step, value in run.journal.metric(name).items())
+    return sorted((epochs[step], value) for step, value in run.journal.metric(name).items() if step in epochs)
 
 
 def _date(moment: datetime) -> str:

@@ -90,10 +90,11 @@ class Run:
         known = self.journal.params()
         self.journal.append("params", values={key: text for key, text in as_params(values).items() if key not in known})
 
-    def log_metrics(self, values: Mapping[str, float]) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record final metrics by name."""
         recorded = self.journal.recorded()
-        self.journal.add_metrics({name: float(value) for name, value in values.items() if (name, 0) not in recorded})
+        new = {name: float(value) for name, value in values.items() if (name, step) not in recorded}
+        self.journal.add_metrics(new, step)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a matplotlib figure as an artifact."""

@@ -13,12 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.calibration import expected_calibration_error, softmax
-from tyre_lightning.evaluation.judgement import auroc_ends, quality
+from tyre_lightning.evaluation.judgement import auroc_ends, confusion, quality
 from tyre_lightning.evaluation.report.charts import (
     Chart,
     Pairs,
@@ -82,7 +79,7 @@ def build_page(
         "inspector": inspector,
         "wanted": wanted,
         "metrics": _metrics(inspector, scores, wanted.confidence),
-        "confusion": _confusion(scores, inspector.classes),
+        "confusion": _confusion(scores),
         "epochs": _epochs(facts),
         "decisions": None if inspector.good_class is None else _decisions(inspector, scores, wanted, read, advance),
     }
@@ -125,10 +122,9 @@ def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[st
     return values | auroc_ends(scores, inspector.classes.index(inspector.good_class), confidence)
 
 
-def _confusion(scores: Scores, classes: list[str]) -> list[list[tuple[int, float]]]:
+def _confusion(scores: Scores) -> list[list[tuple[int, float]]]:
     """Rows of the confusion matrix by the true class: counts, and their shares of the row."""
-    matrix: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(matrix, (scores.labels, scores.logits.argmax(axis=1)), 1)
+    matrix = confusion(scores.labels, scores.logits)
     return [[(int(count), count / max(1, row.sum())) for count in row] for row in matrix]
 
 

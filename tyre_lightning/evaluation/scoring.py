@@ -1,0 +1,81 @@
+"""The one way in which a model looks at stored images, whoever asks: training, prediction and the gate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.store import Entry
+from tyre_lightning.model.inspector import Inspector
+
+
+class Image(NamedTuple):
+    """One image that could be read."""
+
+    picture: Tensor | None  # uint8 [3, H, W]; None where it is not asked for, since a batch of them is large
+    view: Tensor  # what the network sees of it, uint8 [3, size, size]
+
+
+class Seen(NamedTuple):
+    """A batch of N images, of which R could be read."""
+
+    entries: list[Entry]  # N
+    images: list[Image | UnreadableImage]  # N
+    logits: NDArray[np.float64]  # [R, classes], of those that could be read, in order
+
+
+def look_at(
+    inspector: Inspector, reader: Reader, entries: Iterable[Entry], batch_size: int, *, pictures: bool = False
+) -> Iterator[Seen]:
+    """Fetch, decode and classify a stream of entries, a batch at a time.
+
+    While the network works on one batch, the next is fetched and decoded; no more are in memory.
+
+    Args:
+        inspector: looks.
+        reader: fetches.
+        entries: any number of them.
+        batch_size: images.
+        pictures: whether the whole pictures are wanted too.
+
+    Raises:
+        UserError: an object cannot be fetched.
+    """
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
+
+        def load(batch: Sequence[Entry]) -> list[Image | UnreadableImage]:
+            return list(decoders.map(partial(_read, inspector, pictures), reader.read(batch), batch))
+
+        batches = _batched(entries, batch_size)
+        batch = next(batches, [])
+        loading = ahead.submit(load, batch)
+        while batch:
+            images = loading.result()
+            following = next(batches, [])
+            loading = ahead.submit(load, following)
+            yield Seen(batch, images, inspector.logits([one.view for one in images if isinstance(one, Image)]))
+            batch = following
+
+
+def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> Image | UnreadableImage:
+    picture = try_decode(data, entry.key)
+    if isinstance(picture, UnreadableImage):
+        return picture
+    return Image(picture if whole else None, inspector.preprocessing(picture))
+
+
+def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    stream = iter(entries)
+    while batch := list(islice(stream, size)):
+        yield batch
