@@ -217,7 +217,7 @@ def run(job: Job) -> list[shared.Result]:
             train(config)
         minutes = (time.monotonic() - started) / 60
         inspector = Inspector.from_checkpoint(Path(folder, "out/checkpoints/best.ckpt"))
-        scores = Scores.read(Path(folder, "out/scores/test.parquet"), {})
+        scores = Scores.read(Path(folder, "out/scores/test.parquet"))
         assert scores is not None
         found = {job.variant: scores}
         if job.variant == shared.BASELINE:

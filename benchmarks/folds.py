@@ -18,7 +18,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 import tyre_lightning.data.datamodule as datamodule
-from tyre_lightning.evaluation.judgement import defective_scores, quality
+from tyre_lightning.evaluation.judgement import quality
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.splits import split_fold
@@ -95,7 +95,7 @@ def measure(scores: Scores, classes: Sequence[str]) -> dict[str, float]:
     found = quality(scores, classes, GOOD)
     good, cracks = classes.index(GOOD), classes.index(CRACKS)
     pair = (scores.labels == good) | (scores.labels == cracks)
-    defective = torch.from_numpy(defective_scores(scores, good, 1.0)[pair])
+    defective = torch.from_numpy(scores.defective(good, 1.0)[pair])
     area = float(binary_auroc(defective, torch.from_numpy((scores.labels[pair] == cracks).astype(np.int64))))
     return {"f1": found["f1"], "accuracy": found["accuracy"], "defective": found["auroc_defective"], "cracks": area}
 

@@ -285,7 +285,8 @@ def run(root: Path, name: str, regime: str, size: int, fold: int) -> shared.Resu
     started = time.monotonic()
     found = PEERS[name](data)
     minutes = (time.monotonic() - started) / 60
-    scores = Scores(data.test.keys, data.test.labels.numpy(), found, np.arange(len(found)))
+    names = np.array(data.test.keys, dtype=object)
+    scores = Scores(data.test.keys, data.test.labels.numpy(), found, names, names)
     return shared.Result(name, regime, size, fold, shared.measure(scores, data.classes), minutes)
 
 

@@ -33,7 +33,9 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.prediction import open_source, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
 
-COLUMNS = ["key", "class", "decision", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error"]
+PROBABILITIES = ["p_bulge", "p_crack", "p_flat_spot", "p_good"]
+COLUMNS = ["key", "tyre", "class", "decision", "picture_decision", "reason", *PROBABILITIES, "error"]
+DECIDED = ["decision", "picture_decision"]
 READERS = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}
 
 
@@ -55,7 +57,7 @@ def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, ki
     assert list(rows.columns) == COLUMNS
     assert len(rows) == rows["key"].nunique() == 20
     assert rows["error"].isna().all()
-    probabilities = rows[COLUMNS[3:-1]]
+    probabilities = rows[PROBABILITIES]
     assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-6
     assert (probabilities.idxmax(axis=1).str.removeprefix("p_") == rows["class"]).all()
     assert "20 images" in done.stdout
@@ -73,14 +75,14 @@ def test_decisions_follow_the_promise(trained: Trained, inspector: Inspector, tm
     done = predict(trained, tmp_path, *given, "operating_point.max_escape_rate=0.6")
     assert done.returncode == 0, done.stderr
     others = pd.read_parquet(tmp_path / "rows.parquet")
-    pd.testing.assert_frame_equal(rows.drop(columns="decision"), others.drop(columns="decision"), check_exact=True)
+    pd.testing.assert_frame_equal(rows.drop(columns=DECIDED), others.drop(columns=DECIDED), check_exact=True)
     wanted = OperatingPointConfig(max_escape_rate=0.6, confidence=0.8)
     threshold = inspector.calibration.operating_point(wanted).threshold
     assert threshold > inspector.point.threshold
     assert ((1 - rows["p_good"] >= threshold) == (others["decision"] == "reject")).all()
     done = predict(trained, tmp_path, *given, "operating_point.max_escape_rate=0.01")
     assert done.returncode == 1
-    assert "it takes 161 defective validation images, and there are 7: add images" in done.stderr
+    assert "it takes 161 defective validation tyres, and there are 7: add tyres" in done.stderr
 
 
 def test_s3_folder_and_checkpoint_agree(trained: Trained, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_memory_does_not_grow_with_the_images(inspector: Inspector, tmp_path: Pa
 
 def test_a_broken_run_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
     def stop_half_way() -> None:
-        with open_writer(str(tmp_path / "rows.csv"), ["p_a"]) as writer:
+        with open_writer(str(tmp_path / "rows.csv"), ["key", "class", "p_a", "error"]) as writer:
             writer.write([{"key": "k", "class": "a", "p_a": 1.0, "error": None}])
             raise RuntimeError
 
@@ -237,7 +239,7 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
     rows = {row["key"]: row for row in map(json.loads, output.read_text().splitlines())}
     for path, answer in zip(files, answers, strict=False):
         expected = rows["/".join(path.parts[-3:])]
-        assert {name: answer[name] for name in COLUMNS[1:]} == {name: expected[name] for name in COLUMNS[1:]}
+        assert {name: answer[name] for name in COLUMNS[2:]} == {name: expected[name] for name in COLUMNS[2:]}
     assert answers[-1]["error"] == "it is not an image file"
     assert answers[-1]["class"] is None
     assert fetched[:-2] == answers[:-1]

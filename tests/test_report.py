@@ -18,9 +18,11 @@ import torch
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.decision.operating_point import Interval, OperatingPoint, rates
+from tyre_lightning.decision.bounds import Interval
+from tyre_lightning.decision.operating_point import OperatingPoint, rates
+from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
-from tyre_lightning.evaluation.judgement import calibrate, defective_scores
+from tyre_lightning.evaluation.judgement import calibrate
 from tyre_lightning.evaluation.report.charts import rate_curves
 from tyre_lightning.evaluation.report.decisions import sides
 from tyre_lightning.evaluation.report.page import Facts, build_page
@@ -39,10 +41,11 @@ BAND = OperatingPointConfig(0.2, 0.9, 0.1)
 def scores(count: int, seed: int) -> Scores:
     """What a fair model might say of ``count`` images; the names of some are attacks, and some show the same tyre."""
     draw = np.random.default_rng(seed)
-    labels = draw.integers(0, len(CLASSES), count)
+    labels = draw.integers(0, len(CLASSES), count)[np.arange(count) // 2]  # a tyre's two pictures show the same
     logits = draw.normal(0, 1, (count, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
     keys = [f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)]
-    return Scores(keys, labels, logits, np.arange(count) // draw.integers(1, 4, count))
+    tyres = np.array([f"tyre {HOSTILE} {index // 2}" for index in range(count)], dtype=object)
+    return Scores(keys, labels, logits, tyres, tyres)
 
 
 def inspector(wanted: OperatingPointConfig | None, good: str | None = "good") -> Inspector:
@@ -84,11 +87,11 @@ class Page:
         assert point is not None
         band = point.reject_from > point.threshold
         at = OperatingPoint(threshold, max(threshold, point.reject_from) if band else threshold, point.promised)
-        found = rates(at, self.defective(), self.scores.labels, self.scores.tyres, CLASSES, "good")
+        found = rates(at, self.tyres(), 1, CLASSES, "good")
         return found.escape, found.overkill, found.review, found.escape_by_class
 
-    def defective(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        return defective_scores(self.scores, GOOD, self.inspector.temperature)
+    def tyres(self) -> Tyres:
+        return self.scores.counted(GOOD, self.inspector.temperature)
 
 
 def write(folder: Path, count: int, wanted: OperatingPointConfig) -> Page:
@@ -134,7 +137,7 @@ def test_curves_have_the_ends_of_the_intervals_beside_them(page: Page) -> None:
     point = page.inspector.point
     assert point is not None
     escape, overkill, *_ = page.rates(point.threshold)
-    defective, good = sides(page.scores, GOOD, page.inspector.temperature)
+    defective, good = sides(page.scores, GOOD, page.inspector.calibration)
     trade, roc, recall = rate_curves(defective, good, 1.0, PROMISE.confidence)
     curve, low, high = trade.lines
     assert (escape.share, overkill.share) in curve.points
@@ -184,6 +187,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.binary_location = shutil.which("chromium") or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+    driver.get("about:blank")  # so that no page of Chromium's own is still loading
     yield driver
     driver.quit()
 
@@ -264,7 +268,7 @@ class TestThreshold:
         point = page.inspector.point
         assert point is not None
         assert_python_agrees(driver, page, point.threshold)
-        on_a_score = float(np.sort(page.defective())[50])  # a tyre exactly at the threshold is rejected
+        on_a_score = float(np.sort(page.tyres().scores)[50])  # a tyre exactly at the threshold is rejected
         for control, value in (("slider", 0.0), ("slider", 0.25), ("number", on_a_score), ("number", 1.0)):
             move(driver, control, value)
             assert_python_agrees(driver, page, value)
@@ -283,9 +287,10 @@ class TestPage:
 
     def test_galleries_show_the_worst_first(self, page: Page, visit: Callable[..., Any]) -> None:
         driver = visit(page)
-        scores, labels = page.defective(), page.scores.labels
+        tyres = page.tyres()
+        scores, labels = tyres.scores, tyres.labels
         move(driver, "number", 0.6)
-        keys = np.array(page.scores.keys)
+        keys = np.array(page.scores.keys)[tyres.deciding]
         escaped, overkilled = (labels != GOOD) & (scores < 0.6), (labels == GOOD) & (scores >= 0.6)
         for name, hit, order in (("escapes", escaped, scores), ("overkills", overkilled, -scores)):
             expected = keys[hit][np.argsort(order[hit], kind="stable")].tolist()

@@ -6,7 +6,8 @@ import pytest
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.lake.splits import groups_of, split_fold, split_validation
+from tyre_lightning.lake.splits import split_fold, split_validation
+from tyre_lightning.lake.tyres import groups_of
 
 
 def make_catalog(**counts: int) -> Catalog:

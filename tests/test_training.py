@@ -174,7 +174,7 @@ def test_a_run_is_repeated_on_the_same_images(trained: Trained, tmp_path: Path) 
         f"of the images to train on, 1 gone (v1/test/good/{lost.name}); training goes on" in done.stdout + done.stderr
     )
     assert "the model gets no operating point: operating_point.max_escape_rate=0.1 with" in done.stdout + done.stderr
-    assert "it takes 22 defective validation images, and there are 7: add images" in done.stdout + done.stderr
+    assert "it takes 22 defective validation tyres, and there are 7: add tyres" in done.stdout + done.stderr
     second = only_run(trained.folder, "again")
     before, after = ({usage: item.digest for usage, item in datasets(run).items()} for run in (first, second))
     assert before["train"] == after["train"]
@@ -191,9 +191,12 @@ def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
     mlflow.set_tracking_uri(trained.tracking_uri)
     signature = mlflow.models.get_model_info(trained.model).signature
     given = [(column.name, str(column.type), column.required) for column in signature.inputs]
-    assert given == [("image", "DataType.binary", False), ("uri", "DataType.string", False)]
+    assert given == [
+        ("image", "DataType.binary", False), ("uri", "DataType.string", False), ("tyre", "DataType.string", False),
+    ]  # fmt: skip
     assert [column.name for column in signature.outputs] == [
-        "class", "decision", "p_bulge", "p_crack", "p_flat_spot", "p_good", "error",
+        "tyre", "class", "decision", "picture_decision", "reason", "p_bulge", "p_crack", "p_flat_spot", "p_good",
+        "error",
     ]  # fmt: skip
     folder = Path(mlflow.artifacts.download_artifacts(trained.model))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt"}]

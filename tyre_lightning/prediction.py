@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import starmap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -25,22 +30,39 @@ from tyre_lightning.config import (
 )
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
-from tyre_lightning.evaluation.predictions import open_writer
-from tyre_lightning.evaluation.scoring import Image, Seen, look_at
+from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
+from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.lake.tyres import count_tyres, tyre_of
+from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.tracking.registry import load_inspector
+
+Rows = list[dict[str, Any]]
+
+_TOGETHER = 4096  # rows in memory at one time
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Summary:
-    """What a prediction run found: images per class and decision, how many are unreadable, and where the rows are."""
+    """What a prediction run found, and where the rows are.
+
+    Args:
+        output: a row for each picture.
+        tyres_output: a row for each tyre, where the model tells tyres by their file names.
+        classes: pictures by class.
+        decisions: tyres by decision; without a pattern each picture is one.
+        unreadable: pictures.
+    """
 
     output: str
+    tyres_output: str | None = None
     classes: Counter[str] = field(default_factory=Counter)
     decisions: Counter[str | None] = field(default_factory=Counter)
     unreadable: int = 0
@@ -80,26 +102,93 @@ def predict(cfg: DictConfig) -> Summary:
         raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
+    if inspector.group_pattern is not None:
+        keys = (entry.key for entry in source.entries())
+        count_tyres(keys, inspector.group_pattern, "the model's data.group_pattern")
     inspector.network.to(_device(config))
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
-    more = [OVERLAY] if config.explain else []
-    with open_writer(config.output, inspector.columns(), more) as writer, progress_bar() as progress:
+    columns = ["key", *answer_columns(inspector.columns()), *([OVERLAY] if config.explain else [])]
+    with open_writer(config.output, columns) as writer, progress_bar() as progress:
         task = progress.add_task("predicting", total=total)
-        for rows in predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays):
-            writer.write(rows)
-            summary.classes.update(row["class"] for row in rows if row["error"] is None)
-            summary.decisions.update(row["decision"] for row in rows if row["error"] is None)
-            summary.unreadable += sum(row["error"] is not None for row in rows)
-            progress.advance(task, len(rows))
+        batches = predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays)
+        watched = _watch(batches, summary, lambda rows: progress.advance(task, len(rows)))
+        if inspector.group_pattern is None:
+            for rows in watched:
+                summary.decisions.update(row["decision"] for row in rows if row["error"] is None)
+                writer.write(rows)
+        else:
+            _by_tyre(inspector, watched, columns, writer, summary)
     show(summary, inspector)
     return summary
 
 
+def _watch(batches: Iterable[Rows], summary: Summary, advance: Callable[[Rows], None]) -> Iterator[Rows]:
+    """Pass batches of rows on, and count them."""
+    for rows in batches:
+        summary.classes.update(row["class"] for row in rows if row["error"] is None)
+        summary.unreadable += sum(row["error"] is not None for row in rows)
+        advance(rows)
+        yield rows
+
+
+def _by_tyre(
+    inspector: Inspector, batches: Iterable[Rows], columns: Sequence[str], writer: Writer, summary: Summary
+) -> None:
+    """Write pictures with the verdicts on their tyres, and a table of the tyres.
+
+    Pictures of one tyre may lie far apart in a listing, so that no verdict is known before the last picture: rows wait
+    in a file, and what is known of each tyre in a database, both on the disk beside the output. Memory stays bounded.
+    """
+    path = Path(summary.output)
+    summary.tyres_output = str(path.with_name(f"{path.stem}-tyres{path.suffix}"))
+    with TemporaryDirectory(dir=path.absolute().parent, prefix=".tyres-") as folder:
+        waiting = Path(folder, "pictures.parquet")
+        with Ledger(Path(folder, "tyres.db"), inspector) as ledger:
+            with open_writer(str(waiting), columns) as keep:
+                for rows in batches:
+                    ledger.add(rows)
+                    keep.write(rows)
+            for part in pq.ParquetFile(waiting).iter_batches(_TOGETHER):
+                rows = part.to_pylist()
+                sightings = ledger.get([row["tyre"] for row in rows])
+                writer.write(
+                    [row | inspector.verdict(sighting)._asdict() for row, sighting in zip(rows, sightings, strict=True)]
+                )
+            _warn_of_few_pictures(inspector, ledger.mean_pictures())
+            with open_writer(summary.tyres_output, TYRE_COLUMNS) as tyres:
+                for rows in batched(starmap(partial(tyre_row, inspector), ledger.tyres()), _TOGETHER):
+                    summary.decisions.update(row["decision"] for row in rows)
+                    tyres.write(rows)
+
+
+def tyre_row(inspector: Inspector, name: str, sighting: Sighting) -> dict[str, Any]:
+    """What is said of a tyre."""
+    known = sighting.pictures > 0 and inspector.good_class is not None
+    return {
+        "tyre": name,
+        "class": sighting.class_name,
+        **inspector.verdict(sighting)._asdict(),
+        "p_defective": sighting.score if known else None,
+        "n_pictures": sighting.pictures,
+        "n_unreadable": sighting.unreadable,
+        "key": sighting.key,
+    }
+
+
+def _warn_of_few_pictures(inspector: Inspector, mean: float) -> None:
+    calibration = inspector.calibration
+    if inspector.point is not None and calibration is not None and mean < calibration.mean_pictures * (1 - 1e-9):
+        log.warning(
+            "there are %.3g pictures of a tyre on average, and there were %.3g of the validation tyres: fewer pictures "
+            "show fewer defects, so that more may escape than promised", mean, calibration.mean_pictures,
+        )  # fmt: skip
+
+
 def predict_batches(
     inspector: Inspector, store: Store, entries: Iterable[Entry], batch_size: int, overlays: Path | None = None
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows (``key``, ``class``, ``decision``, probabilities, ``error``) of a stream of entries, a batch at a time.
+) -> Iterator[Rows]:
+    """Rows (``key`` and :func:`answer_columns`) of entries, a batch at a time; verdicts on tyres come later.
 
     With ``overlays``, a folder, each readable image is drawn there too, with what the model looked at, and its row has
     the path as ``overlay``. While the network works on one batch, the next is fetched and decoded.
@@ -154,6 +243,8 @@ def show(summary: Summary, inspector: Inspector) -> None:
     if inspector.point is not None:
         console.print(_decisions(summary.decisions, inspector.point), highlight=False)
     console.print(f"a row for each image is in {summary.output}", highlight=False)
+    if summary.tyres_output is not None:
+        console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False)
 
 
 def _decisions(found: Counter[str | None], point: OperatingPoint) -> str:
@@ -171,19 +262,21 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
         inspector.promise(replace(own, **changes))
 
 
-def _rows(inspector: Inspector, seen: Seen) -> list[dict[str, Any]]:
+def _rows(inspector: Inspector, seen: Seen) -> Rows:
+    """What is said of pictures; one whose file name tells no tyre is a tyre of its own."""
     answers = iter(inspector.answers_to(seen.logits))
-    return [
-        {"key": entry.key, **next(answers), "error": None}
-        if isinstance(image, Image)
-        else {"key": entry.key, "class": None, "decision": None, "error": image.reason}
-        for entry, image in zip(seen.entries, seen.images, strict=True)
-    ]
+    rows: Rows = []
+    for entry, image in zip(seen.entries, seen.images, strict=True):
+        row: dict[str, Any] = {"key": entry.key, "tyre": tyre_of(entry.key, inspector.group_pattern), "reason": None}
+        if isinstance(image, Image):
+            row |= next(answers) | {"error": None}
+        else:
+            row |= {"class": None, "picture_decision": None, "error": image.reason}
+        rows.append(row | {"decision": row["picture_decision"]})
+    return rows
 
 
-def _draw(
-    folder: Path, inspector: Inspector, rows: list[dict[str, Any]], images: Sequence[Image | UnreadableImage]
-) -> None:
+def _draw(folder: Path, inspector: Inspector, rows: Rows, images: Sequence[Image | UnreadableImage]) -> None:
     """Write the overlays of readable images, and their paths into the rows."""
     seen = [
         (row, image.view, image.picture)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,10 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
-from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, defective_scores, quality
+from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.evaluation.metrics import class_weights
-from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.evaluation.scores import Scores, Shown
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
@@ -92,14 +92,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trainer = build_trainer(config, run, folder)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
-        inspector = Inspector.from_checkpoint(best)
+        inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
         scores = score(inspector, data, config.trainer)
         for usage, found in scores.items():
-            found.save(folder / SCORES / f"{usage}.parquet")
+            found.save(folder / SCORES / f"{usage}.parquet", inspector.classes)
+            run.log_file(folder / SCORES / f"{usage}.parquet", SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
         metrics |= measure(run, inspector, scores, trainer.global_step + 1)
         scores = {usage: found for usage, found in scores.items() if found.keys}
-        metrics |= judge(run, inspector, config.operating_point, scores, shared)
+        seen = data.shared_with_train("val")
+        metrics |= judge(run, inspector, config.operating_point, scores, shared, seen)
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
@@ -217,7 +219,7 @@ def find_shared(data: TyreDataModule) -> list[str]:
         )  # fmt: skip
     if shared := data.shared_with_train("val"):
         log.warning(
-            "%d of %d validation images are of tyres that training sees too (%s, ...): what they promise is too good",
+            "%d of %d validation images are of tyres that training sees too (%s, ...): nothing is promised by them",
             len(shared), len(data.val), shared[0],
         )  # fmt: skip
     if shared := data.shared_with_train("test"):
@@ -261,7 +263,12 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
         task = progress.add_task("scoring", total=sum(map(len, catalogs.values())))
         found = {
             usage: Scores.of(
-                inspector, reader, catalog, data.tyres(usage), fail, lambda count: progress.advance(task, count)
+                inspector,
+                reader,
+                catalog,
+                Shown(data.tyres(usage), data.groups(usage)),
+                fail,
+                lambda count: progress.advance(task, count),
             )
             for usage, catalog in catalogs.items()
         }
@@ -289,7 +296,7 @@ def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: 
     for usage, found in scores.items():
         values = quality(found, inspector.classes, inspector.good_class) if found.keys else {}
         metrics |= {f"{usage}/{name}": value for name, value in values.items()}
-        metrics[f"{usage}/unreadable"] = float(found.unreadable)
+        metrics[f"{usage}/unreadable"] = float(len(found.unreadable))
     run.log_metrics(metrics, step)
     if "test" in scores:
         matrix = confusion(scores["test"].labels, scores["test"].logits)
@@ -298,18 +305,26 @@ def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: 
 
 
 def judge(
-    run: Run, inspector: Inspector, wanted: OperatingPointConfig, scores: Mapping[str, Scores], shared: Sequence[str]
+    run: Run,
+    inspector: Inspector,
+    wanted: OperatingPointConfig,
+    scores: Mapping[str, Scores],
+    shared: Sequence[str],
+    seen: Sequence[str] = (),
 ) -> dict[str, float]:
     """Give an inspector its temperature and operating point, by the scores of the validation images.
 
-    Records what they are worth on the test images, where there are some, and gives it; where ``shared`` names test
-    images of tyres that training saw too, then also without them, as ``test_unshared/...``.
+    Those in ``seen``, of tyres of which training saw other pictures, say nothing of new tyres and are left out. Records
+    what both are worth on the test images, where there are some, and gives it; where ``shared`` names test images of
+    tyres that training saw too, then also without them, as ``test_unshared/...``.
     """
     classes, good = inspector.classes, inspector.good_class
-    if "val" not in scores:
-        log.warning("no validation image could be read, so that probabilities are not calibrated")
+    unseen = scores["val"].without(seen) if "val" in scores else None
+    if unseen is None or not unseen.keys:
+        log.warning("no validation image of a tyre that training did not see could be read: nothing is calibrated")
         return {}
-    inspector.calibration = calibrate(scores["val"], None if good is None else classes.index(good))
+    scores = {**scores, "val": unseen}
+    inspector.calibration = calibrate(unseen, None if good is None else classes.index(good))
     try:
         inspector.promise(wanted)
     except UserError as error:
@@ -321,7 +336,7 @@ def judge(
         scores = {**scores, "test_unshared": unshared}
         metrics |= {f"test_unshared/{name}": value for name, value in quality(unshared, classes, good).items()}
     for usage, found in scores.items():
-        values = assess(found, classes, good, inspector.temperature, inspector.point, wanted.confidence)
+        values = assess(found, classes, good, inspector.calibration, inspector.point, wanted.confidence)
         metrics |= {f"{usage}/{name}": value for name, value in values.items()}
         if good is not None:
             run.log_figure(_decision_figure(found, classes.index(good), inspector), f"{usage}_decisions.png")
@@ -349,4 +364,5 @@ def add_judgement(checkpoint: str, inspector: Inspector) -> None:
 
 def _decision_figure(scores: Scores, good: int, inspector: Inspector) -> Figure:
     threshold = None if inspector.point is None else inspector.point.threshold
-    return decision_figure(scores.labels != good, defective_scores(scores, good, inspector.temperature), threshold)
+    tyres = scores.counted(good, inspector.temperature)
+    return decision_figure(tyres.labels != good, tyres.scores, threshold)

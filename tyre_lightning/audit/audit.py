@@ -22,8 +22,8 @@ from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.listing import read_lake
 from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
-from tyre_lightning.lake.splits import groups_of
 from tyre_lightning.lake.store import Store
+from tyre_lightning.lake.tyres import groups_of
 
 PAGE = "audit.html"
 FINDINGS = "findings.csv"

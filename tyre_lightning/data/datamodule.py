@@ -29,8 +29,9 @@ from tyre_lightning.lake.listing import good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
-from tyre_lightning.lake.splits import groups_of, split_fold, split_validation
+from tyre_lightning.lake.splits import split_fold, split_validation
 from tyre_lightning.lake.store import Entry
+from tyre_lightning.lake.tyres import count_tyres, groups_of, tyre_of
 
 FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -158,12 +159,20 @@ class TyreDataModule(L.LightningDataModule):
         read = {"train": lake.train, "val": lake.val, "test": lake.test}
         self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
         train, test = lake.train, lake.test if self.config.folds is None else None
+        self._check_pattern([train, lake.val, test])
         self._join([train, lake.val, test])
         if self.config.folds is not None and self.config.fold is not None:
             train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self._groups(train))
         if lake.val is not None:
             return train, lake.val, test
         return *split_validation(train, self.config.val_fraction, self.seed, self._groups(train)), test
+
+    def _check_pattern(self, catalogs: Sequence[Catalog | None]) -> None:
+        """Say how many tyres the pattern tells apart, before any image is looked at."""
+        keys = [key for catalog in catalogs if catalog is not None for key in catalog.keys()]
+        if self.config.group_pattern is not None:
+            count = count_tyres(keys, self.config.group_pattern)
+            log.info("%d tyres in %d pictures, by data.group_pattern='%s'", count, len(keys), self.config.group_pattern)
 
     def _join(self, catalogs: Sequence[Catalog | None]) -> None:
         """Find the images that show the same tyre, wherever they lie."""
@@ -188,7 +197,11 @@ class TyreDataModule(L.LightningDataModule):
         return [self._joined.get(key, name) for key, name in zip(catalog.keys(), names, strict=True)]
 
     def tyres(self, usage: str) -> dict[str, str]:
-        """By key: the name of the tyre that an image shows, as far as file names and near-copies tell."""
+        """By key: the name of the tyre that an image shows, by its file name or, without one, its key."""
+        return {key: tyre_of(key, self.config.group_pattern) for key in self.catalogs()[usage].keys()}
+
+    def groups(self, usage: str) -> dict[str, str]:
+        """By key: what no split divides, a tyre and all near-copies of its images."""
         catalog = self.catalogs()[usage]
         return dict(zip(catalog.keys(), self._groups(catalog), strict=True))
 
@@ -211,6 +224,7 @@ class TyreDataModule(L.LightningDataModule):
         if self.config.from_run or not self.store.remote:
             pinned = check(pinned, self.store, self.config.changed, self._folder / "contents")
         found = pinned.catalogs
+        self._check_pattern([*found.values()])
         self._join([*found.values()])
         return found["train"], found["val"], found.get("test")
 

@@ -37,8 +37,8 @@ def decision_figure(defective: NDArray[np.bool_], scores: NDArray[np.float64], t
     """Three curves on how defective and good tyres are told apart: calibration, precision-recall, escape-overkill.
 
     Args:
-        defective: whether each image is of a defective tyre, shape (N,).
-        scores: P(defective), shape (N,).
+        defective: whether each tyre is defective, shape (T,).
+        scores: P(defective), shape (T,).
         threshold: marked where there is one.
     """
     from matplotlib.figure import Figure

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tyre_lightning.decision.bounds import Interval
 from tyre_lightning.decision.calibration import (
     brier_score,
     expected_calibration_error,
     fit_temperature,
     softmax,
 )
-from tyre_lightning.decision.operating_point import Calibration, Interval, OperatingPoint, Rates, rates
+from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.metrics import InspectionMetrics
 from tyre_lightning.evaluation.scores import Scores
@@ -24,14 +25,8 @@ def calibrate(scores: Scores, good: int | None) -> Calibration:
     """What validation images say; ``good`` is the index of the class without defects, if one is known."""
     temperature = fit_temperature(scores.logits, scores.labels)
     if good is None:
-        return Calibration.of(np.empty(0), np.empty(0, bool), np.empty(0, np.int64), temperature)
-    defective = defective_scores(scores, good, temperature)
-    return Calibration.of(defective, scores.labels != good, scores.tyres, temperature)
-
-
-def defective_scores(scores: Scores, good: int, temperature: float) -> NDArray[np.float64]:
-    """P(defective) = 1 - P(good), shape (N,)."""
-    return np.asarray(1 - softmax(scores.logits, temperature)[:, good])
+        return Calibration(temperature, [], 0, [], 0)
+    return Calibration.of(scores.counted(good, temperature), good, temperature)
 
 
 def quality(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:
@@ -55,8 +50,9 @@ def confusion(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> NDArray
 
 def auroc_ends(scores: Scores, good: int, confidence: float) -> dict[str, float]:
     """The ends of the interval of ``auroc_defective``, by name; none where :func:`auroc_interval` gives none."""
-    raw = defective_scores(scores, good, 1.0)  # as the AUROC itself is measured
-    ends = auroc_interval(raw, scores.labels != good, scores.tyres, confidence)
+    raw = scores.defective(good, 1.0)  # as the AUROC itself is measured
+    bound = np.unique(scores.groups, return_inverse=True)[1]
+    ends = auroc_interval(raw, scores.labels != good, bound, confidence)
     return {} if ends is None else {"auroc_defective_low": ends[0], "auroc_defective_high": ends[1]}
 
 
@@ -64,15 +60,16 @@ def assess(
     scores: Scores,
     classes: Sequence[str],
     good_class: str | None,
-    temperature: float,
+    calibration: Calibration | None,
     point: OperatingPoint | None,
     confidence: float,
 ) -> dict[str, float]:
-    """What temperature and operating point are worth on some images, by name.
+    """What calibration and operating point are worth on some images, by name.
 
     Calibration error and Brier score with the temperature and without it (``_uncalibrated``); the ends (``_low``,
-    ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates with theirs.
+    ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates of tyres with theirs.
     """
+    temperature = 1.0 if calibration is None else calibration.temperature
     found = {}
     for name, divisor in (("", temperature), ("_uncalibrated", 1.0)):
         probabilities = softmax(scores.logits, divisor)
@@ -82,13 +79,15 @@ def assess(
         return found
     good = classes.index(good_class)
     found |= auroc_ends(scores, good, confidence)
-    if point is None:
+    tyres = scores.counted(good, temperature)
+    found["tyres"] = float(len(tyres))
+    if point is None or calibration is None:
         return found
-    defective = defective_scores(scores, good, temperature)
-    return found | _decisions(rates(point, defective, scores.labels, scores.tyres, classes, good_class))
+    return found | rates_by_name(rates(point, tyres, calibration.least_pictures, classes, good_class))
 
 
-def _decisions(found: Rates) -> dict[str, float]:
+def rates_by_name(found: Rates) -> dict[str, float]:
+    """Rates and the ends of their intervals as metrics; those that nothing can be said of are left out."""
     named = {"escape_rate": found.escape, "overkill_rate": found.overkill, "review_rate": found.review}
     named |= {f"escape_rate/{name}": part for name, part in found.escape_by_class.items()}
     return {key: value for name, part in named.items() for key, value in _with_ends(name, part)}

@@ -31,7 +31,8 @@ class Writer(Protocol):
 
 class _Parquet:
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
-        kinds = [pa.field(name, pa.float64() if name.startswith("p_") else pa.string()) for name in columns]
+        numbers = {"p_": pa.float64(), "n_": pa.int64()}
+        kinds = [pa.field(name, numbers.get(name[:2], pa.string())) for name in columns]
         self._schema = pa.schema(kinds)
         self._writer = pq.ParquetWriter(file, self._schema)
 
@@ -75,9 +76,12 @@ _WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], Writer]] = {
 }
 
 
+TYRE_COLUMNS = ["tyre", "class", "decision", "reason", "p_defective", "n_pictures", "n_unreadable", "key"]
+
+
 @contextmanager
-def open_writer(output: str, probabilities: Sequence[str], more: Sequence[str] = ()) -> Iterator[Writer]:
-    """A writer for ``key``, ``class``, ``decision``, the probabilities, ``error``, and ``more`` columns of text.
+def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
+    """A writer of rows with these columns: numbers where they begin with ``p_``, counts with ``n_``, else text.
 
     The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
 
@@ -91,7 +95,7 @@ def open_writer(output: str, probabilities: Sequence[str], more: Sequence[str] =
     try:
         partial.absolute().parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            writer = kind(file, ["key", "class", "decision", *probabilities, "error", *more])
+            writer = kind(file, columns)
             yield writer
             writer.close()
         os.replace(partial, output)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,49 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.model.inspector import Inspector
 
+Names = NDArray[np.object_]
+
 _BATCH = 32  # images in memory at one time; as many again are being fetched
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Which tyres images show, by their keys; one that is missing shows a tyre of its own."""
+
+    tyres: Mapping[str, str] = field(default_factory=dict)  # names
+    groups: Mapping[str, str] = field(default_factory=dict)  # of tyres that cannot be told apart
+
+    def tyre(self, key: str) -> str:
+        """The name of the tyre on an image."""
+        return self.tyres.get(key, key)
+
+    def names(self, keys: Sequence[str]) -> tuple[Names, Names]:
+        """Of N images the names of the tyres, shape (N,), and of their groups, shape (N,)."""
+        tyres = np.array([self.tyre(key) for key in keys], dtype=object)
+        return tyres, np.array(
+            [self.groups.get(key, tyre) for key, tyre in zip(keys, tyres, strict=True)], dtype=object
+        )
+
+
+@dataclass(frozen=True)
 class Scores:
-    """Images in the order of their keys."""
+    """Images in the order of their keys, and the tyres that they show."""
 
     keys: list[str]
     labels: NDArray[np.int64]  # class indices, shape (N,)
     logits: NDArray[np.float64]  # [N, classes]
-    tyres: NDArray[np.int64]  # a number for the tyre that an image shows, shape (N,)
-    unreadable: int = 0  # images that are not among them
+    tyres: Names  # the name of the tyre that each shows, shape (N,)
+    groups: Names  # the group of tyres of which near-copies were found, shape (N,); it counts once
+    unreadable: tuple[str, ...] = ()  # keys of images that are not among them
+    damaged: frozenset[str] = frozenset()  # tyres that they would show
 
     @classmethod
     def of(
@@ -36,8 +61,8 @@ class Scores:
         inspector: Inspector,
         reader: Reader,
         catalog: Catalog,
-        tyres: Mapping[str, str],
-        fail: Callable[[UnreadableImage], None],
+        shown: Shown,
+        fail: Callable[[UnreadableImage], None] = lambda error: None,
         advance: Callable[[int], None] = lambda images: None,
     ) -> Scores:
         """Let an inspector look at every image of a catalog.
@@ -46,7 +71,7 @@ class Scores:
             inspector: the model.
             reader: fetches.
             catalog: which images.
-            tyres: the name of the tyre that an image shows, by key; those that are missing show one of their own.
+            shown: which tyres they show.
             fail: told of each image that cannot be decoded; may raise.
             advance: told how many more are done.
 
@@ -56,42 +81,56 @@ class Scores:
         codes = catalog.codes({name: index for index, name in enumerate(inspector.classes)})
         label = dict(zip(catalog.keys(), codes.tolist(), strict=True))
         keys: list[str] = []
+        unreadable: list[str] = []
         logits = [np.empty((0, len(inspector.classes)))]
         for seen in look_at(inspector, reader, catalog.entries(), _BATCH):
             for entry, image in zip(seen.entries, seen.images, strict=True):
                 if isinstance(image, UnreadableImage):
                     fail(image)
-                else:
-                    keys.append(entry.key)
+                (unreadable if isinstance(image, UnreadableImage) else keys).append(entry.key)
             logits.append(seen.logits)
             advance(len(seen.entries))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         keys = [keys[place] for place in order]
         labels = np.array([label[key] for key in keys], np.int64)
-        return cls(keys, labels, np.concatenate(logits)[order], _numbers(keys, tyres), len(catalog) - len(keys))
+        damaged = frozenset(shown.tyre(key) for key in unreadable)
+        table = np.concatenate(logits)[order]
+        return cls(keys, labels, table, *shown.names(keys), tuple(sorted(unreadable)), damaged)
 
-    def save(self, path: Path) -> None:
-        """Write keys, labels and logits as parquet."""
+    def defective(self, good: int, temperature: float) -> NDArray[np.float64]:
+        """P(defective) = 1 - P(good) of each image, shape (N,); ``good`` is the good class's index."""
+        return np.asarray(1 - softmax(self.logits, temperature)[:, good])
+
+    def counted(self, good: int, temperature: float) -> Tyres:
+        """The tyres to count: of those whose pictures are near-copies of each other's, one."""
+        tyres = Tyres.of(self.tyres, self.defective(good, temperature), self.labels, good, self.damaged)
+        return tyres.one_of_each(self.groups[tyres.deciding])
+
+    def save(self, path: Path, classes: Sequence[str]) -> None:
+        """Write a row for each readable image as parquet: key, tyre, group, true class, and a logit for each class."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        logits = pa.array(self.logits.tolist(), pa.list_(pa.float64()))
-        pq.write_table(
-            pa.table({"key": pa.array(self.keys, pa.string()), "label": self.labels, "logits": logits}), path
-        )
+        names = {"key": self.keys, "tyre": self.tyres, "group": self.groups}
+        columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
+        columns["true"] = pa.array([classes[label] for label in self.labels], pa.string())
+        columns |= {f"logit_{name}": pa.array(self.logits[:, index]) for index, name in enumerate(classes)}
+        pq.write_table(pa.table(columns), path)
 
     @classmethod
-    def read(cls, path: Path, tyres: Mapping[str, str]) -> Scores:
-        """What :meth:`save` wrote; ``tyres`` as for :meth:`of`."""
+    def read(cls, path: Path) -> Scores:
+        """What :meth:`save` wrote."""
         table = pq.read_table(path)
-        keys, logits = table["key"].to_pylist(), np.array(table["logits"].to_pylist(), np.float64)
-        return cls(keys, table["label"].to_numpy().astype(np.int64), logits, _numbers(keys, tyres))
+        classes = [name.removeprefix("logit_") for name in table.column_names if name.startswith("logit_")]
+        logits = np.stack([table[f"logit_{name}"].to_numpy() for name in classes], axis=1)
+        labels = np.array([classes.index(name) for name in table["true"].to_pylist()], np.int64)
+        tyres, groups = (np.array(table[name].to_pylist(), dtype=object) for name in ("tyre", "group"))
+        return cls(table["key"].to_pylist(), labels, logits, tyres, groups)
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""
-        kept = np.array([key not in keys for key in self.keys], bool)
-        rest = [key for key in self.keys if key not in keys]
-        return Scores(rest, self.labels[kept], self.logits[kept], self.tyres[kept])
-
-
-def _numbers(keys: list[str], tyres: Mapping[str, str]) -> NDArray[np.int64]:
-    names = np.array([tyres.get(key, key) for key in keys], dtype=object)
-    return np.asarray(np.unique(names, return_inverse=True)[1], np.int64)
+        gone = set(keys)
+        kept = np.array([key not in gone for key in self.keys], bool)
+        rest = [key for key in self.keys if key not in gone]
+        return replace(
+            self, keys=rest, labels=self.labels[kept], logits=self.logits[kept], tyres=self.tyres[kept],
+            groups=self.groups[kept], unreadable=tuple(key for key in self.unreadable if key not in gone),
+        )  # fmt: skip

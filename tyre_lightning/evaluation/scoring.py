@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.model.inspector import Inspector
+
+T = TypeVar("T")
 
 
 class Image(NamedTuple):
@@ -57,7 +59,7 @@ def look_at(
         def load(batch: Sequence[Entry]) -> list[Image | UnreadableImage]:
             return list(decoders.map(partial(_read, inspector, pictures), reader.read(batch), batch))
 
-        batches = _batched(entries, batch_size)
+        batches = batched(entries, batch_size)
         batch = next(batches, [])
         loading = ahead.submit(load, batch)
         while batch:
@@ -75,7 +77,8 @@ def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entr
     return Image(picture if whole else None, inspector.preprocessing(picture))
 
 
-def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    stream = iter(entries)
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """A stream in lists of ``size``; the last may be shorter."""
+    stream = iter(items)
     while batch := list(islice(stream, size)):
         yield batch

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 
 Ints = NDArray[np.int64]
-
-
-def groups_of(keys: Sequence[str], pattern: str | None, pairs: tuple[Ints, Ints] | None = None) -> list[str]:
-    """The group of every image: what ``pattern`` finds in its file name, or else its key.
-
-    Args:
-        keys: of the images.
-        pattern: a regular expression. Its first pair of parentheses is the group's name, or all that it matches.
-        pairs: two arrays [M] of places in ``keys``: images that show the same tyre. Groups that share one become one,
-            under the name that comes first.
-    """
-    names = [*keys] if pattern is None else [_identify(key, pattern) for key in keys]
-    if pairs is None or not len(pairs[0]):
-        return names
-    found, place = np.unique(np.array(names, dtype=object), return_inverse=True)
-    joined = coo_array((np.ones(len(pairs[0]), bool), (place[pairs[0]], place[pairs[1]])), shape=(len(found),) * 2)
-    _, component = connected_components(joined, directed=False)
-    _, first = np.unique(component, return_index=True)
-    return [*found[first[component[place]]]]
-
-
-def _identify(key: str, pattern: str) -> str:
-    match = re.search(pattern, key.rpartition("/")[2])
-    return f"id {match[bool(match.re.groups)]}" if match else key
 
 
 def split_validation(

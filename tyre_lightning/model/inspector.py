@@ -6,11 +6,12 @@ predict.py and the model that MLflow serves are two faces of this one class, whi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
-from tyre_lightning.decision.operating_point import Calibration, OperatingPoint
+from tyre_lightning.decision.operating_point import REVIEW, Calibration, OperatingPoint
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
@@ -28,6 +29,36 @@ from tyre_lightning.model.engine import Engine
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
+FORMAT = 2  # of what is saved; in format 1, which has no number, promises were made picture by picture
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sighting:
+    """What is known of one tyre: its pictures that could be read, those that could not, and the worst of them."""
+
+    pictures: int = 0
+    unreadable: int = 0
+    score: float = -1.0  # the highest P(defective)
+    class_name: str | None = None  # of that picture
+    key: str | None = None  # of that picture
+
+    def add(self, inspector: Inspector, row: Mapping[str, Any]) -> None:
+        """Count one more picture: one of the rows of :meth:`Inspector.answers_to`, with ``error``."""
+        if row["error"] is not None:
+            self.unreadable += 1
+            return
+        self.pictures += 1
+        if (score := inspector.defective(row)) > self.score:
+            self.score, self.class_name, self.key = score, row["class"], row.get("key")
+
+
+class Verdict(NamedTuple):
+    """The decision on a tyre; None where there is no operating point."""
+
+    decision: str | None
+    reason: str | None
 
 
 @dataclass
@@ -42,6 +73,8 @@ class Inspector:
         good_class: the class of tyres without a defect, if one is known.
         calibration: what the validation images said; None: probabilities are as the network gives them.
         point: where the line decides; None: nowhere.
+        group_pattern: what a file name's match says of the tyre, see :func:`tyre_lightning.lake.tyres.find_tyre`; None:
+            every picture is judged by itself.
     """
 
     network: Network
@@ -51,13 +84,14 @@ class Inspector:
     good_class: str | None = None
     calibration: Calibration | None = None
     point: OperatingPoint | None = None
+    group_pattern: str | None = None
 
     @classmethod
     def from_classifier(cls, classifier: TyreClassifier) -> Inspector:
         """The inspector inside a trained LightningModule; shares its weights."""
         options = classifier.hparams
         network, classes = classifier.network.eval(), list(options["classes"])
-        judgement = _judgement(classifier.judgement)
+        judgement = _judgement(classifier.judgement, f"this checkpoint of {options['name']}")
         return cls(network, options["name"], classes, classifier.preprocessing, options["good_class"], *judgement)
 
     @classmethod
@@ -86,7 +120,11 @@ class Inspector:
         try:
             spec: dict[str, Any] = json.loads(Path(folder, SPEC_FILE).read_text(encoding="utf-8"))
             preprocessing = Preprocessing.from_dict(spec["preprocessing"])
-            judgement = _judgement(spec.get(JUDGEMENT, {}))
+            if (made := spec.get("format", 1)) > FORMAT:
+                raise UserError(
+                    f"{folder} holds a model of format {made}, and this version knows up to {FORMAT}: update"
+                )
+            judgement = _judgement(spec.get(JUDGEMENT, {}), f"the model in {folder}")
             state = load_file(Path(folder, WEIGHTS_FILE))
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
@@ -108,6 +146,7 @@ class Inspector:
     def spec(self) -> str:
         """All but the weights, as JSON."""
         values = {
+            "format": FORMAT,
             "backbone": self.name,
             "classes": self.classes,
             "good_class": self.good_class,
@@ -117,8 +156,10 @@ class Inspector:
         return json.dumps(values, indent=2)
 
     def judgement(self) -> dict[str, Any]:
-        """Calibration and operating point as plain values."""
+        """What decides, as plain values: calibration, operating point, and what names a tyre."""
         return {
+            "format": FORMAT,
+            "group_pattern": self.group_pattern,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "operating_point": None if self.point is None else self.point.to_dict(),
         }
@@ -182,18 +223,34 @@ class Inspector:
         return self.answers_to(self.logits(images))
 
     def answers_to(self, logits: NDArray[np.float64]) -> list[dict[str, Any]]:
-        """A row for each image: its likeliest ``class``, the ``decision`` on it, and the probability of every class.
+        """A row for each picture: its likeliest ``class``, ``picture_decision``, and the probability of every class.
 
-        The decision is accept, review or reject; None where there is no operating point.
+        The decision is accept, review or reject; None where there is no operating point. It is the line's only where a
+        tyre has one picture: see :meth:`verdict`.
         """
         return [
             {
                 "class": self.classes[int(row.argmax())],
-                "decision": self._decide(row),
+                "picture_decision": self._decide(row),
                 **dict(zip(self.columns(), row.tolist(), strict=True)),
             }
             for row in softmax(logits, self.temperature)
         ]
+
+    def verdict(self, sighting: Sighting) -> Verdict:
+        """The decision on a tyre, and why it is for a person to review where its score is not the reason.
+
+        Args:
+            sighting: of all its pictures.
+        """
+        if self.point is None or self.calibration is None or not sighting.pictures + sighting.unreadable:
+            return Verdict(None, None)
+        doubt = self.calibration.doubt(sighting.pictures, sighting.unreadable)
+        return Verdict(REVIEW, doubt) if doubt else Verdict(self.point.decide(sighting.score), None)
+
+    def defective(self, row: Mapping[str, Any]) -> float:
+        """P(defective) of one of :meth:`answers_to`'s rows; NaN where no class is known to be the good one."""
+        return float("nan") if self.good_class is None else 1 - row[f"p_{self.good_class}"]
 
     def _decide(self, row: NDArray[np.float64]) -> str | None:
         if self.point is None or self.good_class is None:
@@ -201,7 +258,19 @@ class Inspector:
         return self.point.decide(float(1 - row[self.classes.index(self.good_class)]))
 
 
-def _judgement(values: dict[str, Any]) -> tuple[Calibration | None, OperatingPoint | None]:
-    """The inverse of :meth:`Inspector.judgement`."""
+def answer_columns(probabilities: Sequence[str]) -> list[str]:
+    """What is said of a picture, by predict.py and the served model."""
+    return ["tyre", "class", "decision", "picture_decision", "reason", *probabilities, "error"]
+
+
+def _judgement(values: dict[str, Any], name: str) -> tuple[Calibration | None, OperatingPoint | None, str | None]:
+    """The inverse of :meth:`Inspector.judgement`; says so where it is of an older kind."""
     calibration, point = values.get("calibration"), values.get("operating_point")
-    return calibration and Calibration.from_dict(calibration), point and OperatingPoint.from_dict(point)
+    if point and values.get("format", 1) == 1:
+        log.warning("%s promises its escape rate of pictures, not of tyres: it was made by an older version; train it "
+                    "anew for a promise on tyres", name)  # fmt: skip
+    return (
+        calibration and Calibration.from_dict(calibration),
+        point and OperatingPoint.from_dict(point),
+        values.get("group_pattern"),
+    )

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from tyre_lightning.config import GateConfig
-from tyre_lightning.decision.operating_point import worth
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.lake.reader import Reader
@@ -72,7 +71,7 @@ def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Perfo
     times = latencies_ms(inspector, reader.read(test.entries[:_TIMED]))
     batches = predict_batches(inspector, reader.store, test.entries, _BATCH)
     rows: list[dict[str, Any]] = [row for batch in batches for row in batch]
-    decisions = np.array([row["decision"] for row in rows], dtype=object)
+    decisions = np.array([row["picture_decision"] for row in rows], dtype=object)
     predicted = np.array([row["class"] for row in rows], dtype=object)
     known = predicted != None  # noqa: E711 (elementwise)
     good = test.labels == test.good_class
@@ -90,14 +89,14 @@ def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Perfo
 def escape_bound(challenger: Performance, champion: Performance, test: LabelledImages, gate: GateConfig) -> float:
     """At most by how much the challenger's escape rate is above the champion's, with the gate's confidence.
 
-    Pictures of one tyre count for fewer, see :func:`tyre_lightning.decision.operating_point.worth`.
+    Pictures of one tyre count for fewer: all of them as many as there are tyres.
 
     Raises:
         UserError: there are so few defective images that even without a difference the bound is above the margin.
     """
     defective = (test.labels != test.good_class) & (champion.decisions != None)  # noqa: E711 (elementwise)
     ours, theirs = (one.decisions[defective] == "accept" for one in (challenger, champion))
-    images, total = int(defective.sum()), worth(test.tyres[defective])
+    images, total = int(defective.sum()), float(len(np.unique(test.tyres[defective])))
     if (least := difference_bound(0, 0, total, gate.confidence)) > gate.margin:
         raise UserError(
             f"the {images} defective test images, which count for {int(total)} by the tyres that they show, cannot "

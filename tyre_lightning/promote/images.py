@@ -17,7 +17,7 @@ from tyre_lightning.lake.fingerprint import fingerprint, with_content_tags
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
-from tyre_lightning.lake.splits import groups_of
+from tyre_lightning.lake.tyres import groups_of
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.promote.comparison import LabelledImages
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyre_lightning
 from tyre_lightning.errors import UserError, first_line
-from tyre_lightning.model.inspector import SPEC_FILE, Inspector
+from tyre_lightning.model.inspector import SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
 
@@ -97,14 +97,16 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
 
 
 def signature(inspector: Inspector) -> ModelSignature:
-    """Image bytes or addresses in; class, decision, probabilities and error out."""
+    """Image bytes or addresses in, and names of tyres; :func:`answer_columns` out."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    given: list[Any] = [ColSpec("binary", "image", required=False), ColSpec("string", "uri", required=False)]
-    answers: list[Any] = [ColSpec("string", name, required=False) for name in ("class", "decision")]
-    answers += [ColSpec("double", name, required=False) for name in inspector.columns()]
-    answers += [ColSpec("string", "error", required=False)]
+    given: list[Any] = [ColSpec("binary", "image", required=False)]
+    given += [ColSpec("string", name, required=False) for name in ("uri", "tyre")]
+    numbers = inspector.columns()
+    answers: list[Any] = [
+        ColSpec("double" if name in numbers else "string", name, required=False) for name in answer_columns(numbers)
+    ]
     return ModelSignature(Schema(given), Schema(answers))
 
 

@@ -1,8 +1,11 @@
 """The registered model: MLflow runs this file to load it (models from code; nothing is pickled).
 
 In: a column ``image`` with the bytes of image files (base64 over HTTP), or a column ``uri`` with their ``s3://``
-addresses, below those that the environment variable ``TYRE_SERVE_S3`` of the server lists, with spaces between them.
-Out: for each image its ``class``, the ``decision`` on it (accept, review or reject), a probability for every class, and
+addresses, below those that the environment variable ``TYRE_SERVE_S3`` of the server lists, with spaces between them;
+and, if you like, a column ``tyre`` that names the tyre on each: all its rows of a request get one verdict. A null is a
+tyre of its own; without the column, addresses tell the tyre as file names do in predict.py.
+Out: for each image its ``tyre``, ``class``, the ``decision`` on the tyre (accept, review or reject) and on the picture
+by itself (``picture_decision``), the ``reason`` of a review that no score explains, a probability for every class, and
 ``error`` where there is no answer.
 """
 
@@ -20,7 +23,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.store import check_size, open_store
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.lake.tyres import find_tyre
+from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
 
 ALLOWED = "TYRE_SERVE_S3"
 _LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
@@ -40,8 +44,28 @@ class ServedModel(PythonModel):
         """A row for each image."""
         files = model_input["image"] if "image" in model_input else _fetch(list(model_input["uri"]))
         rows = [self._row(data, f"row {index}") for index, data in enumerate(files)]
-        table = pd.DataFrame(rows, columns=["class", "decision", *self.inspector.columns(), "error"])
+        for row, tyre in zip(rows, self._tyres(model_input), strict=True):
+            row["tyre"] = tyre
+        self._decide(rows)
+        table = pd.DataFrame(rows, columns=answer_columns(self.inspector.columns()))
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
+
+    def _tyres(self, model_input: pd.DataFrame) -> list[str | None]:
+        if "tyre" in model_input:
+            return [None if pd.isna(name) else str(name) for name in model_input["tyre"]]
+        if "uri" in model_input and "image" not in model_input:
+            return [find_tyre(uri, self.inspector.group_pattern) for uri in model_input["uri"]]
+        return [None] * len(model_input)
+
+    def _decide(self, rows: list[dict[str, Any]]) -> None:
+        """Give all rows of a tyre its verdict."""
+        tyres: dict[Any, Sighting] = {}
+        for index, row in enumerate(rows):
+            tyres.setdefault(row["tyre"] or index, Sighting()).add(self.inspector, row)
+        for index, row in enumerate(rows):
+            verdict = self.inspector.verdict(tyres[row["tyre"] or index])
+            alone = row["tyre"] is None and row["error"] is not None
+            row |= {"decision": None, "reason": None} if alone else verdict._asdict()
 
     def _row(self, data: bytes | UserError, key: str) -> dict[str, Any]:
         try:

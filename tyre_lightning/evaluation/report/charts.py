@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tyre_lightning.decision.bounds import interval_ends
 from tyre_lightning.decision.calibration import softmax
-from tyre_lightning.decision.operating_point import interval_ends, worth
 from tyre_lightning.evaluation.report.decisions import Side
 from tyre_lightning.evaluation.scores import Scores
 
@@ -84,19 +84,18 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
     Each has the ends of the two rates' intervals at each threshold beside it.
 
     Args:
-        defective: the defective images.
-        good: the good images.
+        defective: the defective tyres.
+        good: the good tyres.
         limit: a rate.
         confidence: of the intervals.
     """
     steps = np.unique(np.concatenate([defective.scores, good.scores, [np.inf]]))  # what lies below is accepted
     escaped = np.searchsorted(np.sort(defective.scores), steps)
     passed = np.searchsorted(np.sort(good.scores), steps)
-    found, false = len(defective.scores) - escaped, len(good.scores) - passed
-    escape = _with_ends(escaped, np.full_like(steps, len(defective.scores)), defective.tyres, confidence)
-    overkill = _with_ends(false, np.full_like(steps, len(good.scores)), good.tyres, confidence)
-    both = np.concatenate([defective.tyres, good.tyres])
-    precision = _with_ends(found, found + false, both, confidence)
+    found, false = defective.total - escaped, good.total - passed
+    escape = _with_ends(escaped, np.full_like(steps, defective.total), confidence)
+    overkill = _with_ends(false, np.full_like(steps, good.total), confidence)
+    precision = _with_ends(found, found + false, confidence)
     caught = [1 - rate for rate in escape]
     trade = [_line(x[inside], y[inside], style) for x, y, style in zip(escape, overkill, _STYLES, strict=True)
              if (inside := (x <= limit) & (y <= limit)).any()]  # fmt: skip
@@ -147,10 +146,9 @@ def histogram(scores: Floats, bins: int = 60) -> list[float]:
     return [*np.sqrt(counts / max(1, counts.max())).round(4).tolist()]
 
 
-def _with_ends(counts: NDArray[np.int64], totals: NDArray[Any], tyres: NDArray[np.int64], confidence: float) -> Rate:
-    """Shares of images, and the low and the high ends of their intervals, each shape (N,)."""
-    share = worth(tyres) / max(1, len(tyres))
-    return counts / np.maximum(totals, 1), *interval_ends(counts, totals, totals * share, confidence)
+def _with_ends(counts: NDArray[np.int64], totals: NDArray[Any], confidence: float) -> Rate:
+    """Shares of tyres, and the low and the high ends of their intervals, each shape (N,)."""
+    return counts / np.maximum(totals, 1), *interval_ends(counts, totals, confidence)
 
 
 def _line(x: Floats, y: Floats, style: str) -> Line:

@@ -1,4 +1,4 @@
-"""What the page needs to follow a threshold: P(defective) of every image, and the exact interval of every count."""
+"""What the page needs to follow a threshold: P(defective) of every tyre, and the exact interval of every count."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tyre_lightning.decision.bounds import interval_ends
 from tyre_lightning.decision.calibration import softmax
-from tyre_lightning.decision.operating_point import interval_ends, worth
-from tyre_lightning.evaluation.judgement import defective_scores
+from tyre_lightning.decision.operating_point import Calibration
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
@@ -20,67 +20,86 @@ _DIGITS = 8  # of an interval's end
 
 @dataclass(frozen=True)
 class Side:
-    """Defective images, the lowest P(defective) first, or good ones, the highest first: those at the front are wrong.
+    """Defective tyres, the lowest P(defective) first, or good ones, the highest first: those at the front are wrong.
 
-    Whatever the threshold, its escapes (or overkills) are the first so many of them.
+    Whatever the threshold, its escapes (or overkills) are the first so many of them. Each is shown by the picture with
+    its highest P(defective).
+
+    Args:
+        keys: of those pictures, shape (T,).
+        tyres: names, shape (T,).
+        pictures: how many there are of each, shape (T,).
+        labels: class indices, shape (T,).
+        scores: P(defective), shape (T,).
+        probabilities: of those pictures, [T, classes].
+        reviewed: class indices of further tyres, which are reviewed whatever the threshold.
     """
 
     keys: list[str]
-    labels: NDArray[np.int64]  # class indices, shape (N,)
-    tyres: NDArray[np.int64]  # shape (N,)
-    scores: NDArray[np.float64]  # P(defective), shape (N,)
-    probabilities: NDArray[np.float64]  # [N, classes]
+    tyres: list[str]
+    pictures: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    reviewed: NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        """All tyres of this side."""
+        return len(self.scores) + len(self.reviewed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; keys and probabilities of the first :data:`LISTED`."""
         return {
             "keys": self.keys[:LISTED],
+            "tyres": self.tyres[:LISTED],
+            "pictureCounts": self.pictures[:LISTED].tolist(),
             "labels": self.labels.tolist(),
             "scores": self.scores.tolist(),  # all digits: the page must decide as Python does
             "probabilities": self.probabilities[:LISTED].round(4).tolist(),
+            "total": self.total,
         }
 
 
-def sides(scores: Scores, good: int, temperature: float) -> tuple[Side, Side]:
-    """The defective and the good images, nearest to being wrong first; ``good`` is the good class's index."""
-    defective = defective_scores(scores, good, temperature)
+def sides(scores: Scores, good: int, calibration: Calibration | None) -> tuple[Side, Side]:
+    """The defective and the good tyres, nearest to being wrong first; ``good`` is the good class's index."""
+    temperature, least = (1.0, 1) if calibration is None else (calibration.temperature, calibration.least_pictures)
+    tyres = scores.counted(good, temperature)
     probabilities = softmax(scores.logits, temperature)
+    judged = tyres.whole & (tyres.pictures >= least)
 
     def side(hit: NDArray[np.bool_], order: NDArray[np.float64]) -> Side:
-        place = np.flatnonzero(hit)[np.argsort(order[hit], kind="stable")]
-        keys = [scores.keys[index] for index in place]
-        return Side(keys, scores.labels[place], scores.tyres[place], defective[place], probabilities[place])
+        found, reviewed = tyres.take(hit & judged), tyres.labels[hit & ~judged]
+        found = found.take(np.argsort(order[hit & judged], kind="stable"))
+        keys, names = [scores.keys[place] for place in found.deciding], [*found.names]
+        table = probabilities[found.deciding]
+        return Side(keys, names, found.pictures, found.labels, found.scores, table, reviewed)
 
-    return side(scores.labels != good, defective), side(scores.labels == good, -defective)
+    return side(tyres.labels != good, tyres.scores), side(tyres.labels == good, -tyres.scores)
 
 
-def interval_table(tyres: NDArray[np.int64], confidence: float) -> list[list[float]]:
-    """The low and the high end of the interval of every count of images, from none to all.
-
-    Args:
-        tyres: that each image shows, shape (N,).
-        confidence: of the interval.
-    """
-    ends = interval_ends(np.arange(len(tyres) + 1), len(tyres), worth(tyres), confidence)
+def interval_table(total: int, confidence: float) -> list[list[float]]:
+    """The low and the high end of the interval of every count of tyres, from none to all ``total``."""
+    ends = interval_ends(np.arange(total + 1), total, confidence)
     return [values.round(_DIGITS).tolist() for values in ends]
 
 
 def decision_data(inspector: Inspector, defective: Side, good: Side, confidence: float) -> dict[str, Any]:
     """What the page's script works with, as plain values."""
-    counts = np.bincount(defective.labels, minlength=len(inspector.classes)).tolist()
-    by_class = [defective.tyres[defective.labels == index] for index in range(len(inspector.classes))]
-    both = np.concatenate([defective.tyres, good.tyres])
+    labels = np.concatenate([defective.labels, defective.reviewed])
+    counts = np.bincount(labels, minlength=len(inspector.classes)).tolist()
     return {
         "classes": inspector.classes,
         "counts": counts,
         "goodClass": inspector.good_class,
+        "byTyre": inspector.group_pattern is not None,
         "point": None if inspector.point is None else inspector.point.to_dict(),
         "confidence": confidence,
         "intervals": {
-            "escape": interval_table(defective.tyres, confidence),
-            "overkill": interval_table(good.tyres, confidence),
-            "review": interval_table(both, confidence),
-            "classes": [interval_table(tyres, confidence) for tyres in by_class],
+            "escape": interval_table(defective.total, confidence),
+            "overkill": interval_table(good.total, confidence),
+            "review": interval_table(defective.total + good.total, confidence),
+            "classes": [interval_table(count, confidence) for count in counts],
         },
         "defective": defective.to_dict(),
         "good": good.to_dict(),

@@ -4,7 +4,8 @@
 // file names, so they are only ever set as text. No storage, cookies or dialogs: MLflow shows the page in a sandbox.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 24;
-const band = data.point !== null && data.point.reject_from > data.point.threshold;
+const undecided = data.defective.total - data.defective.scores.length + data.good.total - data.good.scores.length;
+const band = undecided > 0 || (data.point !== null && data.point.reject_from > data.point.threshold);
 const pages = { escapes: 0, overkills: 0 };
 let threshold = data.start;
 
@@ -25,10 +26,11 @@ const goodFrom = (t) => prefix(data.good.scores.length, (i) => data.good.scores[
 
 /** Everything that the threshold decides, in counts. */
 function decide(t) {
-  const rejectFrom = band ? Math.max(t, data.point.reject_from) : t;
-  const defective = data.defective.scores.length, good = data.good.scores.length;
-  const escapes = below(t), caught = defective - below(rejectFrom);
-  const notAccepted = goodFrom(t), overkills = goodFrom(rejectFrom);
+  const rejectFrom = data.point !== null && data.point.reject_from > data.point.threshold ? Math.max(t, data.point.reject_from) : t;
+  // Some tyres are reviewed whatever the threshold: they count, and are neither accepted nor rejected.
+  const defective = data.defective.total, good = data.good.total;
+  const escapes = below(t), caught = data.defective.scores.length - below(rejectFrom);
+  const notAccepted = good - data.good.scores.length + goodFrom(t), overkills = goodFrom(rejectFrom);
   return {
     defective, good, escapes, caught, notAccepted, overkills, rejectFrom,
     review: defective + good - escapes - caught - (good - notAccepted) - overkills,
@@ -92,7 +94,8 @@ function fill(table, rows) {
 
 function tables(now) {
   const escapes = tally(data.defective, 0, now.escapes);
-  const caught = tally(data.defective, now.defective - now.caught, now.defective);
+  const judged = data.defective.scores.length;
+  const caught = tally(data.defective, judged - now.caught, judged);
   const classes = data.classes.map((name, i) => [name, i]).filter(([name]) => name !== data.goodClass);
   fill("defects", classes.map(([name, i]) => {
     const found = share(escapes[i], data.counts[i], data.intervals.classes[i]);
@@ -162,6 +165,7 @@ function card(side, index) {
     all,
     element("p", side.keys[index], "key"),
   );
+  if (data.byTyre) item.prepend(element("p", `${side.tyres[index]}: the worst of ${side.pictureCounts[index]} pictures`, "tyre"));
   return item;
 }
 

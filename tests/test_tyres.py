@@ -1,0 +1,157 @@
+"""Where file names tell the tyre, it is trained, promised, judged and served as a whole."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+
+from tests.conftest import PROJECT, train_here
+from tests.images import encode, picture
+from tyre_lightning.config import register_schemas
+from tyre_lightning.errors import UserError
+from tyre_lightning.lake.tyres import count_tyres
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.prediction import Summary, predict
+
+CLASSES = ("crack", "good")
+PATTERN = r"data.group_pattern='^(T\d+)_'"
+
+
+def write_tyres(root: Path, usage: str, first: int, tyres: int, views: str) -> None:
+    """Tyres of every class, with a picture for each letter of ``views``."""
+    for name in CLASSES:
+        (folder := root / usage / name).mkdir(parents=True)
+        for _ in range(tyres):
+            first += 1
+            for view in views:
+                (folder / f"T{first}_{view}.jpg").write_bytes(encode(picture(10 * first + ord(view), (40, 40)), "JPEG"))
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a lake of tyres, two pictures each, and a run on it."""
+    folder = tmp_path_factory.mktemp("plant")
+    root = folder / "lake" / "v1"
+    write_tyres(root, "train", 0, 12, "ab")
+    write_tyres(root, "val", 100, 8, "ab")
+    write_tyres(root, "test", 200, 6, "ab")
+    promise = ["operating_point.max_escape_rate=0.3", "operating_point.confidence=0.9"]
+    learn = ["trainer.max_epochs=2", "data.image_size=64", "logger.system_metrics=false"]
+    train_here(folder, f"data.root={root}", PATTERN, *promise, *learn)
+    return folder
+
+
+def predicted(plant: Path, folder: Path, source: Path) -> tuple[Summary, pd.DataFrame, pd.DataFrame]:
+    """predict.py's summary, its rows by key, and its tyres by name."""
+    uri = f"sqlite:///{plant}/mlflow.db"
+    given = ["model=models:/tyre-defects/1", f"input={source}", f"output={folder}/rows.parquet", f"tracking_uri={uri}"]
+    register_schemas()
+    with initialize_config_dir(str(PROJECT / "conf" / "predict"), version_base="1.3"):
+        summary = predict(compose("predict", overrides=[*given, "batch_size=3"]))
+    tyres = folder / "rows-tyres.parquet"
+    assert summary.tyres_output == str(tyres)
+    return summary, pd.read_parquet(folder / "rows.parquet").set_index("key"), pd.read_parquet(tyres).set_index("tyre")
+
+
+def test_a_run_counts_tyres(plant: Path) -> None:
+    client = MlflowClient(f"sqlite:///{plant}/mlflow.db")
+    metrics = client.get_run(str(client.get_model_version("tyre-defects", "1").run_id)).data.metrics
+    assert (metrics["test/images"], metrics["test/tyres"], metrics["val/tyres"]) == (24, 12, 16)
+    found = Inspector.load(next(plant.rglob("inspector.json")).parent)
+    assert found.group_pattern == r"^(T\d+)_"
+    assert found.calibration is not None
+    assert (found.calibration.defective_total, found.calibration.least_pictures) == (8, 2)
+
+
+def test_a_tyre_gets_one_verdict_wherever_its_pictures_lie(plant: Path, tmp_path: Path) -> None:
+    line = tmp_path / "line"
+    for usage, view in (("early", "a"), ("late", "b")):
+        for path in plant.glob(f"lake/v1/test/*/*_{view}.jpg"):
+            (line / usage).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, line / usage / path.name)
+    summary, rows, tyres = predicted(plant, tmp_path, line)
+    assert len(rows) == 24 and len(tyres) == 12
+    assert tyres.index.tolist() == sorted({path.name.partition("_")[0] for path in line.rglob("*.jpg")})
+    for name, one in tyres.iterrows():
+        pictures = rows[rows["tyre"] == name]
+        assert one["p_defective"] == pytest.approx((1 - pictures["p_good"]).max(), abs=1e-12)
+        assert {*pictures["decision"]} == {one["decision"]}
+        worst = pictures.loc[one["key"]]
+        assert (worst["picture_decision"], worst["class"]) == (one["decision"], one["class"])
+    assert sum(summary.decisions.values()) == 12
+    client = MlflowClient(f"sqlite:///{plant}/mlflow.db")
+    metrics = client.get_run(str(client.get_model_version("tyre-defects", "1").run_id)).data.metrics
+    defective = tyres["key"].str.extract(r"T(\d+)_")[0].astype(int).to_numpy() <= 206
+    assert metrics["test/escape_rate"] == pytest.approx((tyres["decision"][defective] == "accept").mean())
+    assert metrics["test/overkill_rate"] == pytest.approx((tyres["decision"][~defective] == "reject").mean())
+
+
+def test_a_tyre_that_is_not_seen_whole_is_reviewed(
+    plant: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (line := tmp_path / "line").mkdir()
+    for path in plant.glob("lake/v1/test/good/*.jpg"):
+        shutil.copy(path, line / path.name)
+    first, second, *_ = sorted(line.glob("*_a.jpg"))
+    first.unlink()
+    second.write_bytes(b"<html>")
+    with caplog.at_level(logging.WARNING):
+        _, rows, tyres = predicted(plant, tmp_path, line)
+    lonely, broken = (path.name.partition("_")[0] for path in (first, second))
+    assert tyres.loc[lonely, "decision"] == tyres.loc[broken, "decision"] == "review"
+    assert tyres.loc[lonely, "reason"] == "it has 1 pictures, and the validation tyres had at least 2"
+    assert tyres.loc[broken, "reason"] == "1 of its 2 pictures cannot be read"
+    assert (tyres.loc[broken, "n_pictures"], tyres.loc[broken, "n_unreadable"]) == (1, 1)
+    assert {*rows[rows["tyre"] == broken]["decision"]} == {"review"}
+    assert {*tyres.drop([lonely, broken])["decision"]} <= {"accept", "reject"}
+    assert "pictures of a tyre on average, and there were 2 of the validation tyres" in caplog.text
+
+
+def test_a_served_model_gives_the_rows_of_a_tyre_one_verdict(plant: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{plant}/mlflow.db")
+    served = mlflow.pyfunc.load_model("models:/tyre-defects/1")
+    paths = sorted(plant.glob("lake/v1/test/*/T20[1-3]_*.jpg"))
+    given = pd.DataFrame({"image": [path.read_bytes() for path in paths]})
+    given["tyre"] = ["x", "x", None, "y", "y", "y"]
+    answers = served.predict(given)
+    assert answers["tyre"].tolist() == ["x", "x", None, "y", "y", "y"]
+    for name in "xy":
+        part = answers[answers["tyre"] == name]
+        worst = part.loc[part["p_good"].astype(float).idxmin()]
+        assert {*part["decision"]} == {worst["picture_decision"]}
+    assert answers["decision"][2] == "review" and "it has 1 pictures" in answers["reason"][2]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"^(X\d+)_", r"data.group_pattern='^(X\d+)_' finds nothing in any of 104 file names, such as 'T"),
+        (r"^(T)", "data.group_pattern='^(T)' finds the same in all 104 file names: 'T' in 'T"),
+    ],
+)
+def test_a_pattern_that_tells_nothing_is_refused(plant: Path, tmp_path: Path, pattern: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        train_here(tmp_path, f"data.root={plant}/lake/v1", f"data.group_pattern='{pattern}'")
+    assert message in str(error.value)
+
+
+def test_a_pattern_that_matches_no_name_at_prediction_is_refused(plant: Path, tmp_path: Path) -> None:
+    (line := tmp_path / "line").mkdir()
+    (line / "0001.jpg").write_bytes(encode(picture(), "JPEG"))
+    with pytest.raises(
+        UserError, match=r"the model's data\.group_pattern=.* finds nothing in any of 1 file names, such as"
+    ):
+        predicted(plant, tmp_path, line)
+    assert not list(tmp_path.glob("rows*"))
+
+
+def test_tyres_are_counted() -> None:
+    assert count_tyres(["v/T1_a.jpg", "v/T1_b.jpg", "v/T2_a.jpg", "v/other.jpg"], r"^(T\d+)_") == 3
+    assert count_tyres(["v/T1_a.jpg"], r"^(T\d+)_") == 1

@@ -1,0 +1,85 @@
+"""From pictures to tyres: the line rejects tyres, so that whatever is promised or counted is of tyres.
+
+A tyre is defective if any of its pictures is, and its score is the highest P(defective) of its pictures: a defect is to
+be seen from one side only, and the views that show none must not outvote the one that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Names = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class Tyres:
+    """T tyres, in the order of their names.
+
+    Args:
+        names: shape (T,).
+        scores: P(defective), shape (T,): the highest of a tyre's pictures.
+        labels: class indices, shape (T,): the good class where all pictures are of it; else that of the defective
+            picture with the highest P(defective).
+        deciding: the place of the picture with the highest P(defective) among all pictures, shape (T,).
+        pictures: how many could be read, shape (T,).
+        whole: whether all could, shape (T,).
+    """
+
+    names: Names
+    scores: Floats
+    labels: Ints
+    deciding: Ints
+    pictures: Ints
+    whole: Bools
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def of(cls, names: Names, scores: Floats, labels: Ints, good: int, damaged: Collection[str] = ()) -> Tyres:
+        """Tyres by their N pictures that could be read; those of which none could are not among them.
+
+        Args:
+            names: of the tyre that each shows, shape (N,).
+            scores: P(defective), shape (N,).
+            labels: class indices, shape (N,).
+            good: the index of the class without a defect.
+            damaged: tyres of which a picture could not be read.
+        """
+        found, place, pictures = np.unique(names, return_inverse=True, return_counts=True)
+        order = np.lexsort((-scores, place))
+        deciding = order[_first_of_each(place[order])]
+        telling = np.lexsort((-scores, labels == good, place))  # a tyre's defective pictures first
+        true = labels[telling[_first_of_each(place[telling])]]
+        whole = np.array([name not in damaged for name in found], bool)
+        return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole)
+
+    def take(self, kept: Bools | Ints) -> Tyres:
+        """Some of them."""
+        return Tyres(*(getattr(self, item.name)[kept] for item in fields(self)))
+
+    def one_of_each(self, groups: Names) -> Tyres:
+        """One tyre of each group, since others would say the same again; which one is left to a hash of its name.
+
+        Args:
+            groups: of each tyre, shape (T,).
+        """
+        if not len(self):
+            return self
+        ranks = np.array([blake2b(str(name).encode(), digest_size=8).digest() for name in self.names])
+        place = np.unique(groups, return_inverse=True)[1]
+        order = np.lexsort((ranks, place))
+        return self.take(np.sort(order[_first_of_each(place[order])]))
+
+
+def _first_of_each(ordered: Ints) -> Bools:
+    """Where a run of equal numbers begins."""
+    return np.asarray(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])

@@ -1,0 +1,71 @@
+"""What is known of every tyre so far, on the disk: there may be more tyres than fit into memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tyre_lightning.model.inspector import Inspector, Sighting
+
+_TABLE = """
+create table tyre (
+    name text primary key, pictures integer, unreadable integer, score real, class_name text, key text
+) without rowid
+"""
+_ADD = """
+insert into tyre values (?, ?, ?, ?, ?, ?) on conflict (name) do update set
+    class_name = case when excluded.score > score then excluded.class_name else class_name end,
+    key = case when excluded.score > score then excluded.key else key end,
+    pictures = pictures + excluded.pictures,
+    unreadable = unreadable + excluded.unreadable,
+    score = max(score, excluded.score)
+"""
+
+
+class Ledger:
+    """Tyres by name; a context, at whose end they are forgotten.
+
+    Args:
+        path: of a new file.
+        inspector: whose rows it will be given.
+    """
+
+    def __init__(self, path: Path, inspector: Inspector) -> None:
+        self._database = sqlite3.connect(path)
+        self._database.execute("pragma synchronous = off")
+        self._database.execute(_TABLE)
+        self._inspector = inspector
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._database.close()
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Count pictures, each a row with ``tyre``, ``key``, ``class``, probabilities and ``error``."""
+        self._database.executemany(_ADD, [self._values(row) for row in rows])
+
+    def get(self, names: Sequence[str]) -> list[Sighting]:
+        """What is known of some tyres."""
+        find = "select pictures, unreadable, score, class_name, key from tyre where name = ?"
+        return [Sighting(*self._database.execute(find, (name,)).fetchone()) for name in names]
+
+    def tyres(self) -> Iterator[tuple[str, Sighting]]:
+        """All tyres, by name."""
+        for name, *values in self._database.execute("select * from tyre order by name"):
+            yield name, Sighting(*values)
+
+    def mean_pictures(self) -> float:
+        """Of a tyre, readable or not; NaN where there is none."""
+        (found,) = self._database.execute("select avg(pictures + unreadable) from tyre").fetchone()
+        return float("nan") if found is None else float(found)
+
+    def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        if row["error"] is not None:
+            return row["tyre"], 0, 1, -1.0, None, None
+        score = self._inspector.defective(row)
+        return row["tyre"], 1, 0, score if score == score else 0.0, row["class"], row["key"]

@@ -1,0 +1,88 @@
+"""Which tyre a picture shows: what a pattern finds in its file name, or else it is a tyre of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tyre_lightning.errors import UserError
+
+Ints = NDArray[np.int64]
+
+
+def find_tyre(key: str, pattern: str | None) -> str | None:
+    """The tyre that a picture's file name tells, or None.
+
+    Args:
+        key: of the picture.
+        pattern: a regular expression. Its first pair of parentheses is the tyre's name, or all that it matches.
+    """
+    match = None if pattern is None else re.search(pattern, key.rpartition("/")[2])
+    return None if match is None else match[bool(match.re.groups)]
+
+
+def tyre_of(key: str, pattern: str | None) -> str:
+    """The name of the tyre that a picture shows: the found one, or the picture's key."""
+    found = find_tyre(key, pattern)
+    return key if found is None else found
+
+
+def count_tyres(keys: Iterable[str], pattern: str, option: str = "data.group_pattern") -> int:
+    """How many tyres a pattern tells apart.
+
+    Args:
+        keys: of at least one picture.
+        pattern: a regular expression.
+        option: what to name in an error.
+
+    Raises:
+        UserError: it finds nothing in any file name, or the same in all of several.
+    """
+    tyres: set[str] = set()
+    found: str | None = None
+    count, last = 0, ""
+    for key in keys:
+        count, last = count + 1, key
+        name = find_tyre(key, pattern)
+        found = found if name is None else name
+        tyres.add(key if name is None else name)
+    if found is None:
+        raise UserError(f"{option}='{pattern}' finds nothing in any of {count} file names, such as '{_file(last)}'")
+    if len(tyres) == 1 and count > 1:
+        raise UserError(
+            f"{option}='{pattern}' finds the same in all {count} file names: '{found}' in '{_file(last)}', for example"
+        )
+    return len(tyres)
+
+
+def _file(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def groups_of(keys: Sequence[str], pattern: str | None, pairs: tuple[Ints, Ints] | None = None) -> list[str]:
+    """The group of every image, which no split may divide: its tyre's pictures, and what looks the same.
+
+    Args:
+        keys: of the images.
+        pattern: as for :func:`find_tyre`.
+        pairs: two arrays [M] of places in ``keys``: images that show the same tyre. Groups that share one become one,
+            under the name that comes first.
+    """
+    names = [_group(key, pattern) for key in keys]
+    if pairs is None or not len(pairs[0]):
+        return names
+    found, place = np.unique(np.array(names, dtype=object), return_inverse=True)
+    joined = coo_array((np.ones(len(pairs[0]), bool), (place[pairs[0]], place[pairs[1]])), shape=(len(found),) * 2)
+    _, component = connected_components(joined, directed=False)
+    _, first = np.unique(component, return_index=True)
+    return [*found[first[component[place]]]]
+
+
+def _group(key: str, pattern: str | None) -> str:
+    found = find_tyre(key, pattern)
+    return key if found is None else f"id {found}"  # a key may be called as a tyre is
