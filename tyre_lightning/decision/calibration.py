@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 BINS = 15  # of the calibration error, as in Guo et al.
 _RANGE = (math.log(0.05), math.log(20.0))  # of the logarithm of the temperature
+# Of the prior on the logarithm of the temperature. The widest with which scores that are right as they are lose no more
+# than 0.005 of cross-entropy, from 30 images on (tests/test_temperature.py); 250 images outweigh it.
+_SPREAD = 0.25
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -22,7 +25,11 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """The temperature with the least cross-entropy (Guo et al., arXiv:1706.04599).
+    """The likeliest temperature (Guo et al., arXiv:1706.04599), with a prior by which it stays near 1.
+
+    Few images that are all classified rightly would ask for a temperature of 0, and the first error afterwards would
+    cost more than all that is won. Hence the maximum a posteriori under a Gaussian prior on the logarithm, as Chen and
+    Rosenfeld smooth log-linear models (IEEE Transactions on Speech and Audio Processing 8, 2000).
 
     Args:
         logits: [N, classes].
@@ -30,13 +37,14 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    def cross_entropy(log_temperature: float) -> float:
+    def unlikeliness(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
         top = scaled.max(axis=1)
         log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
+        cross_entropy = float((log_sum - scaled[np.arange(len(labels)), labels]).sum())
+        return cross_entropy + (log_temperature / _SPREAD) ** 2 / 2
 
-    return math.exp(minimize_scalar(cross_entropy, bounds=_RANGE, method="bounded").x)
+    return math.exp(minimize_scalar(unlikeliness, bounds=_RANGE, method="bounded").x)
 
 
 def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
