@@ -92,7 +92,7 @@ def compare(
     if champion is None:
         reasons = below_floors(measured[0], config.gate)
     else:
-        bound = escape_bound(measured[0], measured[1], test, config.gate)
+        bound = escape_bound(measured[0], measured[1], config.gate)
         numbers |= {"champion": measured[1].numbers(), "escape_bound": bound}
         reasons = not_better(measured[0], measured[1], bound, config.gate)
     against = None if champion is None else str(champion.version)
