@@ -149,6 +149,10 @@ def test_the_bound_of_what_has_no_doubt() -> None:
 
 def test_the_fewest_tyres_and_the_smallest_margin() -> None:
     assert smallest_total(MARGIN, CONFIDENCE) == 76
+    for margin, confidence in [(0.3, 0.6), (0.1, 0.95), (0.03, 0.99)]:
+        total = smallest_total(margin, confidence)
+        assert passes(0, 0, total, margin, confidence) and not passes(0, 0, total - 1, margin, confidence)
+    assert smallest_total(1e-6, CONFIDENCE) == 2302584
     assert smallest_margin(76, CONFIDENCE) <= MARGIN < smallest_margin(75, CONFIDENCE)
     assert smallest_margin(15, CONFIDENCE) == pytest.approx(1 - 0.1 ** (1 / 15), abs=2e-4)
     assert smallest_margin(0, CONFIDENCE) == 1

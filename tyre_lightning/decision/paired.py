@@ -16,6 +16,7 @@ Mathematische Zeitschrift 86, 1964).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,7 @@ _FINER = 64  # times as many points as determine the polynomial: its maximum is 
 _TIE = 1e-9  # statistics that differ by rounding are equal
 _PRECISE = 1e-4  # of a bound
 _BLOCK = 64  # shares at a time
+_MANY = 2000  # tyres; the test itself takes more, in more time
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -155,8 +157,14 @@ def smallest_margin(total: int, confidence: float) -> float:
 
 
 def smallest_total(margin: float, confidence: float) -> int:
-    """The fewest tyres that prove a margin where both models let the same ones escape."""
-    total = math.ceil(math.log(1 - confidence) / math.log(1 - margin))  # without the tables that are more extreme
-    while not passes(0, 0, total, margin, confidence):
-        total += 1
-    return total
+    """The fewest tyres that prove a margin where both models let the same ones escape.
+
+    With a margin so small that there must be more than ``_MANY``, a number that is somewhat too low.
+    """
+    least = math.ceil(math.log(1 - confidence) / math.log(1 - margin))  # were no other table as extreme
+    if least > _MANY:
+        return least
+    most = 2 * least
+    while not passes(0, 0, most, margin, confidence):
+        most *= 2
+    return least + bisect_left(range(least, most), True, key=lambda total: passes(0, 0, total, margin, confidence))

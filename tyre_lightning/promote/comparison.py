@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from tyre_lightning.config import GateConfig
-from tyre_lightning.decision.paired import smallest_margin, smallest_total, upper_bound
+from tyre_lightning.decision.paired import passes, smallest_margin, smallest_total, upper_bound
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.lake.reader import Reader
@@ -108,14 +108,15 @@ def escape_bound(challenger: Performance, other: Performance, gate: GateConfig) 
     ours, theirs = challenger.verdicts.decisions, other.verdicts.decisions
     judged = challenger.verdicts.defective & (ours != None) & (theirs != None)  # noqa: E711 (elementwise)
     total = int(judged.sum())
-    if total < (needed := smallest_total(gate.margin, gate.confidence)):
-        raise UserError(_too_few(total, needed, gate))
+    if not passes(0, 0, total, gate.margin, gate.confidence):
+        raise UserError(_too_few(total, gate))
     escaped, escaped_theirs = ours[judged] == "accept", theirs[judged] == "accept"
     more, less = int((escaped & ~escaped_theirs).sum()), int((escaped_theirs & ~escaped).sum())
     return upper_bound(more, less, total, gate.margin, gate.confidence)
 
 
-def _too_few(total: int, needed: int, gate: GateConfig) -> str:
+def _too_few(total: int, gate: GateConfig) -> str:
+    needed = smallest_total(gate.margin, gate.confidence)
     least = math.ceil(1000 * smallest_margin(total, gate.confidence)) / 1000
     return (
         f"the {total} defective tyres in the test images cannot prove gate.margin={gate.margin:g} with a confidence "
