@@ -1,4 +1,4 @@
-"""Which version of a registered model is the champion, which asks to replace it, and which were champions before."""
+"""Which version of a registered model is the champion, which asks to replace it, and by which both are judged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tyre_lightning.errors import UserError
-from tyre_lightning.tracking.registry import CHALLENGER
+from tyre_lightning.tracking.registry import ANCHOR, CHALLENGER, CHAMPION
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION = "champion"
 PREVIOUS = "promotion.previous_champion"  # the tag of a champion that names the one before
 
 _STALE_SECONDS = 60  # a lock is held for the time of a few calls; one of this age has no owner any more
@@ -47,6 +46,28 @@ class Aliases:
         if found is None:
             raise UserError(f"model={self.name} has no version with the alias '{CHALLENGER}': train one first")
         return found
+
+    def anchor(self) -> ModelVersion | None:
+        """The version that no champion may be much worse than, if one has been chosen."""
+        return self._version(ANCHOR)
+
+    def set_first_anchor(self, version: str) -> None:
+        """Make a version the anchor where there is none."""
+        if self.anchor() is None:
+            self.client.set_registered_model_alias(self.name, ANCHOR, version)
+
+    def move_anchor(self) -> tuple[str | None, str]:
+        """Make the champion the anchor; gives the versions, the anchor before first.
+
+        Raises:
+            UserError: there is no champion.
+        """
+        champion, before = self.champion(), self.anchor()
+        if champion is None:
+            raise UserError(f"model={self.name} has no version with the alias '{CHAMPION}' to become the anchor")
+        self.client.set_registered_model_alias(self.name, ANCHOR, str(champion.version))
+        self.tag(champion, {"promotion.anchor_since": _now()})
+        return None if before is None else str(before.version), str(champion.version)
 
     def move(self, expected: str | None, version: str) -> None:
         """Make ``version`` the champion in the place of ``expected`` (None: of nobody).
@@ -86,7 +107,7 @@ class Aliases:
         if previous is None:
             raise UserError(f"version {champion.version} of {self.name} replaced no other: there is none to go back to")
         self.move(str(champion.version), previous)
-        self.tag(champion, {"promotion.rolled_back": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        self.tag(champion, {"promotion.rolled_back": _now()})
         return str(champion.version), previous
 
     def tag(self, version: ModelVersion, values: Mapping[str, object]) -> None:
@@ -133,3 +154,7 @@ class Aliases:
                 raise
             self.client.delete_registered_model(lock)
             self.client.create_registered_model(lock)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

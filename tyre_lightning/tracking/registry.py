@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CHALLENGER = "challenger"  # the alias of the newest version, which asks to become the champion
+CHAMPION = "champion"  # of the one in use
+ANCHOR = "anchor"  # of the one that no champion may be much worse than
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
