@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.mlflow_server import lay_database
-from tyre_lightning.promote.aliases import Aliases, Overtaken
+from tyre_lightning.promote.aliases import FINGERPRINT, Aliases, Overtaken
 from tyre_lightning.tracking.registry import create_version
 from tyre_lightning.tracking.runs import connect
 
@@ -163,3 +163,12 @@ def test_who_was_away_for_long_leaves_the_lock_of_another(registry: Registry, mo
     assert registry.gate()._held(LOCK) is not None
     other.__exit__(None, None, None)
     assert registry.gate()._held(LOCK) is None
+
+
+def test_how_many_others_some_images_have_judged(registry: Registry) -> None:
+    for fingerprint in ("old", "new", "new", "new"):
+        registry.train()
+        registry.gate().tag(registry.gate().challenger(), {FINGERPRINT: fingerprint})
+    assert registry.gate().judged_by("new", "4") == 2  # a version that is judged again learns nothing new
+    assert registry.gate().judged_by("new", "5") == 3
+    assert registry.gate().judged_by("unknown", "5") == 0

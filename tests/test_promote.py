@@ -149,7 +149,7 @@ def test_only_a_better_model_passes(registry: Registry) -> None:
 
     tags = registry.version(worse).tags
     assert tags["promotion"] == "not promoted" and tags["promotion.compared_with"] == first
-    assert tags["promotion.anchor"] == first
+    assert tags["promotion.anchor"] == first and tags["promotion.judged_before"] == str(outcome.judged_before) == "3"
     assert tags["promotion.reasons"] == "; ".join(outcome.reasons)
     assert float(tags["promotion.challenger.escape_rate"]) == 1
     assert float(tags["promotion.escape_bound.champion"]) == pytest.approx(
@@ -157,7 +157,8 @@ def test_only_a_better_model_passes(registry: Registry) -> None:
     )
     run = registry.version(worse).run_id
     found = registry.client.download_artifacts(str(run), f"promotion/version-{worse}-against-{first}.json")
-    assert json.loads(Path(found).read_text())["numbers"]["champion"]["overkill_rate"] == 0
+    assert (recorded := json.loads(Path(found).read_text()))["numbers"]["champion"]["overkill_rate"] == 0
+    assert recorded["judged_before"] == 3
 
 
 def test_a_better_challenger_replaces_the_champion_and_there_is_a_way_back(

@@ -36,7 +36,8 @@ def task(cfg: DictConfig) -> None:
     against = "no champion" if found.champion is None else f"version {found.champion}, the champion"
     if found.anchor not in (None, found.champion):
         against += f", and version {found.anchor}, the anchor"
-    print(f"version {found.challenger} of {cfg.model} against {against}, by {found.images} test images")
+    print(f"version {found.challenger} of {cfg.model} against {against}")
+    print(f"by {found.images} test images, which have judged {found.judged_before} other versions before")
     for who in ("challenger", "champion", "anchor"):
         if who in found.numbers:
             print(f"{who}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.numbers[who].items()))

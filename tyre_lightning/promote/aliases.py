@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PREVIOUS = "promotion.previous_champion"  # the tag of a champion that names the one before
+FINGERPRINT = "promotion.test_fingerprint"  # the tag that says by which test images a version was judged
 
 _STALE_SECONDS = 60  # a lock is held for the time of a few calls; one of this age has no owner any more
 
@@ -116,6 +117,12 @@ class Aliases:
         self.move(str(champion.version), previous)
         self.tag(champion, {"promotion.rolled_back": _now()})
         return str(champion.version), previous
+
+    def judged_by(self, fingerprint: str, challenger: str) -> int:
+        """How many versions beside a challenger were judged by the test images of this fingerprint."""
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        by = [str(one.version) for one in versions if one.tags.get(FINGERPRINT) == fingerprint]
+        return len({*by} - {challenger})
 
     def tag(self, version: ModelVersion, values: Mapping[str, object]) -> None:
         """Write tags of a version."""

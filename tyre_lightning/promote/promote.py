@@ -16,7 +16,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.promote.aliases import Aliases, Overtaken
+from tyre_lightning.promote.aliases import FINGERPRINT, Aliases, Overtaken
 from tyre_lightning.promote.comparison import perform
 from tyre_lightning.promote.images import fetch_test_images, test_set
 from tyre_lightning.promote.rule import judge
@@ -44,7 +44,8 @@ class Outcome:
         numbers: what was measured, by ``challenger``, ``champion`` and ``anchor``, and by ``escape_bound`` how much
             more than with the latter two escapes at most.
         fingerprint: of the test images.
-        images: how many of them both models were judged by.
+        images: how many of them all models were judged by.
+        judged_before: how many other versions these test images have judged already; each wears them out a little.
     """
 
     promoted: bool
@@ -55,6 +56,7 @@ class Outcome:
     numbers: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     images: int = 0
+    judged_before: int = 0
 
 
 def promote(cfg: DictConfig) -> Outcome:
@@ -134,6 +136,7 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
         numbers | ({"escape_bound": bounds} if bounds else {}),
         found.fingerprint,
         len(test.entries),
+        aliases.judged_by(found.fingerprint, challenger),
     )
 
 
@@ -176,7 +179,8 @@ def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None
             "promotion.compared_with": outcome.champion or "no champion",
             "promotion.anchor": outcome.anchor or "no anchor",
             "promotion.test_images": outcome.images,
-            "promotion.test_fingerprint": outcome.fingerprint,
+            FINGERPRINT: outcome.fingerprint,
+            "promotion.judged_before": outcome.judged_before,
             **{name: f"{value:.6g}" for name, value in flatten({"promotion": outcome.numbers})},
         },
     )
