@@ -22,7 +22,7 @@ def test_python_commands_compose(command: str) -> None:
     name = script.removesuffix(".py")
     if name in ("resend", "export"):  # test_tracking and test_prediction run them
         return
-    words = ("job", "rollback")
+    words = ("job", "rollback", "anchor")
     overrides = [one for one in arguments if not one.startswith(("-", "hydra")) and one not in words]
     register_schemas()
     for choice in sweep(overrides) if "-m" in arguments else [overrides]:

@@ -299,10 +299,10 @@ class PredictConfig:
 class GateConfig:
     """What a challenger must be to replace the champion."""
 
-    margin: float = 0.03  # at most this share more of defective tyres escapes than with the champion ...
-    confidence: float = 0.9  # ... with this confidence
+    margin: float = 0.03  # at most this share more of defective tyres escapes than with champion and anchor ...
+    confidence: float = 0.9  # ... with this confidence, against each
     max_latency_ms: float | None = None  # for an image, on this machine
-    max_escape_rate: float = 0.1  # these three only where there is no champion yet
+    max_escape_rate: float = 0.1  # these three hold for every challenger, the first one too
     max_overkill_rate: float = 0.3
     min_f1: float = 0.8
 
@@ -316,6 +316,7 @@ class PromoteConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     dry_run: bool = False  # compare, and change nothing
     rollback: bool = False  # return to the champion before, without a comparison
+    anchor: bool = False  # make the champion the anchor, without a comparison
     tracking_uri: str = DEFAULT_TRACKING_URI
     s3: S3Config = field(default_factory=S3Config)
 
@@ -390,6 +391,8 @@ def to_promote_config(cfg: Any) -> PromoteConfig:
     assert isinstance(config, PromoteConfig)
     if not config.model:
         raise UserError("model is not set: give model=NAME of a registered model")
+    if config.rollback and config.anchor:
+        raise UserError("rollback and anchor are two commands: give one of them")
     gate = config.gate
     _require("gate.confidence", gate.confidence, 0.5 < gate.confidence < 1, "between 0.5 and 1")
     for name in ("margin", "max_escape_rate", "max_overkill_rate", "min_f1"):

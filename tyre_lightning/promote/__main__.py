@@ -1,7 +1,8 @@
 """The gate between training and the line: ``python -m tyre_lightning.promote`` lets only a better model pass.
 
 Its exit code is 0 when the challenger was promoted (or, in a dry run, would be), 4 when it was not, 2 when it could not
-be judged. ``python -m tyre_lightning.promote rollback`` returns to the champion before.
+be judged. ``python -m tyre_lightning.promote rollback`` returns to the champion before, and ``... anchor`` makes the
+champion the version that no later one may be much worse than.
 """
 
 import sys
@@ -16,21 +17,28 @@ from tyre_lightning.config import register_schemas
 register_schemas()
 CONF = Path(__file__).parents[2] / "conf" / "promote"
 UNUSABLE, NOT_PROMOTED = 2, 4
-WORDS = {"rollback": "rollback=true", "--dry-run": "dry_run=true"}
+WORDS = {"rollback": "rollback=true", "anchor": "anchor=true", "--dry-run": "dry_run=true"}
 
 
 def task(cfg: DictConfig) -> None:
     """Import what is heavy only now that the config has been found good."""
-    from tyre_lightning.promote.promote import promote, roll_back
+    from tyre_lightning.promote.promote import move_anchor, promote, roll_back
 
     if cfg.rollback:
         gone, back = roll_back(cfg)
         print(f"version {back} of {cfg.model} is the champion again, in the place of version {gone}")
         return
+    if cfg.anchor:
+        before, now = move_anchor(cfg)
+        print(f"version {now} of {cfg.model} is the anchor" + (f", in the place of version {before}" if before else ""))
+        return
     found = promote(cfg)
     against = "no champion" if found.champion is None else f"version {found.champion}, the champion"
-    print(f"version {found.challenger} of {cfg.model} against {against}, by {found.images} test images")
-    for who in ("challenger", "champion"):
+    if found.anchor not in (None, found.champion):
+        against += f", and version {found.anchor}, the anchor"
+    print(f"version {found.challenger} of {cfg.model} against {against}")
+    print(f"by {found.images} test images, which have judged {found.judged_before} other versions before")
+    for who in ("challenger", "champion", "anchor"):
         if who in found.numbers:
             print(f"{who}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.numbers[who].items()))
     if not found.promoted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +16,17 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.promote.aliases import Aliases, Overtaken
-from tyre_lightning.promote.comparison import escape_bound, perform
+from tyre_lightning.promote.aliases import FINGERPRINT, Aliases, Overtaken
+from tyre_lightning.promote.comparison import perform
 from tyre_lightning.promote.images import fetch_test_images, test_set
-from tyre_lightning.promote.rule import below_floors, not_better
-from tyre_lightning.tracking.registry import load_inspector
+from tyre_lightning.promote.rule import judge
+from tyre_lightning.tracking.registry import ANCHOR, CHALLENGER, CHAMPION, load_inspector
 from tyre_lightning.tracking.runs import connect, fetch_catalog, flatten
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 _OVERTAKEN = "another promotion has moved the champion's alias meanwhile: run again, against the new champion"
 
@@ -37,18 +40,23 @@ class Outcome:
         reasons: why not; empty where it is.
         challenger: its version.
         champion: the version that it was compared with, if there was one.
-        numbers: what was measured, by ``challenger`` and ``champion``, and ``escape_bound`` between them.
+        anchor: the other version that it was compared with; the champion where that is the anchor itself.
+        numbers: what was measured, by ``challenger``, ``champion`` and ``anchor``, and by ``escape_bound`` how much
+            more than with the latter two escapes at most.
         fingerprint: of the test images.
-        images: how many of them both models were judged by.
+        images: how many of them all models were judged by.
+        judged_before: how many other versions these test images have judged already; each wears them out a little.
     """
 
     promoted: bool
     reasons: list[str]
     challenger: str
     champion: str | None
+    anchor: str | None
     numbers: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     images: int = 0
+    judged_before: int = 0
 
 
 def promote(cfg: DictConfig) -> Outcome:
@@ -62,7 +70,8 @@ def promote(cfg: DictConfig) -> Outcome:
     challenger, champion = aliases.challenger(), aliases.champion()
     if champion is not None and champion.version == challenger.version:
         raise UserError(f"version {champion.version} of {config.model} is the champion already: train a challenger")
-    outcome = compare(config, aliases, challenger, champion)
+    anchor = _anchor(config, aliases, champion)
+    outcome = compare(config, aliases, Versions(challenger, champion, anchor))
     if config.dry_run:
         return outcome
     if outcome.promoted:
@@ -70,35 +79,79 @@ def promote(cfg: DictConfig) -> Outcome:
             aliases.replace(champion, challenger)
         except Overtaken:  # nothing is recorded: the other may just have promoted this very version
             return replace(outcome, promoted=False, reasons=[_OVERTAKEN])
+        aliases.set_first_anchor(str(challenger.version))
     record(aliases, challenger, outcome)
     return outcome
 
 
-def compare(
-    config: PromoteConfig, aliases: Aliases, challenger: ModelVersion, champion: ModelVersion | None
-) -> Outcome:
-    """Judge both by the same test images, fetched anew.
+def _anchor(config: PromoteConfig, aliases: Aliases, champion: ModelVersion | None) -> ModelVersion | None:
+    """The anchor; a champion of a registry that knows none becomes it."""
+    if (found := aliases.anchor()) is not None or champion is None:
+        return found
+    log.warning("%s has no anchor: version %s, the champion, becomes it", config.model, champion.version)
+    if not config.dry_run:
+        aliases.set_first_anchor(str(champion.version))
+    return champion
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Who takes part in a comparison."""
+
+    challenger: ModelVersion
+    champion: ModelVersion | None
+    anchor: ModelVersion | None
+
+    def others(self) -> dict[str, ModelVersion]:
+        """Whom the challenger is compared with, each once, by alias."""
+        found = {CHAMPION: self.champion, ANCHOR: self.anchor}
+        if self.champion is not None and self.anchor is not None and self.champion.version == self.anchor.version:
+            del found[ANCHOR]
+        return {name: version for name, version in found.items() if version is not None}
+
+
+def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outcome:
+    """Judge all by the same test images, fetched anew.
 
     Raises:
         UserError: see :func:`promote`.
     """
-    inspectors = [_inspector(config, version) for version in (challenger, champion) if version is not None]
-    pinned = [_pinned(config, version) for version in (challenger, champion) if version is not None]
-    params = aliases.client.get_run(str(challenger.run_id)).data.params
-    found = fetch_test_images(config, str(challenger.version), params, pinned)
-    test = test_set(found, params, inspectors[0])
-    measured = [perform(inspector, test, found.reader) for inspector in inspectors]
-    numbers: dict[str, Any] = {"challenger": measured[0].numbers()}
-    if champion is None:
-        reasons = below_floors(measured[0], config.gate)
-    else:
-        bound = escape_bound(measured[0], measured[1], test, config.gate)
-        numbers |= {"champion": measured[1].numbers(), "escape_bound": bound}
-        reasons = not_better(measured[0], measured[1], bound, config.gate)
-    against = None if champion is None else str(champion.version)
+    everyone = {CHALLENGER: versions.challenger, **versions.others()}
+    inspectors = {name: _inspector(config, version) for name, version in everyone.items()}
+    pinned = [_pinned(config, version) for version in everyone.values()]
+    challenger = str(versions.challenger.version)
+    params = aliases.client.get_run(str(versions.challenger.run_id)).data.params
+    found = fetch_test_images(config, challenger, params, pinned)
+    test = test_set(found, params, inspectors[CHALLENGER])
+    measured = {name: perform(inspector, test, found.reader) for name, inspector in inspectors.items()}
+    others = {name: measured[name] for name in versions.others()}
+    reasons, bounds = judge(measured[CHALLENGER], others, config.gate)
+    numbers: dict[str, Any] = {name: one.numbers() for name, one in measured.items()}
     return Outcome(
-        not reasons, reasons, str(challenger.version), against, numbers, found.fingerprint, len(test.entries)
+        not reasons,
+        reasons,
+        challenger,
+        _number(versions.champion),
+        _number(versions.anchor),
+        numbers | ({"escape_bound": bounds} if bounds else {}),
+        found.fingerprint,
+        len(test.entries),
+        aliases.judged_by(found.fingerprint, challenger),
     )
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    return None if version is None else str(version.version)
+
+
+def move_anchor(cfg: DictConfig) -> tuple[str | None, str]:
+    """Make the champion the anchor; gives the versions, the anchor before first.
+
+    Raises:
+        UserError: there is no champion.
+    """
+    config = to_promote_config(cfg)
+    return Aliases(connect(config.tracking_uri), str(config.model)).move_anchor()
 
 
 def roll_back(cfg: DictConfig) -> tuple[str, str]:
@@ -124,8 +177,10 @@ def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None
             "promotion": decision,
             "promotion.reasons": "; ".join(outcome.reasons) or "better by the rule",
             "promotion.compared_with": outcome.champion or "no champion",
+            "promotion.anchor": outcome.anchor or "no anchor",
             "promotion.test_images": outcome.images,
-            "promotion.test_fingerprint": outcome.fingerprint,
+            FINGERPRINT: outcome.fingerprint,
+            "promotion.judged_before": outcome.judged_before,
             **{name: f"{value:.6g}" for name, value in flatten({"promotion": outcome.numbers})},
         },
     )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CHALLENGER = "challenger"  # the alias of the newest version, which asks to become the champion
+CHAMPION = "champion"  # of the one in use
+ANCHOR = "anchor"  # of the one that no champion may be much worse than
+_ASKS = "challenger.asks"  # the tag of a version that its training has registered
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
@@ -113,7 +116,7 @@ def signature(inspector: Inspector) -> ModelSignature:
 def create_version(client: MlflowClient, run_id: str, name: str, folder: str) -> str:
     """Register the model that is an artifact of a run, as the challenger; gives its version.
 
-    A model that is registered already keeps its version: a request may have to be made twice.
+    A model that is registered already keeps its version: a request may have to be made twice, or comes late.
     """
     from mlflow.exceptions import MlflowException
 
@@ -124,6 +127,29 @@ def create_version(client: MlflowClient, run_id: str, name: str, folder: str) ->
             raise
     made = [*client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")]
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
-    version = str((made[0] if made else client.create_model_version(name, source, run_id=run_id)).version)
-    client.set_registered_model_alias(name, CHALLENGER, version)
-    return version
+    version = made[0] if made else client.create_model_version(name, source, run_id=run_id, tags={_ASKS: "true"})
+    let_newest_ask(client, name)
+    return str(version.version)
+
+
+def let_newest_ask(client: MlflowClient, name: str) -> None:
+    """Make the newest version that a training has registered the challenger, if it has not been judged yet.
+
+    So an older one never takes the alias from it, nor gets it back after a promotion, whenever it is sent. Of two
+    trainings that end at once either may write last: each looks again, until there is nothing to mend.
+    """
+    while (newest := _newest_asking(client, name)) is not None:
+        client.set_registered_model_alias(name, CHALLENGER, newest)
+
+
+def _newest_asking(client: MlflowClient, name: str) -> str | None:
+    """The version that lacks the challenger's alias."""
+    asking = [one for one in client.search_model_versions(f"name = '{name}'") if _ASKS in one.tags]
+    newest = max(asking, key=lambda one: int(one.version), default=None)
+    if newest is None or any(tag.startswith("promotion") for tag in newest.tags):
+        return None
+    aliases = client.get_registered_model(name).aliases
+    champion, holder = (int(aliases.get(alias, 0)) for alias in (CHAMPION, CHALLENGER))
+    if champion == int(newest.version) or holder >= int(newest.version):
+        return None
+    return str(newest.version)
