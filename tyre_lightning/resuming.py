@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -103,5 +104,7 @@ def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The folder of this run: Hydra's, or ``paths.output_dir`` when called from Python."""
-    return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.paths.output_dir)
+    """The folder of a run: Hydra's; when called from Python a new one each time, where Hydra's would be too."""
+    if HydraConfig.initialized():
+        return Path(HydraConfig.get().runtime.output_dir)
+    return Path(config.paths.output_dir, "train", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")

@@ -66,8 +66,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     quiet()
     resume = find_checkpoint(config)
     check_means(config)
+    new_folder = run_folder(config)
     if config.data.from_run is not None:
-        config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, run_folder(config))
+        config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, new_folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
     preprocessing = Preprocessing.of(preset(config.model.name), config.data)
     copies = read_copies if config.data.near_copies else None
@@ -80,7 +81,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model, config.trainer.max_epochs)
-    folder = unfinished or run_folder(config)
+    folder = unfinished or new_folder
     name = config.logger.run_name or config.model.name
     if unfinished is None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)

@@ -1,0 +1,30 @@
+"""Trainings from Python that begin with a checkpoint: as a run of their own, or as the run that was broken off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_here, train_here, write_images
+from tyre_lightning.errors import UserError
+
+UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """Of a training on a local lake of two classes, with two batches an epoch."""
+    write_images(tmp_path / "lake" / "v1", {"train": 5, "test": 2}, ("crack", "good"))
+    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED]
+
+
+def test_every_training_has_a_folder_of_its_own(options: list[str], tmp_path: Path) -> None:
+    train_here(tmp_path, *options)
+    first = run_here(tmp_path)
+    kept = (first / "checkpoints" / "best.ckpt").read_bytes()
+    train_here(tmp_path, *options, "seed=1")
+    assert (first / "checkpoints" / "best.ckpt").read_bytes() == kept
+    assert (run_here(tmp_path) / "checkpoints" / "best.ckpt").is_file() and run_here(tmp_path) != first
+    with pytest.raises(UserError, match=f"{run_here(tmp_path)}/checkpoints/last.ckpt is of a run that has done its 1"):
+        train_here(tmp_path, *options, "ckpt_path=last")
