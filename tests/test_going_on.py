@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import run_here, train_here, write_images
 from tyre_lightning.errors import UserError
+from tyre_lightning.model.classifier import JUDGEMENT
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
 
@@ -28,3 +30,26 @@ def test_every_training_has_a_folder_of_its_own(options: list[str], tmp_path: Pa
     assert (run_here(tmp_path) / "checkpoints" / "best.ckpt").is_file() and run_here(tmp_path) != first
     with pytest.raises(UserError, match=f"{run_here(tmp_path)}/checkpoints/last.ckpt is of a run that has done its 1"):
         train_here(tmp_path, *options, "ckpt_path=last")
+
+
+def test_a_new_run_has_a_best_checkpoint_of_its_own(options: list[str], tmp_path: Path) -> None:
+    train_here(tmp_path, *options)
+    first = run_here(tmp_path) / "checkpoints"
+    out_of_reach(first / "last.ckpt")
+    kept = (first / "best.ckpt").read_bytes()
+    train_here(tmp_path, *options, f"ckpt_path={first}/last.ckpt", "trainer.max_epochs=2")
+    second = run_here(tmp_path) / "checkpoints"
+    assert second != first
+    assert (first / "best.ckpt").read_bytes() == kept
+    found = torch.load(second / "best.ckpt", weights_only=True)
+    assert found["epoch"] == 1 and found[JUDGEMENT]["calibration"] is not None
+    paths = [state["best_model_path"] for key, state in found["callbacks"].items() if "best_model_path" in state]
+    assert all(path.startswith(str(second)) for path in filter(None, paths))
+
+
+def out_of_reach(checkpoint: Path) -> None:
+    """Let the peak that a checkpoint remembers be one that no later epoch comes near."""
+    content = torch.load(checkpoint, weights_only=True)
+    (state,) = [state for key, state in content["callbacks"].items() if key.startswith("BestEpoch")]
+    state["peak"] = 1.0
+    torch.save(content, checkpoint)

@@ -66,8 +66,13 @@ def find_checkpoint(config: TrainConfig) -> str | None:
     return str(found[-1])
 
 
-def check_checkpoint(path: str, model: TyreClassifier, epochs: int) -> None:
-    """Refuse to resume another model's training, or one that is done.
+def check_checkpoint(path: str, model: TyreClassifier, epochs: int | None) -> None:
+    """Refuse to begin with another model's checkpoint, or with one that leaves a new run nothing to train.
+
+    Args:
+        path: of the checkpoint.
+        model: to be trained.
+        epochs: of a new run; None for the run that left the checkpoint.
 
     Raises:
         UserError: the file is no checkpoint, its backbone or classes differ, or its run had as many epochs.
@@ -79,9 +84,11 @@ def check_checkpoint(path: str, model: TyreClassifier, epochs: int) -> None:
     ):
         if theirs != ours:
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
-    journal = Journal.at(Path(path).absolute().parent.parent)
-    done = torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
-    if journal is not None and journal.status() == "FINISHED" and done >= epochs:
+    if epochs is None:
+        return
+    loops = torch.load(path, map_location="cpu", weights_only=True)["loops"]
+    done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if done >= epochs:
         raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
 
 

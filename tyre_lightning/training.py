@@ -80,7 +80,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     resume, unfinished = starting_point(config, resume, setup)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
-        check_checkpoint(resume, model, config.trainer.max_epochs)
+        check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
     folder = unfinished or new_folder
     name = config.logger.run_name or config.model.name
     if unfinished is None:
@@ -90,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         record_data(run, data, catalogs)
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
         shared = find_shared(data)
-        trainer = build_trainer(config, run, folder)
+        trainer = build_trainer(config, run, folder, new=unfinished is None)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
         inspector = Inspector.from_checkpoint(best)
