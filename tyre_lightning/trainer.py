@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks as lc
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
-from tyre_lightning.checkpointing import FreshStart
+from tyre_lightning.checkpointing import FreshStart, KeptGradients
 from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.averaging import weight_average
@@ -62,7 +62,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> 
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
         num_sanity_val_steps=0,
         logger=RunLogger(run),
-        callbacks=[*begin, *build_callbacks(config, folder), *(pruning() if count == 1 else [])],
+        callbacks=[*begin, KeptGradients(), *build_callbacks(config, folder), *(pruning() if count == 1 else [])],
         default_root_dir=folder,
     )
 
