@@ -146,3 +146,20 @@ def test_unknown_nodes_of_a_config_are_refused() -> None:
         cfg = compose("train", overrides=["+data.augment.rotate=3", "data.root=lake"])
     with pytest.raises(UserError, match=r"unknown config key 'data\.augment\.rotate'"):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("callbacks.checkpoint.mode=most", "callbacks.checkpoint.mode=most must be min or max"),
+        ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=max takes the highest val/loss"),
+        ("callbacks.early_stopping.monitor=val/loss", "give callbacks.early_stopping.mode=min"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0.0 must be more than 0"),
+    ],
+)
+def test_an_epoch_that_cannot_be_chosen_is_refused(override: str, message: str) -> None:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[override, "data.root=lake"])
+    with pytest.raises(UserError, match=message):
+        to_train_config(cfg)

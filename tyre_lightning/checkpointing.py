@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
+
+from tyre_lightning.errors import Diverged
 
 GRADIENTS = "accumulated_gradients"  # a checkpoint's key
 
@@ -56,3 +58,12 @@ class KeptGradients(Callback):
         for name, parameter in pl_module.named_parameters():
             if name in self._sums:
                 parameter.grad = self._sums[name].to(parameter.device, copy=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps what an interrupt or an error leaves, unless nothing could go on with it."""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save, but no weights that are no numbers in place of good ones."""
+        if not isinstance(exception, Diverged):
+            super().on_exception(trainer, pl_module, exception)

@@ -434,11 +434,22 @@ def check_ranges(config: TrainConfig) -> None:
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    for name in ("limit_train_batches", "limit_val_batches"):
+        limit = getattr(trainer, name)
+        _require(f"trainer.{name}", limit, limit is None or limit > 0, "more than 0")
+    _check_monitor("callbacks.checkpoint", config.callbacks.checkpoint)
+    _check_monitor("callbacks.early_stopping", config.callbacks.early_stopping)
     minutes = config.callbacks.checkpoint.minutes
     _require("callbacks.checkpoint.minutes", minutes, minutes >= 0, "0 or more")
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)
+
+
+def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:
+    _require(f"{key}.mode", options.mode, options.mode in ("min", "max"), "min or max")
+    if options.monitor.endswith("loss") and options.mode == "max":
+        raise UserError(f"{key}.mode=max takes the highest {options.monitor} for the best: give {key}.mode=min")
 
 
 def _check_classes(data: DataConfig) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks as lc
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
-from tyre_lightning.checkpointing import FreshStart, KeptGradients
+from tyre_lightning.checkpointing import FreshStart, KeptGradients, LastCheckpoint
 from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.averaging import weight_average
@@ -79,7 +79,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
             enable_version_counter=False,
         ),
         # Apart from the best, so that what an interrupt leaves never takes the best one's place.
-        lc.ModelCheckpoint(
+        LastCheckpoint(
             save_on_exception=True,
             save_on_train_epoch_end=True,
             filename="last",

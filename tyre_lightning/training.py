@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tyre_lightning.audit.copies import read_copies
+from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable, limited
 from tyre_lightning.config import (
     ClassWeights,
     OperatingPointConfig,
@@ -30,7 +31,6 @@ from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, defective_scores, quality
 from tyre_lightning.evaluation.latency import latencies_ms
-from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
@@ -43,9 +43,9 @@ from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, Run, connect, fetch_catalog, send_left, tracked_run
+from tyre_lightning.tracking.runs import CATALOG, Run, fetch_catalog, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
-from tyre_lightning.trainer import build_trainer, checkpoints, processes, uses_gpu
+from tyre_lightning.trainer import build_trainer, checkpoints, uses_gpu
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,6 +78,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if (done := done_before(setup)) is not None:
         return done
     resume, unfinished = starting_point(config, resume, setup)
+    check_monitors(config.callbacks, data)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
@@ -90,6 +91,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         record_data(run, data, catalogs)
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
         shared = find_shared(data)
+        check_readable(data, config.trainer)
         trainer = build_trainer(config, run, folder, new=unfinished is None)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
@@ -112,17 +114,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}
-
-
-def check_means(config: TrainConfig) -> None:
-    """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
-
-    Raises:
-        UserError: a GPU is missing, or the tracking server does not answer.
-    """
-    processes(config.trainer)
-    if not config.logger.tracking_uri.startswith("sqlite:"):  # a file cannot be away, and takes seconds to make
-        connect(config.logger.tracking_uri)
 
 
 def quiet() -> None:
@@ -152,7 +143,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         good_class=data.good_class,
         dropout=options.dropout,
         label_smoothing=options.label_smoothing,
-        class_weights=class_weights(list(data.train.counts().values())) if balanced else None,
+        class_weights=balanced_weights(data) if balanced else None,
         freeze_epochs=options.freeze_epochs,
         freeze_stages=0 if options.weights == "none" else options.freeze_stages,
         channels_last=options.channels_last,
@@ -270,14 +261,6 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
     for problem in reader.problems:
         log.warning("%s", problem)
     return found
-
-
-def limited(catalog: Catalog, limit: float | None, batch_size: int) -> Catalog:
-    """The first images of a catalog: a share of them, or where the limit is above 1, as many batches."""
-    if limit is None:
-        return catalog
-    count = int(limit) * batch_size if limit > 1 else round(limit * len(catalog))
-    return catalog.take(list(range(min(count, len(catalog)))))
 
 
 def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: int) -> dict[str, float]:
