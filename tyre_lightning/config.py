@@ -6,8 +6,10 @@ it was written: on the command line, in an experiment file or behind ``+``. This
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -346,13 +348,44 @@ def known_keys(schema: type, prefix: str = "") -> list[str]:
     return keys
 
 
+def unknown_key(key: str, schema: type, place: str = "") -> str:
+    """The sentence about a key that no schema has, with the nearest that one has."""
+    known = known_keys(schema)
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
+    return f"unknown config key '{key}'{place}{hint}"
+
+
+def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
+    """The keys of a composed config that its schema does not have."""
+    defaults = {item.name: item.default_factory for item in fields(schema)}
+    for name in node:
+        factory: Any = defaults.get(str(name))
+        if name not in defaults:
+            yield prefix + str(name)
+        elif isinstance(factory, type) and is_dataclass(factory):
+            yield from unknown_keys(node[name], factory, f"{prefix}{name!s}.")
+
+
+def _typed(cfg: Any) -> Any:
+    """A composed config as an object; ``+key=value`` slips past Hydra's own check, and is not to be lost in silence."""
+    schema = OmegaConf.get_type(cfg) if OmegaConf.is_config(cfg) else None
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        return cfg
+    for key in unknown_keys(cfg, schema):
+        raise UserError(unknown_key(key, schema))
+    return OmegaConf.to_object(cfg)
+
+
 def to_train_config(cfg: Any) -> TrainConfig:
     """A composed config as typed, checked values.
 
     Raises:
-        UserError: a value is out of range, or something needed is missing.
+        UserError: a key is unknown, a value is out of range, or something needed is missing.
     """
-    config = cfg if isinstance(cfg, TrainConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, TrainConfig)
     if config.data.catalog and config.data.from_run:
         raise UserError("data.catalog and data.from_run both say which images to train on: give one of them")
@@ -364,7 +397,7 @@ def to_train_config(cfg: Any) -> TrainConfig:
 
 def to_audit_config(cfg: Any) -> AuditConfig:
     """Like :func:`to_train_config`, for the audit."""
-    config = cfg if isinstance(cfg, AuditConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, AuditConfig)
     config.data.root = data_root(config.data)
     _check_classes(config.data)
@@ -374,7 +407,7 @@ def to_audit_config(cfg: Any) -> AuditConfig:
 
 def to_predict_config(cfg: Any) -> PredictConfig:
     """Like :func:`to_train_config`, for ``predict.py``."""
-    config = cfg if isinstance(cfg, PredictConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, PredictConfig)
     for key in ("model", "input"):
         if not getattr(config, key):
@@ -386,7 +419,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
 
 def to_promote_config(cfg: Any) -> PromoteConfig:
     """Like :func:`to_train_config`, for the gate."""
-    config = cfg if isinstance(cfg, PromoteConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, PromoteConfig)
     if not config.model:
         raise UserError("model is not set: give model=NAME of a registered model")
