@@ -15,7 +15,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from tyre_lightning.audit.copies import read_copies
 from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable, limited
 from tyre_lightning.config import (
     ClassWeights,
@@ -26,7 +25,6 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, defective_scores, quality
@@ -35,15 +33,15 @@ from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
-from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
+from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, Run, fetch_catalog, send_left, tracked_run
+from tyre_lightning.tracking.runs import CATALOG, Run, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import build_trainer, checkpoints, uses_gpu
 
@@ -66,13 +64,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     quiet()
     resume = find_checkpoint(config)
     check_means(config)
-    new_folder = run_folder(config)
-    if config.data.from_run is not None:
-        config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, new_folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    preprocessing = Preprocessing.of(preset(config.model.name), config.data)
-    copies = read_copies if config.data.near_copies else None
-    data = TyreDataModule(config.data, config.s3, preprocessing, config.seed, copies)
+    data = open_data(config)
     catalogs = data.tagged()
     setup = describe(cfg, data, catalogs)
     if (done := done_before(setup)) is not None:
@@ -82,7 +75,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
         check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
-    folder = unfinished or new_folder
+    folder = unfinished or run_folder(config)
     name = config.logger.run_name or config.model.name
     if unfinished is None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)

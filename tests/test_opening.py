@@ -1,0 +1,40 @@
+"""Training and the notebooks have the same images, split in the same way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_images
+from tests.test_notebooks import NOTEBOOKS, cells
+from tyre_lightning.config import DataConfig, TrainConfig
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.opening import open_data
+
+
+def config_of(lake: Path, *, near_copies: bool = True) -> TrainConfig:
+    return TrainConfig(data=DataConfig(root=str(lake), image_size=32, near_copies=near_copies))
+
+
+def cracks(catalog: Catalog) -> set[str]:
+    """Which of the images that were copied are in a catalog."""
+    pairs = zip(catalog.keys(), catalog.labels(), strict=True)
+    return {Path(key).stem.removeprefix("again") for key, label in pairs if label == "crack"}
+
+
+def test_copies_stay_on_one_side(tmp_path: Path) -> None:
+    write_images(root := tmp_path / "v1", {"train": 10}, ("crack", "good"))
+    for number in range(10):
+        shutil.copy(root / "train" / "crack" / f"{number}.jpg", root / "train" / "crack" / f"again{number}.jpg")
+    data = open_data(config_of(root))
+    val, train = (cracks(data.catalogs()[usage]) for usage in ("val", "train"))
+    assert val and not val & train
+    assert not open_data(config_of(root, near_copies=False)).copies
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opens_the_images_as_training_does(path: Path) -> None:
+    code = "".join(line for cell in cells(path) for line in cell["source"])
+    assert "data = open_data(config)" in code and "TyreDataModule" not in code
