@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Never
 
 import pytest
 
 from tests.conftest import write_images
 from tests.test_notebooks import NOTEBOOKS, cells
-from tyre_lightning.config import DataConfig, TrainConfig
+from tyre_lightning.config import DataConfig, S3Config, TrainConfig
+from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.model.backbones import preset
 from tyre_lightning.opening import open_data
 
 
@@ -38,3 +43,24 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
 def test_a_notebook_opens_the_images_as_training_does(path: Path) -> None:
     code = "".join(line for cell in cells(path) for line in cell["source"])
     assert "data = open_data(config)" in code and "TyreDataModule" not in code
+
+
+def look_nowhere(*_: object) -> Never:
+    raise AssertionError("images were looked at")
+
+
+def test_a_wrong_good_class_is_refused_before_any_image_is_looked_at(tmp_path: Path) -> None:
+    write_images(root := tmp_path / "v1", {"train": 3}, ("crack", "fine"))
+    config = DataConfig(root=str(root), good_class="fien")
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), config)
+    with pytest.raises(UserError, match=r"data\.good_class='fien' is not a class: choose from 'fine', 'crack'"):
+        TyreDataModule(config, S3Config(), preprocessing, find_copies=look_nowhere)
+
+
+def test_that_no_class_is_known_to_be_good_is_said_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(root := tmp_path / "v1", {"train": 3}, ("crack", "fine"))
+    config = DataConfig(root=str(root))
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), config)
+    with pytest.raises(AssertionError, match="looked at"):
+        TyreDataModule(config, S3Config(), preprocessing, find_copies=look_nowhere)
+    assert "none of the classes 'crack', 'fine' is known to be that of good tyres" in caplog.text

@@ -288,7 +288,8 @@ def judge(
         return {}
     inspector.calibration = calibrate(scores["val"], None if good is None else classes.index(good))
     try:
-        inspector.promise(wanted)
+        if good is not None:  # else the data module has said so
+            inspector.promise(wanted)
     except UserError as error:
         log.warning("the model gets no operating point: %s", error)
     metrics = {"temperature": inspector.temperature}
