@@ -100,7 +100,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
         metrics |= weigh(run, inspector, data)
-        register(run, inspector)
+        register(run, inspector, challenger=config.data.folds is None and not in_sweep())
         shown = config.trainer.enable_progress_bar
         log_report(run, inspector, data, scores, config.operating_point, progress=shown)
     uri = model_uri(run)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-CHALLENGER = "challenger"  # the alias of the newest version, which asks to become the champion
+CHALLENGER = "challenger"  # the alias of the newest version, of a sweep the best, which asks to become the champion
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
@@ -27,15 +27,22 @@ _REQUIREMENTS = (
 )  # fmt: skip
 
 
-def register(run: Run, inspector: Inspector) -> None:
-    """Record a model as an artifact of a run and, where a name is configured, have it registered."""
+def register(run: Run, inspector: Inspector, *, challenger: bool = True) -> None:
+    """Record a model as an artifact of a run and, where a name is configured, have it registered.
+
+    Args:
+        run: of the training.
+        inspector: the model.
+        challenger: whether it asks to become the champion; of a sweep only the best does, once all have ended.
+    """
     folder = run.journal.new_place(MODEL_FOLDER)
     with tempfile.TemporaryDirectory() as scratch:
         inspector.save(Path(scratch, "inspector"))
         _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
     run.journal.append("model", path=run.journal.relative(folder))
     if run.config.registered_model:
-        run.journal.append("version", name=run.config.registered_model, folder=MODEL_FOLDER)
+        name = run.config.registered_model
+        run.journal.append("version", name=name, folder=MODEL_FOLDER, challenger=challenger)
 
 
 def model_uri(run: Run) -> str:
@@ -108,8 +115,8 @@ def signature(inspector: Inspector) -> ModelSignature:
     return ModelSignature(Schema(given), Schema(answers))
 
 
-def create_version(client: MlflowClient, run_id: str, name: str, folder: str) -> str:
-    """Register the model that is an artifact of a run, as the challenger; gives its version.
+def create_version(client: MlflowClient, run_id: str, name: str, folder: str, *, challenger: bool = True) -> str:
+    """Register the model that is an artifact of a run, where wanted as the challenger; gives its version.
 
     A model that is registered already keeps its version: a request may have to be made twice.
     """
@@ -123,5 +130,17 @@ def create_version(client: MlflowClient, run_id: str, name: str, folder: str) ->
     made = [*client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")]
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
     version = str((made[0] if made else client.create_model_version(name, source, run_id=run_id)).version)
-    client.set_registered_model_alias(name, CHALLENGER, version)
+    if challenger:
+        client.set_registered_model_alias(name, CHALLENGER, version)
     return version
+
+
+def make_challenger(client: MlflowClient, run_id: str) -> list[str]:
+    """Let what a run has registered ask to become the champion, unless a newer version does; gives its URIs."""
+    made = []
+    for model in client.search_model_versions(f"run_id = '{run_id}'"):
+        holder = client.get_registered_model(model.name).aliases.get(CHALLENGER)
+        if holder is None or int(holder) < int(model.version):
+            client.set_registered_model_alias(model.name, CHALLENGER, str(model.version))
+            made.append(f"models:/{model.name}/{model.version}")
+    return made
