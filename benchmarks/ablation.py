@@ -216,8 +216,9 @@ def run(job: Job) -> list[shared.Result]:
         with chdir(folder), shared.regime_in_use(job.regime):  # MLflow keeps artifacts where it is
             train(config)
         minutes = (time.monotonic() - started) / 60
-        inspector = Inspector.from_checkpoint(Path(folder, "out/checkpoints/best.ckpt"))
-        scores = Scores.read(Path(folder, "out/scores/test.parquet"))
+        (done,) = Path(folder, "out", "train").iterdir()
+        inspector = Inspector.from_checkpoint(done / "checkpoints" / "best.ckpt")
+        scores = Scores.read(done / "scores" / "test.parquet")
         assert scores is not None
         found = {job.variant: scores}
         if job.variant == shared.BASELINE:

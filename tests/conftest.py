@@ -142,6 +142,11 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
         return train(cfg)
 
 
+def run_here(folder: Path) -> Path:
+    """The folder of the newest run that :func:`train_here` has trained in ``folder``."""
+    return max((folder / "out" / "train").iterdir())
+
+
 def subprocess_environment(server: S3Server) -> dict[str, str]:
     """This process's environment, leading to ``server`` and to nothing of the user's."""
     environment = {**server.client_environment(), "AWS_EC2_METADATA_DISABLED": "true"}

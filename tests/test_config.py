@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,7 +12,15 @@ from omegaconf import OmegaConf
 
 from tests.conftest import PROJECT, run_script
 from tyre_lightning.command_line import check_config
-from tyre_lightning.config import BACKBONES, known_keys, register_schemas, to_train_config
+from tyre_lightning.config import (
+    BACKBONES,
+    known_keys,
+    register_schemas,
+    to_audit_config,
+    to_predict_config,
+    to_promote_config,
+    to_train_config,
+)
 from tyre_lightning.errors import UserError
 
 CONF = PROJECT / "conf"
@@ -144,5 +154,44 @@ def test_unknown_nodes_of_a_config_are_refused() -> None:
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=["+data.augment.rotate=3", "data.root=lake"])
-    with pytest.raises(UserError, match=r"unknown config key 'data\.augment\.rotate'"):
-        check_config(cfg)
+    for check in (check_config, to_train_config):  # on the command line, and from Python
+        with pytest.raises(UserError, match=r"unknown config key 'data\.augment\.rotate'"):
+            check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "override", "nearest"),
+    [
+        ("train", to_train_config, "+data.btch_size=4", "data.batch_size"),
+        ("audit", to_audit_config, "+outptu=x", "output"),
+        ("predict", to_predict_config, "+s3.regon=x", "s3.region"),
+        ("promote", to_promote_config, "+gate.margn=1", "gate.margin"),
+    ],
+)
+def test_python_takes_no_unknown_key_in_silence(
+    name: str, check: Callable[[Any], Any], override: str, nearest: str
+) -> None:
+    register_schemas()
+    with initialize_config_dir(str(CONF / name if name in OWN else CONF), version_base="1.3"):
+        cfg = compose(name, overrides=[override])
+    with pytest.raises(
+        UserError, match=f"unknown config key '{override[1:].partition('=')[0]}': did you mean '{nearest}'"
+    ):
+        check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("callbacks.checkpoint.mode=most", "callbacks.checkpoint.mode=most must be min or max"),
+        ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=max takes the highest val/loss"),
+        ("callbacks.early_stopping.monitor=val/loss", "give callbacks.early_stopping.mode=min"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0.0 must be more than 0"),
+    ],
+)
+def test_an_epoch_that_cannot_be_chosen_is_refused(override: str, message: str) -> None:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[override, "data.root=lake"])
+    with pytest.raises(UserError, match=message):
+        to_train_config(cfg)

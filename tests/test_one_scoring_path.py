@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from tests.conftest import PROJECT, train_here, write_images
+from tests.conftest import PROJECT, run_here, train_here, write_images
 from tyre_lightning.config import register_schemas
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.evaluation.scores import Scores
@@ -60,7 +60,7 @@ def test_what_a_run_records_is_what_predict_says(lake: Path, tmp_path: Path, opt
     train_here(tmp_path, f"data.root={lake}", *promise, *learn, *options)
     rows = predictions(tmp_path, lake / "test")
     metrics = newest_run(tmp_path).data.metrics
-    recorded = Scores.read(tmp_path / "out" / "scores" / "test.parquet")
+    recorded = Scores.read(run_here(tmp_path) / "scores" / "test.parquet")
     found = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
     assert [f"v1/{key}" for key in rows["key"]] == recorded.keys
     assert np.abs(softmax(recorded.logits, metrics["temperature"]) - found).max() < 1e-6
@@ -81,7 +81,7 @@ def test_what_a_run_records_is_what_predict_says(lake: Path, tmp_path: Path, opt
 def test_the_validation_metrics_of_a_run_are_those_of_the_kept_checkpoint(lake: Path, tmp_path: Path) -> None:
     learn = ["trainer.max_epochs=4", "data.image_size=64", "logger.system_metrics=false"]
     returned = train_here(tmp_path, f"data.root={lake}", *learn)
-    kept = Scores.read(tmp_path / "out" / "scores" / "val.parquet")
+    kept = Scores.read(run_here(tmp_path) / "scores" / "val.parquet")
     f1 = f1_score(kept.labels, kept.logits.argmax(axis=1), average="macro")
     assert returned["val/f1"] == pytest.approx(f1)
     assert newest_run(tmp_path).data.metrics["val/f1"] == pytest.approx(f1)

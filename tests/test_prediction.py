@@ -23,14 +23,18 @@ from PIL import Image
 
 from tests.conftest import Trained, run_script
 from tests.images import encode, picture
-from tyre_lightning.config import OperatingPointConfig, S3Config
+from tyre_lightning.config import DataConfig, OperatingPointConfig, S3Config
+from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.decision.operating_point import Calibration
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.overlays import overlay_path
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.store import Entry, FolderStore
+from tyre_lightning.model.backbones import preset
+from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.prediction import open_source, predict_batches
+from tyre_lightning.prediction import Summary, open_source, predict_batches, show
 from tyre_lightning.tracking.registry import load_inspector
 
 PROBABILITIES = ["p_bulge", "p_crack", "p_flat_spot", "p_good"]
@@ -62,6 +66,26 @@ def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, ki
     assert (probabilities.idxmax(axis=1).str.removeprefix("p_") == rows["class"]).all()
     assert "20 images" in done.stdout
     assert not list(output.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("good", "calibrated", "why"),
+    [
+        (None, True, "no class is known to be the good one (train with data.good_class=...)"),
+        ("good", False, "it was not calibrated: training could read no validation image"),
+        ("good", True, "takes more validation images than its 2 defective and 1 good ones"),
+    ],
+)
+def test_a_model_that_decides_nothing_says_why(
+    good: str | None, calibrated: bool, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
+    undecided = Inspector.from_classifier(TyreClassifier("efficientnet_lite0", ["crack", "good"], options, good))
+    scores, defective = np.array([0.9, 0.8, 0.1]), np.array([True, True, False])
+    undecided.calibration = Calibration.of(scores, defective, np.arange(3), 1.0) if calibrated else None
+    show(Summary("rows.csv"), undecided)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "decisions: none, because " in said and why in said
 
 
 def test_decisions_follow_the_promise(trained: Trained, inspector: Inspector, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from tests.conftest import train_here
+from tests.conftest import run_here, train_here
 from tests.images import picture
 from tyre_lightning.config import BACKBONES, DataConfig, EvalCrop
 from tyre_lightning.data.transforms import Preprocessing
@@ -33,7 +33,7 @@ def keen(tmp_path_factory: pytest.TempPathFactory) -> Inspector:
         "data.batch_size=16", "data.augment.min_scale=0.8", "trainer.max_epochs=8", "logger.registered_model=null",
         "logger.system_metrics=false",
     )  # fmt: skip
-    return Inspector.from_checkpoint(folder / "out" / "checkpoints" / "best.ckpt")
+    return Inspector.from_checkpoint(run_here(folder) / "checkpoints" / "best.ckpt")
 
 
 def build(name: str = "efficientnet_lite0", good: str | None = "good", crop: EvalCrop = EvalCrop.whole) -> Inspector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +16,20 @@ import pandas as pd
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Param, Run
 from omegaconf import OmegaConf
 
 from hydra_plugins.tyre_optuna import search_space
-from tests.conftest import TINY, run_script, write_images
+from tests.conftest import TINY, run_script, train_here, write_images
+from tests.mlflow_server import lay_database
 from tests.test_tracking import EXPERIMENT, script
 from tyre_lightning.errors import Pruned, UserError
 from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
+from tyre_lightning.tracking.leaderboard import Leaderboard
 from tyre_lightning.tracking.pruning import Prune
-from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, Repetition, pareto
+from tyre_lightning.tracking.registry import CHALLENGER, create_version, make_challenger
+from tyre_lightning.tracking.runs import open_experiment
+from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, SWEEP_TAG, Repetition, pareto
 
 # train.py in a process that dies of SIGKILL when the run of this number begins its second epoch.
 KILLED = """
@@ -68,6 +73,7 @@ def kill(folder: Path, number: int, *arguments: str) -> None:
 
 
 def test_a_sweep_is_one_run_with_others_inside(options: list[str], tmp_path: Path) -> None:
+    options = [*options, "logger.registered_model=tyres"]
     done = run_script("train.py", "-m", "model=efficientnet_lite0,efficientnet_lite1", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (parent,), children = recorded(tmp_path)
@@ -85,6 +91,66 @@ def test_a_sweep_is_one_run_with_others_inside(options: list[str], tmp_path: Pat
     assert parent.data.metrics[QUALITY] == table[QUALITY][0]
     for name in ("parallel_coordinates.png", "quality_and_cost.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert challenger(client, "tyres") == table["run_id"][0]
+
+
+def challenger(client: MlflowClient, name: str) -> str | None:
+    """The run whose model asks to become the champion, if one does."""
+    version = client.get_registered_model(name).aliases.get(CHALLENGER)
+    return None if version is None else client.get_model_version(name, version).run_id
+
+
+def add_run(client: MlflowClient, status: str, quality: float, **params: str) -> str:
+    """A run of the sweep ``mine`` that has ended, and its model."""
+    experiment = open_experiment(client, EXPERIMENT)
+    run = client.create_run(experiment, tags={SWEEP_TAG: "mine"}).info.run_id
+    client.log_batch(run, params=[Param(f"data.{name}", value) for name, value in params.items()])
+    client.log_metric(run, QUALITY, quality)
+    create_version(client, run, "tyres", "model", challenger=False)
+    client.set_terminated(run, status)
+    return str(run)
+
+
+def test_the_best_finished_run_of_a_sweep_is_its_challenger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lay_database(tmp_path / "mlflow.db")
+    logger = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": EXPERIMENT}
+    config = OmegaConf.create({"logger": logger, "hydra": {"sweep": {"dir": "mine"}}})
+    board = Leaderboard()
+    board.on_multirun_start(config)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    best = add_run(client, "FINISHED", 0.8, folds="None")
+    add_run(client, "FAILED", 0.9, folds="None")
+    fold = add_run(client, "FINISHED", 0.85, folds="3")
+    add_run(client, "FINISHED", 0.7, folds="None")
+    add_run(client, "FINISHED", math.nan, folds="None")
+    assert challenger(client, "tyres") is None
+    board.on_multirun_end(config)
+    assert challenger(client, "tyres") == best
+    assert "models:/tyres/1, is the challenger now" in capsys.readouterr().out
+    (parent,), _ = recorded(tmp_path)
+    assert parent.data.tags["best_run"] == fold  # the leaderboard is of folds too
+
+
+def test_a_newer_challenger_than_a_sweep_s_best_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lay_database(tmp_path / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    old, new = add_run(client, "FINISHED", 0.8), add_run(client, "FINISHED", 0.7)
+    assert make_challenger(client, new) == ["models:/tyres/2"]
+    assert make_challenger(client, old) == []
+    assert challenger(client, "tyres") == new
+
+
+def test_a_fold_never_asks_to_become_the_champion(options: list[str], tmp_path: Path) -> None:
+    train_here(
+        tmp_path, *options, "data.folds=2", "data.fold=0", "logger.registered_model=tyres", "trainer.max_epochs=1"
+    )
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert len(client.search_model_versions("name = 'tyres'")) == 1
+    assert challenger(client, "tyres") is None
 
 
 def test_a_sweep_that_was_killed_goes_on_in_its_folder(options: list[str], tmp_path: Path) -> None:

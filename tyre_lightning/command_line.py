@@ -6,8 +6,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,11 +22,11 @@ from tyre_lightning.config import (
     PredictConfig,
     PromoteConfig,
     TrainConfig,
-    known_keys,
     to_audit_config,
     to_predict_config,
     to_promote_config,
     to_train_config,
+    unknown_key,
 )
 from tyre_lightning.errors import UserError
 
@@ -71,7 +71,7 @@ def overrides_last(arguments: list[str]) -> list[str]:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Refuse keys that the schema does not know (``+key=value`` slips past Hydra's own check) and impossible values.
+    """Refuse keys that the schema does not know and impossible values.
 
     Raises:
         UserError: names the key, and the nearest valid one or the values that are possible.
@@ -79,8 +79,6 @@ def check_config(cfg: DictConfig) -> None:
     schema = OmegaConf.get_type(cfg)
     if not (isinstance(schema, type) and is_dataclass(schema)):
         raise UserError("the config has no schema: keep train_schema or predict_schema first in its defaults list")
-    for key in _unknown_keys(cfg, schema, ""):
-        raise UserError(unknown_key(key, schema))
     CHECKS[schema](cfg)
 
 
@@ -112,16 +110,6 @@ def explain(error: Exception) -> str:
     return " ".join(line.strip() for line in texts[0].splitlines() if line and not line.startswith("See http"))
 
 
-def unknown_key(key: str, schema: type, place: str = "") -> str:
-    """The sentence about a key that no schema has, with the nearest that one has."""
-    known = known_keys(schema)
-    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
-    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
-    return f"unknown config key '{key}'{place}{hint}"
-
-
 def _schema(text: str) -> type:
     """The schema that an error of OmegaConf is about; train's where it does not say."""
     name = re.search(r"object_type=(\w+)", text)
@@ -135,16 +123,6 @@ def _missing_option(text: str, options: list[str]) -> str:
     nearest = difflib.get_close_matches(name, choices, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
     return f"there is no {group}={name}:{hint} choose from {', '.join(choices)}"
-
-
-def _unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterable[str]:
-    defaults = {item.name: item.default_factory for item in fields(schema)}
-    for name in node:
-        factory: Any = defaults.get(str(name))
-        if name not in defaults:
-            yield prefix + str(name)
-        elif isinstance(factory, type) and is_dataclass(factory):
-            yield from _unknown_keys(node[name], factory, f"{prefix}{name!s}.")
 
 
 def _fail(message: str, code: int) -> int:

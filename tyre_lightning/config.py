@@ -6,8 +6,10 @@ it was written: on the command line, in an experiment file or behind ``+``. This
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -347,13 +349,44 @@ def known_keys(schema: type, prefix: str = "") -> list[str]:
     return keys
 
 
+def unknown_key(key: str, schema: type, place: str = "") -> str:
+    """The sentence about a key that no schema has, with the nearest that one has."""
+    known = known_keys(schema)
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
+    return f"unknown config key '{key}'{place}{hint}"
+
+
+def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
+    """The keys of a composed config that its schema does not have."""
+    defaults = {item.name: item.default_factory for item in fields(schema)}
+    for name in node:
+        factory: Any = defaults.get(str(name))
+        if name not in defaults:
+            yield prefix + str(name)
+        elif isinstance(factory, type) and is_dataclass(factory):
+            yield from unknown_keys(node[name], factory, f"{prefix}{name!s}.")
+
+
+def _typed(cfg: Any) -> Any:
+    """A composed config as an object; ``+key=value`` slips past Hydra's own check, and is not to be lost in silence."""
+    schema = OmegaConf.get_type(cfg) if OmegaConf.is_config(cfg) else None
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        return cfg
+    for key in unknown_keys(cfg, schema):
+        raise UserError(unknown_key(key, schema))
+    return OmegaConf.to_object(cfg)
+
+
 def to_train_config(cfg: Any) -> TrainConfig:
     """A composed config as typed, checked values.
 
     Raises:
-        UserError: a value is out of range, or something needed is missing.
+        UserError: a key is unknown, a value is out of range, or something needed is missing.
     """
-    config = cfg if isinstance(cfg, TrainConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, TrainConfig)
     if config.data.catalog and config.data.from_run:
         raise UserError("data.catalog and data.from_run both say which images to train on: give one of them")
@@ -365,7 +398,7 @@ def to_train_config(cfg: Any) -> TrainConfig:
 
 def to_audit_config(cfg: Any) -> AuditConfig:
     """Like :func:`to_train_config`, for the audit."""
-    config = cfg if isinstance(cfg, AuditConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, AuditConfig)
     config.data.root = data_root(config.data)
     _check_classes(config.data)
@@ -375,7 +408,7 @@ def to_audit_config(cfg: Any) -> AuditConfig:
 
 def to_predict_config(cfg: Any) -> PredictConfig:
     """Like :func:`to_train_config`, for ``predict.py``."""
-    config = cfg if isinstance(cfg, PredictConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, PredictConfig)
     for key in ("model", "input"):
         if not getattr(config, key):
@@ -387,7 +420,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
 
 def to_promote_config(cfg: Any) -> PromoteConfig:
     """Like :func:`to_train_config`, for the gate."""
-    config = cfg if isinstance(cfg, PromoteConfig) else OmegaConf.to_object(cfg)
+    config = _typed(cfg)
     assert isinstance(config, PromoteConfig)
     if not config.model:
         raise UserError("model is not set: give model=NAME of a registered model")
@@ -437,11 +470,22 @@ def check_ranges(config: TrainConfig) -> None:
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    for name in ("limit_train_batches", "limit_val_batches"):
+        limit = getattr(trainer, name)
+        _require(f"trainer.{name}", limit, limit is None or limit > 0, "more than 0")
+    _check_monitor("callbacks.checkpoint", config.callbacks.checkpoint)
+    _check_monitor("callbacks.early_stopping", config.callbacks.early_stopping)
     minutes = config.callbacks.checkpoint.minutes
     _require("callbacks.checkpoint.minutes", minutes, minutes >= 0, "0 or more")
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)
+
+
+def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:
+    _require(f"{key}.mode", options.mode, options.mode in ("min", "max"), "min or max")
+    if options.monitor.endswith("loss") and options.mode == "max":
+        raise UserError(f"{key}.mode=max takes the highest {options.monitor} for the best: give {key}.mode=min")
 
 
 def _check_classes(data: DataConfig) -> None:

@@ -17,6 +17,10 @@ class Pruned(Exception):
     """A trial of a study has been ended early, because others do better."""
 
 
+class Diverged(UserError):
+    """A training's loss is no number any more, and so are its weights."""
+
+
 class StoreUnavailable(UserError):
     """The store does not answer, or not at present: the same request may succeed later."""
 

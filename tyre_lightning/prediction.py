@@ -240,16 +240,17 @@ def show(summary: Summary, inspector: Inspector) -> None:
         table.add_row(name, str(count), f"{count / max(1, summary.images):.1%}")
     console = Console()
     console.print(table)
-    if inspector.point is not None:
-        console.print(_decisions(summary.decisions, inspector.point), highlight=False)
+    point = inspector.point
+    decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
+    console.print(decisions, highlight=False)
     console.print(f"a row for each image is in {summary.output}", highlight=False)
     if summary.tyres_output is not None:
         console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False)
 
 
-def _decisions(found: Counter[str | None], point: OperatingPoint) -> str:
+def _decisions(summary: Summary, point: OperatingPoint) -> str:
     promised = point.promised
-    counts = ", ".join(f"{name} {found[name]}" for name in ("accept", "review", "reject"))
+    counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
     limit = f"at most {promised.max_escape_rate:.3g} of defective tyres escape, with a confidence of"
     return f"decisions: {counts} ({limit} {promised.confidence:.3g}: P(defective) below {point.threshold:.4g})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,13 @@ def find_checkpoint(config: TrainConfig) -> str | None:
     return str(found[-1])
 
 
-def check_checkpoint(path: str, model: TyreClassifier, epochs: int) -> None:
-    """Refuse to resume another model's training, or one that is done.
+def check_checkpoint(path: str, model: TyreClassifier, epochs: int | None) -> None:
+    """Refuse to begin with another model's checkpoint, or with one that leaves a new run nothing to train.
+
+    Args:
+        path: of the checkpoint.
+        model: to be trained.
+        epochs: of a new run; None for the run that left the checkpoint.
 
     Raises:
         UserError: the file is no checkpoint, its backbone or classes differ, or its run had as many epochs.
@@ -78,9 +84,11 @@ def check_checkpoint(path: str, model: TyreClassifier, epochs: int) -> None:
     ):
         if theirs != ours:
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
-    journal = Journal.at(Path(path).absolute().parent.parent)
-    done = torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
-    if journal is not None and journal.status() == "FINISHED" and done >= epochs:
+    if epochs is None:
+        return
+    loops = torch.load(path, map_location="cpu", weights_only=True)["loops"]
+    done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if done >= epochs:
         raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
 
 
@@ -103,5 +111,7 @@ def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The folder of this run: Hydra's, or ``paths.output_dir`` when called from Python."""
-    return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.paths.output_dir)
+    """The folder of a run: Hydra's; when called from Python a new one each time, where Hydra's would be too."""
+    if HydraConfig.initialized():
+        return Path(HydraConfig.get().runtime.output_dir)
+    return Path(config.paths.output_dir, "train", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")

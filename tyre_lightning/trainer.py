@@ -12,6 +12,7 @@ from lightning.pytorch import callbacks as lc
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
+from tyre_lightning.checkpointing import FreshStart, KeptGradients, LastCheckpoint
 from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.averaging import weight_average
@@ -21,8 +22,14 @@ from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.runs import Run
 
 
-def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
+def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> L.Trainer:
     """Lightning's trainer with this project's callbacks.
+
+    Args:
+        config: of the training.
+        run: which to log to.
+        folder: of the run.
+        new: whether a checkpoint to begin with is of another run.
 
     Raises:
         UserError: as :func:`processes`.
@@ -34,6 +41,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         precision = "bf16-mixed" if gpu else "32-true"
     # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
     # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
+    begin = [FreshStart()] if new else []
     unused = config.model.freeze_epochs > 0
     strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
     return L.Trainer(
@@ -54,7 +62,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path) -> L.Trainer:
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
         num_sanity_val_steps=0,
         logger=RunLogger(run),
-        callbacks=[*build_callbacks(config, folder), *(pruning() if count == 1 else [])],
+        callbacks=[*begin, KeptGradients(), *build_callbacks(config, folder), *(pruning() if count == 1 else [])],
         default_root_dir=folder,
     )
 
@@ -71,7 +79,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
             enable_version_counter=False,
         ),
         # Apart from the best, so that what an interrupt leaves never takes the best one's place.
-        lc.ModelCheckpoint(
+        LastCheckpoint(
             save_on_exception=True,
             save_on_train_epoch_end=True,
             filename="last",

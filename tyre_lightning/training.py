@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from tyre_lightning.audit.copies import read_copies
+from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable, limited
 from tyre_lightning.config import (
     ClassWeights,
     OperatingPointConfig,
@@ -25,27 +25,25 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
-from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.evaluation.scores import Scores, Shown
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
-from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
+from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, Run, connect, fetch_catalog, send_left, tracked_run
+from tyre_lightning.tracking.runs import CATALOG, Run, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
-from tyre_lightning.trainer import build_trainer, checkpoints, processes, uses_gpu
+from tyre_lightning.trainer import build_trainer, checkpoints, uses_gpu
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,20 +64,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     quiet()
     resume = find_checkpoint(config)
     check_means(config)
-    if config.data.from_run is not None:
-        config.data.catalog = fetch_catalog(config.data.from_run, config.logger.tracking_uri, run_folder(config))
     L.seed_everything(config.seed, workers=True, verbose=False)
-    preprocessing = Preprocessing.of(preset(config.model.name), config.data)
-    copies = read_copies if config.data.near_copies else None
-    data = TyreDataModule(config.data, config.s3, preprocessing, config.seed, copies)
+    data = open_data(config)
     catalogs = data.tagged()
     setup = describe(cfg, data, catalogs)
     if (done := done_before(setup)) is not None:
         return done
     resume, unfinished = starting_point(config, resume, setup)
+    check_monitors(config.callbacks, data)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
-        check_checkpoint(resume, model, config.trainer.max_epochs)
+        check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
     folder = unfinished or run_folder(config)
     name = config.logger.run_name or config.model.name
     if unfinished is None:
@@ -89,7 +84,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         record_data(run, data, catalogs)
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
         shared = find_shared(data)
-        trainer = build_trainer(config, run, folder)
+        check_readable(data, config.trainer)
+        trainer = build_trainer(config, run, folder, new=unfinished is None)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
@@ -106,24 +102,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
         metrics |= weigh(run, inspector, data)
-        register(run, inspector)
+        register(run, inspector, challenger=config.data.folds is None and not in_sweep())
         shown = config.trainer.enable_progress_bar
         log_report(run, inspector, data, scores, config.operating_point, progress=shown)
     uri = model_uri(run)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
     return {name: float(value) for name, value in metrics.items()}
-
-
-def check_means(config: TrainConfig) -> None:
-    """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
-
-    Raises:
-        UserError: a GPU is missing, or the tracking server does not answer.
-    """
-    processes(config.trainer)
-    if not config.logger.tracking_uri.startswith("sqlite:"):  # a file cannot be away, and takes seconds to make
-        connect(config.logger.tracking_uri)
 
 
 def quiet() -> None:
@@ -153,7 +138,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         good_class=data.good_class,
         dropout=options.dropout,
         label_smoothing=options.label_smoothing,
-        class_weights=class_weights(list(data.train.counts().values())) if balanced else None,
+        class_weights=balanced_weights(data) if balanced else None,
         freeze_epochs=options.freeze_epochs,
         freeze_stages=0 if options.weights == "none" else options.freeze_stages,
         channels_last=options.channels_last,
@@ -278,14 +263,6 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
     return found
 
 
-def limited(catalog: Catalog, limit: float | None, batch_size: int) -> Catalog:
-    """The first images of a catalog: a share of them, or where the limit is above 1, as many batches."""
-    if limit is None:
-        return catalog
-    count = int(limit) * batch_size if limit > 1 else round(limit * len(catalog))
-    return catalog.take(list(range(min(count, len(catalog)))))
-
-
 def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: int) -> dict[str, float]:
     """Record what the scores are worth, and the test images' confusion matrix; gives the metrics by name.
 
@@ -326,7 +303,8 @@ def judge(
     scores = {**scores, "val": unseen}
     inspector.calibration = calibrate(unseen, None if good is None else classes.index(good))
     try:
-        inspector.promise(wanted)
+        if good is not None:  # else the data module has said so
+            inspector.promise(wanted)
     except UserError as error:
         log.warning("the model gets no operating point: %s", error)
     metrics = {"temperature": inspector.temperature}

@@ -83,9 +83,9 @@ class TyreDataModule(L.LightningDataModule):
             raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
         self.store = open_lake(root, config, s3)
         self._cache = open_cache(self.store, config)
+        self.good_class: str | None = None  # of tyres without a defect, if one is known
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
         self.classes = self.train.classes
-        self.good_class = good_class(self.classes, config.good_class)
         if config.cache is Cache.resized:
             self._show_cost()
 
@@ -156,6 +156,7 @@ class TyreDataModule(L.LightningDataModule):
 
     def _read_lake(self) -> tuple[Catalog, Catalog, Catalog | None]:
         lake = read_lake(self.store, self.config)
+        self._find_good(lake.classes)
         read = {"train": lake.train, "val": lake.val, "test": lake.test}
         self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
         train, test = lake.train, lake.test if self.config.folds is None else None
@@ -173,6 +174,15 @@ class TyreDataModule(L.LightningDataModule):
         if self.config.group_pattern is not None:
             count = count_tyres(keys, self.config.group_pattern)
             log.info("%d tyres in %d pictures, by data.group_pattern='%s'", count, len(keys), self.config.group_pattern)
+
+    def _find_good(self, classes: Sequence[str]) -> None:
+        """Said before every image is looked at for copies, which may take hours."""
+        self.good_class = good_class(classes, self.config.good_class)
+        if self.good_class is None:
+            log.warning(
+                "none of the classes %s is known to be that of good tyres, so that a model can decide nothing: give "
+                "data.good_class=...", ", ".join(f"'{name}'" for name in classes),
+            )  # fmt: skip
 
     def _join(self, catalogs: Sequence[Catalog | None]) -> None:
         """Find the images that show the same tyre, wherever they lie."""
@@ -221,6 +231,7 @@ class TyreDataModule(L.LightningDataModule):
         """A bucket is not listed for a catalog that was given as a file; a folder always is, for its files' times."""
         if self.config.classes is not None and tuple(self.config.classes) != pinned.classes:
             raise UserError(f"data.classes={self.config.classes}, but the catalog to train on has {[*pinned.classes]}")
+        self._find_good(pinned.classes)
         if self.config.from_run or not self.store.remote:
             pinned = check(pinned, self.store, self.config.changed, self._folder / "contents")
         found = pinned.catalogs

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing, recolour
+from tyre_lightning.errors import Diverged, UserError
 from tyre_lightning.evaluation.metrics import InspectionMetrics
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
@@ -71,6 +72,7 @@ class TyreClassifier(L.LightningModule):
         self._unreadable: dict[str, int] = {"train": 0, "val": 0}
         # Of this epoch so far: the sum over images, and how many they are.
         self._loss: tuple[Tensor | float, int] = (0.0, 0)
+        self._before: Tensor | None = None  # the loss of the batch before
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
 
@@ -147,14 +149,37 @@ class TyreClassifier(L.LightningModule):
         weights: Any = self.class_weights
         smoothing = self.hparams["label_smoothing"]
         images = recolour(batch.image, batch.colour)
-        loss = cross_entropy(self(images).float(), batch.label, weight=weights, label_smoothing=smoothing)
+        loss = cross_entropy(self._learn(images), batch.label, weight=weights, label_smoothing=smoothing)
+        if self._before is not None:  # this batch's loss a GPU may still have to compute
+            self._check(self._before)
+        self._before = loss.detach()
         self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
+    def _learn(self, images: Tensor) -> Tensor:
+        """Logits of training images."""
+        try:
+            return self.forward(images).float()
+        except ValueError as error:
+            if len(images) > 1:
+                raise
+            raise UserError(
+                f"BatchNorm cannot learn from a batch of one image of {images.shape[-1]} pixels: give another "
+                "data.batch_size, so that no image is left over, or a larger data.image_size"
+            ) from error
+
+    def _check(self, loss: Tensor | float) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {float(loss)} in epoch {self.current_epoch + 1}, so that training cannot go on: give "
+                "smaller model.optimizer.backbone_lr and model.optimizer.head_lr, or trainer.precision=32-true"
+            )
+
     def on_train_epoch_end(self) -> None:
         """Log the mean loss and how many images were left out."""
         total, images = self._loss
+        self._check(total)
         self.log("train/loss_epoch", torch.as_tensor(total / max(1, images)), prog_bar=True, sync_dist=True)
         self._loss = 0.0, 0
         self._log_unreadable("train")
@@ -191,7 +216,10 @@ class TyreClassifier(L.LightningModule):
     def _log_metrics(self, usage: str) -> None:
         metric = self.metric(usage)
         shown = ("accuracy", "f1")
-        for name, value in metric.compute().items():
+        values = metric.compute()
+        if values["images"]:
+            self._check(values["loss"])
+        for name, value in values.items():
             self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown)
         self._log_unreadable(usage)
         metric.reset()

@@ -176,6 +176,18 @@ class Inspector:
             raise UserError("the model was not calibrated, so that it can promise no escape rate: train it anew")
         self.point = self.calibration.operating_point(wanted)
 
+    def undecided(self) -> str:
+        """Why a model without an operating point has none."""
+        if self.good_class is None:
+            return "no class is known to be the good one (train with data.good_class=...)"
+        if self.calibration is None:
+            return "it was not calibrated: training could read no validation image"
+        images = f"{self.calibration.defective_total} defective and {self.calibration.good_total} good"
+        return (
+            f"what training was to promise takes more validation images than its {images} ones (give a weaker "
+            "operating_point.max_escape_rate=..., or train with more images)"
+        )
+
     def read(self, data: bytes, key: str) -> Tensor:
         """An image file's bytes as the network's input, uint8 [3, size, size].
 

@@ -93,6 +93,7 @@ class Leaderboard(Callback):
         parent = parent_of(client, experiment.experiment_id, sweep)
         if parent is not None:
             record(client, parent.info.run_id, runs)
+            challenge(client, runs)
             client.set_terminated(parent.info.run_id, status)
         if self._interrupted is not None:
             atexit.unregister(self._interrupted)
@@ -103,16 +104,19 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
     from mlflow.exceptions import MlflowException
 
     from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
-    from tyre_lightning.tracking.sweeps import COSTS, METRICS, QUALITY, leaderboard
+    from tyre_lightning.tracking.sweeps import COSTS, METRICS, QUALITY, best_of, leaderboard
 
     runs = [run for run in runs if QUALITY in run.data.metrics]
     if not runs:
         return
-    found, best = leaderboard(runs), runs[0]
+    found = leaderboard(runs)
     client.log_text(parent, found.to_csv(index=False), "leaderboard.csv")
     chosen = [name for name in found.columns[3:] if name not in METRICS and name != "pareto"]
     client.log_figure(parent, parallel_figure(found, chosen, QUALITY), "parallel_coordinates.png")
     client.log_figure(parent, cost_figure(found, QUALITY, COSTS), "quality_and_cost.png")
+    best = best_of(runs)
+    if best is None:
+        return
     client.set_tag(parent, "best_run", best.info.run_id)
     for name in METRICS:
         if name in best.data.metrics:
@@ -123,6 +127,17 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
             client.log_text(parent, Path(path).read_text(encoding="utf-8"), "best_config.yaml")
     except (MlflowException, OSError) as error:
         print(f"the config of the best run cannot be had: {error}", file=sys.stderr)
+
+
+def challenge(client: MlflowClient, runs: list[Run]) -> None:
+    """Let the model of a sweep's best run, and of no other, ask to become the champion."""
+    from tyre_lightning.tracking.registry import make_challenger
+    from tyre_lightning.tracking.sweeps import best_of, is_fold
+
+    best = best_of([run for run in runs if not is_fold(run)])
+    if best is not None:
+        for uri in make_challenger(client, best.info.run_id):
+            print(f"the best of this sweep, {uri}, is the challenger now")
 
 
 def table(runs: list[Run]) -> Any:

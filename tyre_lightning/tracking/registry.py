@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-CHALLENGER = "challenger"  # the alias of the newest version, which asks to become the champion
+CHALLENGER = "challenger"  # the alias of the newest version, of a sweep the best, which asks to become the champion
 CHAMPION = "champion"  # of the one in use
 ANCHOR = "anchor"  # of the one that no champion may be much worse than
-_ASKS = "challenger.asks"  # the tag of a version that its training has registered
+_ASKS = "challenger.asks"  # the tag of a version that may become the challenger
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
@@ -30,15 +30,22 @@ _REQUIREMENTS = (
 )  # fmt: skip
 
 
-def register(run: Run, inspector: Inspector) -> None:
-    """Record a model as an artifact of a run and, where a name is configured, have it registered."""
+def register(run: Run, inspector: Inspector, *, challenger: bool = True) -> None:
+    """Record a model as an artifact of a run and, where a name is configured, have it registered.
+
+    Args:
+        run: of the training.
+        inspector: the model.
+        challenger: whether it asks to become the champion; of a sweep only the best does, once all have ended.
+    """
     folder = run.journal.new_place(MODEL_FOLDER)
     with tempfile.TemporaryDirectory() as scratch:
         inspector.save(Path(scratch, "inspector"))
         _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
     run.journal.append("model", path=run.journal.relative(folder))
     if run.config.registered_model:
-        run.journal.append("version", name=run.config.registered_model, folder=MODEL_FOLDER)
+        name = run.config.registered_model
+        run.journal.append("version", name=name, folder=MODEL_FOLDER, challenger=challenger)
 
 
 def model_uri(run: Run) -> str:
@@ -113,8 +120,8 @@ def signature(inspector: Inspector) -> ModelSignature:
     return ModelSignature(Schema(given), Schema(answers))
 
 
-def create_version(client: MlflowClient, run_id: str, name: str, folder: str) -> str:
-    """Register the model that is an artifact of a run, as the challenger; gives its version.
+def create_version(client: MlflowClient, run_id: str, name: str, folder: str, *, challenger: bool = True) -> str:
+    """Register the model that is an artifact of a run, where wanted as the challenger; gives its version.
 
     A model that is registered already keeps its version: a request may have to be made twice, or comes late.
     """
@@ -127,13 +134,26 @@ def create_version(client: MlflowClient, run_id: str, name: str, folder: str) ->
             raise
     made = [*client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")]
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
-    version = made[0] if made else client.create_model_version(name, source, run_id=run_id, tags={_ASKS: "true"})
-    let_newest_ask(client, name)
+    asks = {_ASKS: "true"} if challenger else {}
+    version = made[0] if made else client.create_model_version(name, source, run_id=run_id, tags=asks)
+    if challenger:
+        let_newest_ask(client, name)
     return str(version.version)
 
 
+def make_challenger(client: MlflowClient, run_id: str) -> list[str]:
+    """Let what a run has registered ask to become the champion, unless a newer version does; gives its URIs."""
+    made = []
+    for model in client.search_model_versions(f"run_id = '{run_id}'"):
+        client.set_model_version_tag(model.name, str(model.version), _ASKS, "true")
+        let_newest_ask(client, model.name)
+        if str(client.get_registered_model(model.name).aliases.get(CHALLENGER)) == str(model.version):
+            made.append(f"models:/{model.name}/{model.version}")
+    return made
+
+
 def let_newest_ask(client: MlflowClient, name: str) -> None:
-    """Make the newest version that a training has registered the challenger, if it has not been judged yet.
+    """Make the newest version that asks the challenger, if it has not been judged yet.
 
     So an older one never takes the alias from it, nor gets it back after a promotion, whenever it is sent. Of two
     trainings that end at once either may write last: each looks again, until there is nothing to mend.

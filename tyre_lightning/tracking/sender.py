@@ -150,7 +150,8 @@ class Sender:
                 client.log_artifacts(run_id, str(path), path.name)
                 self._journal.forget(path)
             case "version":
-                self.version = create_version(client, run_id, record["name"], record["folder"])
+                asks = record.get("challenger", True)  # journals of older versions do not say
+                self.version = create_version(client, run_id, record["name"], record["folder"], challenger=asks)
             case "end":
                 client.set_terminated(run_id, record["status"], record["timestamp"])
 

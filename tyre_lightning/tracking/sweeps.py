@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ def runs_of(client: MlflowClient, experiment_id: str, sweep: str) -> list[Run]:
     """The runs of a sweep, the best first."""
     found = [run for run in _search(client, experiment_id, sweep) if PARENT_TAG not in run.data.tags]
     return sorted(found, key=lambda run: -run.data.metrics.get(QUALITY, -1.0))
+
+
+def best_of(runs: Sequence[Run]) -> Run | None:
+    """The best of those runs that have finished: what others recorded last is of no model that they keep."""
+    found = [run for run in runs if run.info.status == "FINISHED" and run.data.metrics.get(QUALITY, math.nan) >= 0]
+    return max(found, key=lambda run: run.data.metrics[QUALITY], default=None)
+
+
+def is_fold(run: Run) -> bool:
+    """Whether a run is a part of a cross-validation, which measures a recipe and makes no model for the line."""
+    return run.data.params.get("data.folds", "None") != "None"
 
 
 def _search(client: MlflowClient, experiment_id: str, sweep: str, more: str | None = None) -> list[Run]:
