@@ -80,8 +80,8 @@ def train(root: Path, seed: int, size: int, epochs: int) -> Population:
     """Train once; gives what every epoch's averaged weights say of the pool."""
     pool = PoolScores()
 
-    def build_with_pool(*arguments: Any) -> L.Trainer:
-        trainer = build_trainer(*arguments)
+    def build_with_pool(*arguments: Any, **options: Any) -> L.Trainer:
+        trainer = build_trainer(*arguments, **options)
         trainer.callbacks.insert(0, pool)  # type: ignore[attr-defined]
         return trainer
 

@@ -44,12 +44,13 @@ class Population:
 
     def sample(self, drawn: Ints, epoch: int) -> Scores:
         """The scores of some tyres, shape (n,), each taken for a tyre of its own."""
-        return Scores([], self.labels[drawn], self.logits[epoch, drawn], np.arange(len(drawn)))
+        names = np.array([f"{place:06}" for place in range(len(drawn))], dtype=object)
+        return Scores([*names], self.labels[drawn], self.logits[epoch, drawn], names, names)
 
     def escape_rate(self, epoch: int, temperature: float, threshold: float) -> float:
         """The share of all defective tyres that lie below a threshold."""
         everything = self.sample(np.arange(len(self.labels)), epoch)
-        defective = judgement.defective_scores(everything, self.good, temperature)[self.labels != self.good]
+        defective = everything.defective(self.good, temperature)[self.labels != self.good]
         return float((defective < threshold).mean())
 
 

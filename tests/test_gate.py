@@ -9,23 +9,8 @@ import pytest
 
 from tyre_lightning.config import GateConfig
 from tyre_lightning.errors import UserError
-from tyre_lightning.promote.comparison import Performance, escape_bound, performance
+from tyre_lightning.promote.comparison import Performance, Verdicts, escape_bound, performance
 from tyre_lightning.promote.rule import judge
-from tyre_lightning.promote.tyres import Verdicts, by_tyre
-
-
-def test_a_tyre_escapes_when_all_its_readable_pictures_are_accepted() -> None:
-    rows = [
-        (0, "accept", True), (0, "accept", False), (0, None, False),
-        (1, "accept", True), (1, "review", False),
-        (2, "reject", False), (2, "review", False), (2, "accept", False),
-        (3, None, True),
-        (7, "accept", False), (7, None, True),
-    ]  # fmt: skip
-    tyres, decisions, defective = (np.array(column) for column in zip(*rows, strict=True))
-    found = by_tyre(decisions.astype(object), defective, tyres)
-    assert found.decisions.tolist() == ["accept", "review", "reject", None, "accept"]
-    assert found.defective.tolist() == [True, True, False, True, True]
 
 
 def model(escaping: int, rejected: int, defective: int = 400, good: int = 400) -> Performance:
@@ -33,7 +18,8 @@ def model(escaping: int, rejected: int, defective: int = 400, good: int = 400) -
     decisions = np.full(defective + good, "reject", dtype=object)
     decisions[:escaping] = "accept"
     decisions[defective + rejected :] = "accept"
-    return performance(Verdicts(decisions, np.arange(defective + good) < defective), f1=0.9, latency_ms=10.0)
+    names = np.array([str(number) for number in range(defective + good)], dtype=object)
+    return performance(Verdicts(names, decisions, np.arange(defective + good) < defective), f1=0.9, latency_ms=10.0)
 
 
 def nights(gate: GateConfig, *, anchored: bool) -> list[float]:

@@ -73,7 +73,7 @@ def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, ki
     [
         (None, True, "no class is known to be the good one (train with data.good_class=...)"),
         ("good", False, "it was not calibrated: training could read no validation image"),
-        ("good", True, "takes more validation images than its 2 defective and 1 good ones"),
+        ("good", True, "takes more validation tyres than its 2 defective and 1 good ones"),
     ],
 )
 def test_a_model_that_decides_nothing_says_why(
@@ -81,8 +81,7 @@ def test_a_model_that_decides_nothing_says_why(
 ) -> None:
     options = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
     undecided = Inspector.from_classifier(TyreClassifier("efficientnet_lite0", ["crack", "good"], options, good))
-    scores, defective = np.array([0.9, 0.8, 0.1]), np.array([True, True, False])
-    undecided.calibration = Calibration.of(scores, defective, np.arange(3), 1.0) if calibrated else None
+    undecided.calibration = Calibration(1.0, [0.8, 0.9], 2, [0.1], 1) if calibrated else None
     show(Summary("rows.csv"), undecided)
     said = " ".join(capsys.readouterr().out.split())
     assert "decisions: none, because " in said and why in said

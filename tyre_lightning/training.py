@@ -29,7 +29,7 @@ from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
-from tyre_lightning.evaluation.scores import Scores, Shown
+from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
@@ -189,7 +189,8 @@ def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog])
         ignored = f" ({data.ignored[usage]} other files ignored)" if usage in data.ignored else ""
         log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
     with TemporaryDirectory() as folder:
-        save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs)
+        shown = {usage: data.shown(usage) for usage in catalogs}
+        save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs, shown)
         run.log_file(path)
 
 
@@ -251,7 +252,7 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
                 inspector,
                 reader,
                 catalog,
-                Shown(data.tyres(usage), data.groups(usage)),
+                data.shown(usage),
                 fail,
                 lambda count: progress.advance(task, count),
             )

@@ -31,7 +31,7 @@ from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.splits import split_fold, split_validation
 from tyre_lightning.lake.store import Entry
-from tyre_lightning.lake.tyres import count_tyres, groups_of, tyre_of
+from tyre_lightning.lake.tyres import Shown, count_tyres, groups_of, tyre_of
 
 FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -206,14 +206,11 @@ class TyreDataModule(L.LightningDataModule):
         names = groups_of(catalog.keys(), self.config.group_pattern)
         return [self._joined.get(key, name) for key, name in zip(catalog.keys(), names, strict=True)]
 
-    def tyres(self, usage: str) -> dict[str, str]:
-        """By key: the name of the tyre that an image shows, by its file name or, without one, its key."""
-        return {key: tyre_of(key, self.config.group_pattern) for key in self.catalogs()[usage].keys()}
-
-    def groups(self, usage: str) -> dict[str, str]:
-        """By key: what no split divides, a tyre and all near-copies of its images."""
+    def shown(self, usage: str) -> Shown:
+        """Which tyres the images of a usage show, and which tyres cannot be told apart, as near-copies were found."""
         catalog = self.catalogs()[usage]
-        return dict(zip(catalog.keys(), self._groups(catalog), strict=True))
+        tyres = {key: tyre_of(key, self.config.group_pattern) for key in catalog.keys()}
+        return Shown(tyres, dict(zip(catalog.keys(), self._groups(catalog), strict=True)))
 
     def shared_with_train(self, usage: str) -> list[str]:
         """Keys of ``val`` or ``test`` images of tyres of which the model sees other images, sorted.

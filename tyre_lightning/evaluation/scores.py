@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +17,13 @@ from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.inspector import Inspector
 
 Names = NDArray[np.object_]
 
+UNKNOWN = -1
 _BATCH = 32  # images in memory at one time; as many again are being fetched
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Which tyres images show, by their keys; one that is missing shows a tyre of its own."""
-
-    tyres: Mapping[str, str] = field(default_factory=dict)  # names
-    groups: Mapping[str, str] = field(default_factory=dict)  # of tyres that cannot be told apart
-
-    def tyre(self, key: str) -> str:
-        """The name of the tyre on an image."""
-        return self.tyres.get(key, key)
-
-    def names(self, keys: Sequence[str]) -> tuple[Names, Names]:
-        """Of N images the names of the tyres, shape (N,), and of their groups, shape (N,)."""
-        tyres = np.array([self.tyre(key) for key in keys], dtype=object)
-        return tyres, np.array(
-            [self.groups.get(key, tyre) for key, tyre in zip(keys, tyres, strict=True)], dtype=object
-        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +31,7 @@ class Scores:
     """Images in the order of their keys, and the tyres that they show."""
 
     keys: list[str]
-    labels: NDArray[np.int64]  # class indices, shape (N,)
+    labels: NDArray[np.int64]  # class indices, shape (N,); UNKNOWN where the model does not know the class
     logits: NDArray[np.float64]  # [N, classes]
     tyres: Names  # the name of the tyre that each shows, shape (N,)
     groups: Names  # the group of tyres of which near-copies were found, shape (N,); it counts once
@@ -78,7 +61,8 @@ class Scores:
         Raises:
             UserError: an object cannot be fetched.
         """
-        codes = catalog.codes({name: index for index, name in enumerate(inspector.classes)})
+        known = {name: index for index, name in enumerate(inspector.classes)}
+        codes = catalog.codes({**dict.fromkeys(catalog.classes, UNKNOWN), **known})
         label = dict(zip(catalog.keys(), codes.tolist(), strict=True))
         keys: list[str] = []
         unreadable: list[str] = []

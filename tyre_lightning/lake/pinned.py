@@ -19,8 +19,11 @@ from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.store import Store, open_store
+from tyre_lightning.lake.tyres import Shown
 
+FORMAT = 2  # in format 1, which has no number, there are neither tyres nor groups
 _COLUMNS = ("usage", "key", "label", "size", "etag")
+_NAMES = ("tyre", "group")
 _ABOUT = b"tyre_lightning"
 _NAMED = 5  # keys in a message
 
@@ -29,11 +32,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pinned:
-    """The images of a run, by usage as the run used them, with content tags; and the root below which they lay."""
+    """The images of a run, by usage as the run used them, with content tags; and the root below which they lay.
+
+    Args:
+        root: as it was given.
+        classes: in the order of the model's outputs.
+        catalogs: by usage.
+        shown: by usage, the tyres that the images show, as the run told them apart.
+    """
 
     root: str
     classes: tuple[str, ...]
     catalogs: dict[str, Catalog]
+    shown: dict[str, Shown] = field(default_factory=dict)
 
 
 @dataclass
@@ -52,13 +63,16 @@ class Difference:
         return " and ".join(parts)
 
 
-def save(path: Path, root: str, catalogs: Mapping[str, Catalog]) -> None:
-    """Write catalogs by usage, with content tags."""
+def save(path: Path, root: str, catalogs: Mapping[str, Catalog], shown: Mapping[str, Shown] | None = None) -> None:
+    """Write catalogs by usage, with content tags, and the tyres that their images show."""
     classes = next(iter(catalogs.values())).classes
-    tables = [
-        catalog.table.add_column(0, "usage", pa.repeat(usage, len(catalog))) for usage, catalog in catalogs.items()
-    ]
-    about = json.dumps({"root": root, "classes": classes})
+    tables = []
+    for usage, catalog in catalogs.items():
+        table = catalog.table.add_column(0, "usage", pa.repeat(usage, len(catalog)))
+        for name, values in zip(_NAMES, (shown or {}).get(usage, Shown()).names(catalog.keys()), strict=True):
+            table = table.append_column(name, pa.array(values, pa.string()))
+        tables.append(table)
+    about = json.dumps({"format": FORMAT, "root": root, "classes": classes})
     pq.write_table(pa.concat_tables(tables).replace_schema_metadata({_ABOUT: about}), path, compression="zstd")
 
 
@@ -74,15 +88,29 @@ def load(address: str, s3: S3Config) -> Pinned:
     try:
         table = pq.read_table(pa.BufferReader(data))
         about = json.loads(table.schema.metadata[_ABOUT])
+        shown = _shown(table)
         table = table.select(_COLUMNS)
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise UserError(f"data.catalog={address} is not a catalog: give the catalog.parquet of a run") from error
+    if (made := about.get("format", 1)) > FORMAT:
+        raise UserError(f"data.catalog={address} has format {made}, and this version knows up to {FORMAT}: update")
     classes = tuple(about["classes"])
     catalogs = {
         usage: _catalog(table.filter(pc.equal(table["usage"], usage)).drop_columns("usage"), classes)
         for usage in table["usage"].unique().to_pylist()
     }
-    return Pinned(about["root"], classes, catalogs)
+    return Pinned(about["root"], classes, catalogs, shown)
+
+
+def _shown(table: pa.Table) -> dict[str, Shown]:
+    """The tyres in a catalog's file, by usage; nothing in one of format 1."""
+    if any(name not in table.column_names for name in _NAMES):
+        return {}
+    tyres: dict[str, dict[str, str]] = {}
+    groups: dict[str, dict[str, str]] = {}
+    for usage, key, tyre, group in zip(*table.select(("usage", "key", *_NAMES)).to_pydict().values(), strict=True):
+        tyres.setdefault(usage, {})[key], groups.setdefault(usage, {})[key] = tyre, group
+    return {usage: Shown(tyres[usage], groups[usage]) for usage in tyres}
 
 
 def check(pinned: Pinned, store: Store, changed: Changed, memory: Path) -> Pinned:
@@ -110,7 +138,7 @@ def check(pinned: Pinned, store: Store, changed: Changed, memory: Path) -> Pinne
     for usage, catalog in catalogs.items():
         if not len(catalog):
             raise UserError(f"none of the {usage} images to train on is in '{store.root}' any more")
-    return Pinned(pinned.root, pinned.classes, catalogs)
+    return Pinned(pinned.root, pinned.classes, catalogs, pinned.shown)
 
 
 def _paths(pinned: Pinned, store: Store) -> Iterator[str]:

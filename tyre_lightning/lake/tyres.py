@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,26 @@ from scipy.sparse.csgraph import connected_components
 from tyre_lightning.errors import UserError
 
 Ints = NDArray[np.int64]
+Names = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which tyres images show, by their keys; one that is missing shows a tyre of its own."""
+
+    tyres: Mapping[str, str] = field(default_factory=dict)  # names
+    groups: Mapping[str, str] = field(default_factory=dict)  # of tyres that cannot be told apart
+
+    def tyre(self, key: str) -> str:
+        """The name of the tyre on an image."""
+        return self.tyres.get(key, key)
+
+    def names(self, keys: Sequence[str]) -> tuple[Names, Names]:
+        """Of N images the names of the tyres, shape (N,), and of their groups, shape (N,)."""
+        tyres = np.array([self.tyre(key) for key in keys], dtype=object)
+        return tyres, np.array(
+            [self.groups.get(key, tyre) for key, tyre in zip(keys, tyres, strict=True)], dtype=object
+        )
 
 
 def find_tyre(key: str, pattern: str | None) -> str | None:

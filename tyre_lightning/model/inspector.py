@@ -184,7 +184,7 @@ class Inspector:
             return "it was not calibrated: training could read no validation image"
         images = f"{self.calibration.defective_total} defective and {self.calibration.good_total} good"
         return (
-            f"what training was to promise takes more validation images than its {images} ones (give a weaker "
+            f"what training was to promise takes more validation tyres than its {images} ones (give a weaker "
             "operating_point.max_escape_rate=..., or train with more images)"
         )
 

@@ -4,53 +4,68 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from tyre_lightning.config import GateConfig
+from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW, decisions
 from tyre_lightning.decision.paired import passes, smallest_margin, smallest_total, upper_bound
+from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.latency import latencies_ms
+from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.store import Entry
+from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.prediction import predict_batches
-from tyre_lightning.promote.tyres import Verdicts, by_tyre
 
-_BATCH = 32
 _TIMED = 30  # images
 
 Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """N readable or unreadable test images.
+class TestSet:
+    """The images that models are judged by.
 
     Args:
-        entries: as listed, N.
-        labels: class names, shape (N,).
-        tyres: a number for the tyre that each shows, shape (N,).
+        reader: fetches them.
+        catalog: lists them.
+        shown: which tyres they show.
         good_class: the class of tyres without a defect.
     """
 
-    entries: Sequence[Entry]
-    labels: NDArray[np.object_]
-    tyres: Ints
+    reader: Reader
+    catalog: Catalog
+    shown: Shown
     good_class: str
+
+    __test__ = False  # no test for pytest to run
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What becomes of T tyres.
+
+    Args:
+        names: in order, shape (T,).
+        decisions: accept, review or reject, shape (T,).
+        defective: whether each tyre is, shape (T,).
+    """
+
+    names: NDArray[np.object_]
+    decisions: NDArray[np.object_]
+    defective: Bools
 
 
 @dataclass(frozen=True)
 class Performance:
-    """What a model does to the test images that can be read."""
+    """What a model does to the tyres of the test images that can be read."""
 
-    verdicts: Verdicts  # on the tyres
+    verdicts: Verdicts
     escape_rate: float  # share of defective tyres that are accepted
     overkill_rate: float  # share of good tyres that are rejected
     review_rate: float  # share of all tyres
@@ -63,35 +78,57 @@ class Performance:
         return {name: getattr(self, name) for name in names}
 
 
-def perform(inspector: Inspector, test: LabelledImages, reader: Reader) -> Performance:
-    """Let a model decide on every test image, as predict.py does.
+def perform(inspector: Inspector, test: TestSet) -> Performance:
+    """Let a model decide on every tyre, by the scores that its training would have recorded.
 
     Raises:
         UserError: an object cannot be read.
     """
-    times = latencies_ms(inspector, reader.read(test.entries[:_TIMED]))
-    batches = predict_batches(inspector, reader.store, test.entries, _BATCH)
-    rows: list[dict[str, Any]] = [row for batch in batches for row in batch]
-    decisions = np.array([row["decision"] for row in rows], dtype=object)
-    predicted = np.array([row["class"] for row in rows], dtype=object)
-    known = predicted != None  # noqa: E711 (elementwise)
-    labels, said = test.labels[known].astype(str), predicted[known].astype(str)
+    few = [test.catalog.entry(place) for place in range(min(len(test.catalog), _TIMED))]
+    times = latencies_ms(inspector, test.reader.read(few))
+    scores = Scores.of(inspector, test.reader, test.catalog, test.shown)
+    label = dict(zip(test.catalog.keys(), test.catalog.labels(), strict=True))
+    truth = np.array([label[key] for key in scores.keys], dtype=object)
+    said = np.array(inspector.classes, dtype=object)[scores.logits.argmax(axis=1)]
     return performance(
-        by_tyre(decisions, test.labels != test.good_class, test.tyres),
-        f1=float(f1_score(labels, said, labels=np.unique(labels), average="macro")) if len(labels) else 0.0,
+        judge_tyres(inspector, scores, truth != test.good_class),
+        f1=macro_f1(truth, said),
         latency_ms=statistics.median(times) if times else float("nan"),
     )
 
 
+def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdicts:
+    """A model's verdict on every tyre; of those that cannot be told apart one is judged.
+
+    Args:
+        inspector: with an operating point.
+        scores: of N images.
+        defective: whether each shows a defect, shape (N,); the model may not know its class.
+    """
+    assert inspector.point is not None and inspector.calibration is not None and inspector.good_class is not None
+    known = scores.defective(inspector.classes.index(inspector.good_class), inspector.temperature)
+    found = Tyres.of(scores.tyres, known, defective.astype(np.int64), 0, scores.damaged)
+    found = found.one_of_each(scores.groups[found.deciding])
+    decided = decisions(inspector.point, found, inspector.calibration.least_pictures)
+    return Verdicts(found.names, decided, found.labels == 1)
+
+
+def macro_f1(truth: NDArray[np.object_], said: NDArray[np.object_]) -> float:
+    """Macro F1 of class names, shape (N,), over the classes that occur; 0 without any image."""
+    if not len(truth):
+        return 0.0
+    labels, answers = truth.astype(str), said.astype(str)
+    return float(f1_score(labels, answers, labels=np.unique(labels), average="macro"))
+
+
 def performance(verdicts: Verdicts, f1: float, latency_ms: float) -> Performance:
     """The rates that follow from verdicts, beside what was measured on images."""
-    decisions, defective = verdicts.decisions, verdicts.defective
-    known = decisions != None  # noqa: E711 (elementwise)
+    decided, defective = verdicts.decisions, verdicts.defective
     return Performance(
         verdicts,
-        escape_rate=_share(decisions == "accept", known & defective),
-        overkill_rate=_share(decisions == "reject", known & ~defective),
-        review_rate=_share(decisions == "review", known),
+        escape_rate=_share(decided == ACCEPT, defective),
+        overkill_rate=_share(decided == REJECT, ~defective),
+        review_rate=_share(decided == REVIEW, np.ones_like(defective)),
         f1=f1,
         latency_ms=latency_ms,
     )
@@ -105,12 +142,12 @@ def escape_bound(challenger: Performance, other: Performance, gate: GateConfig) 
     Raises:
         UserError: there are so few defective tyres that even without a difference the margin is not proven.
     """
-    ours, theirs = challenger.verdicts.decisions, other.verdicts.decisions
-    judged = challenger.verdicts.defective & (ours != None) & (theirs != None)  # noqa: E711 (elementwise)
-    total = int(judged.sum())
+    assert (challenger.verdicts.names == other.verdicts.names).all()  # both saw the same images
+    defective = challenger.verdicts.defective
+    total = int(defective.sum())
     if not passes(0, 0, total, gate.margin, gate.confidence):
         raise UserError(_too_few(total, gate))
-    escaped, escaped_theirs = ours[judged] == "accept", theirs[judged] == "accept"
+    escaped, escaped_theirs = (one.verdicts.decisions[defective] == ACCEPT for one in (challenger, other))
     more, less = int((escaped & ~escaped_theirs).sum()), int((escaped_theirs & ~escaped).sum())
     return upper_bound(more, less, total, gate.margin, gate.confidence)
 

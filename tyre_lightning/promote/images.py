@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Mapping
 
 from tyre_lightning.audit.copies import read_copies
 from tyre_lightning.config import DataConfig, PromoteConfig
@@ -17,76 +13,59 @@ from tyre_lightning.lake.fingerprint import fingerprint, with_content_tags
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
-from tyre_lightning.lake.tyres import groups_of
+from tyre_lightning.lake.tyres import Shown, groups_of, tyre_of
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.promote.comparison import LabelledImages
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FetchedImages:
-    """What was listed, without the images that a model was trained on; and the fingerprint of all."""
-
-    reader: Reader
-    catalog: Catalog
-    fingerprint: str
+from tyre_lightning.promote.comparison import TestSet
+from tyre_lightning.promote.unseen import unseen
 
 
 def fetch_test_images(
-    config: PromoteConfig, challenger: str, params: Mapping[str, str], pinned: Sequence[Pinned]
-) -> FetchedImages:
-    """List the test images.
+    config: PromoteConfig,
+    challenger: str,
+    params: Mapping[str, str],
+    pinned: Mapping[str, Pinned],
+    inspector: Inspector,
+) -> tuple[TestSet, str]:
+    """List the test images, without those of tyres that a model has learnt from; gives the fingerprint of all too.
 
     Args:
         config: says where, if they are not where the challenger's were.
         challenger: its version.
         params: of its run.
-        pinned: what the challenger was trained and tested on, and then, if there is one, the champion.
+        pinned: what each model was trained and tested on, by who they are; the challenger first.
+        inspector: the challenger, with an operating point.
 
     Raises:
         UserError: the challenger had no test images, or they are not those that there are now.
     """
-    if "test" not in pinned[0].catalogs:
+    own = next(iter(pinned.values()))
+    if "test" not in own.catalogs:
         raise UserError(f"version {challenger} was trained without test images, by which to compare it")
-    data = DataConfig(root=config.root or pinned[0].root)
+    data = DataConfig(root=config.root or own.root)
     store = open_lake(str(data.root), data, config.s3)
-    listed = read_catalog(store, params.get("data.usage.test", data.usage.test), pinned[0].classes, strict=False)
+    listed = read_catalog(store, params.get("data.usage.test", data.usage.test), own.classes, strict=False)
     tagged = with_content_tags(store, listed, cache_folder(data.cache_dir) / "contents")
-    then, now = fingerprint([pinned[0].catalogs["test"]]), fingerprint([tagged])
+    then, now = fingerprint([own.catalogs["test"]]), fingerprint([tagged])
     if then != now:
         raise UserError(
             f"the test images in {data.root} are not those that version {challenger} was tested on (fingerprint {now}, "
             f"then {then}): train a challenger on this data version, or give root=... of the other"
         )
     reader = open_reader(store, open_cache(store, data), data)
-    return FetchedImages(reader, listed.take(_unseen(tagged, pinned)), now)
+    pattern = inspector.group_pattern or _pattern(params)
+    shown = own.shown.get("test") or _look_for_tyres(reader, listed, pattern)
+    places = unseen(reader, (listed, tagged), shown, pattern, pinned, config.s3)
+    return TestSet(reader, listed.take(places), shown, str(inspector.good_class)), now
 
 
-def _unseen(catalog: Catalog, pinned: Sequence[Pinned]) -> list[int]:
-    """Places of the images whose content no model was trained or validated on."""
-    usages = [one.catalogs[usage] for one in pinned for usage in ("train", "val") if usage in one.catalogs]
-    seen = {tag for usage in usages for tag in usage.table["etag"].to_pylist()}
-    kept = [place for place, tag in enumerate(catalog.table["etag"].to_pylist()) if tag not in seen]
-    if len(kept) < len(catalog):
-        log.warning("%d test images are left out: one of the models was trained on them", len(catalog) - len(kept))
-    return kept
+def _pattern(params: Mapping[str, str]) -> str | None:
+    """That of a run; of format 1, whose models do not know it."""
+    found = params.get("data.group_pattern", "None")  # as MLflow keeps what is not set
+    return None if found == "None" else found
 
 
-def test_set(found: FetchedImages, params: Mapping[str, str], inspector: Inspector) -> LabelledImages:
-    """The images with their labels and tyres, as the challenger's training told them apart.
-
-    Args:
-        found: the images.
-        params: of the challenger's run.
-        inspector: the challenger, with an operating point.
-
-    Raises:
-        UserError: an image cannot be fetched.
-    """
-    entries = [*found.catalog.entries()]
-    pattern = params.get("data.group_pattern", "None")  # as MLflow keeps what is not set
-    copies = read_copies(found.reader, entries, cache_folder(None))
-    names = groups_of(found.catalog.keys(), None if pattern == "None" else pattern, copies)
-    tyres = np.unique(np.array(names, dtype=object), return_inverse=True)[1]
-    return LabelledImages(entries, np.array(found.catalog.labels(), dtype=object), tyres, str(inspector.good_class))
+def _look_for_tyres(reader: Reader, catalog: Catalog, pattern: str | None) -> Shown:
+    """Where a run of format 1 recorded none."""
+    keys = catalog.keys()
+    groups = groups_of(keys, pattern, read_copies(reader, [*catalog.entries()], cache_folder(None)))
+    return Shown({key: tyre_of(key, pattern) for key in keys}, dict(zip(keys, groups, strict=True)))

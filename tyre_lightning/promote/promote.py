@@ -18,7 +18,7 @@ from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.promote.aliases import FINGERPRINT, Aliases, Overtaken
 from tyre_lightning.promote.comparison import perform
-from tyre_lightning.promote.images import fetch_test_images, test_set
+from tyre_lightning.promote.images import fetch_test_images
 from tyre_lightning.promote.rule import judge
 from tyre_lightning.tracking.registry import ANCHOR, CHALLENGER, CHAMPION, load_inspector
 from tyre_lightning.tracking.runs import connect, fetch_catalog, flatten
@@ -118,12 +118,11 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
     """
     everyone = {CHALLENGER: versions.challenger, **versions.others()}
     inspectors = {name: _inspector(config, version) for name, version in everyone.items()}
-    pinned = [_pinned(config, version) for version in everyone.values()]
+    pinned = {name: _pinned(config, version) for name, version in everyone.items()}
     challenger = str(versions.challenger.version)
     params = aliases.client.get_run(str(versions.challenger.run_id)).data.params
-    found = fetch_test_images(config, challenger, params, pinned)
-    test = test_set(found, params, inspectors[CHALLENGER])
-    measured = {name: perform(inspector, test, found.reader) for name, inspector in inspectors.items()}
+    test, fingerprint = fetch_test_images(config, challenger, params, pinned, inspectors[CHALLENGER])
+    measured = {name: perform(inspector, test) for name, inspector in inspectors.items()}
     others = {name: measured[name] for name in versions.others()}
     reasons, bounds = judge(measured[CHALLENGER], others, config.gate)
     numbers: dict[str, Any] = {name: one.numbers() for name, one in measured.items()}
@@ -134,9 +133,9 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
         _number(versions.champion),
         _number(versions.anchor),
         numbers | ({"escape_bound": bounds} if bounds else {}),
-        found.fingerprint,
-        len(test.entries),
-        aliases.judged_by(found.fingerprint, challenger),
+        fingerprint,
+        len(test.catalog),
+        aliases.judged_by(fingerprint, challenger),
     )
 
 

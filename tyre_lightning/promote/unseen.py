@@ -1,0 +1,120 @@
+"""Which test images are new to every model that is compared: no other picture of their tyre was learnt from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tyre_lightning.audit.copies import find_copies
+from tyre_lightning.audit.embedding import COPIES
+from tyre_lightning.audit.looks import Looks, look
+from tyre_lightning.config import DataConfig, S3Config
+from tyre_lightning.errors import UserError
+from tyre_lightning.lake.cache import cache_folder
+from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.listing import read_catalog
+from tyre_lightning.lake.pinned import Pinned
+from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
+from tyre_lightning.lake.store import Entry
+from tyre_lightning.lake.tyres import Shown, find_tyre
+
+LEARNT = ("train", "val")  # from the one the weights, from the other the best epoch and the threshold
+
+log = logging.getLogger(__name__)
+
+
+def unseen(
+    reader: Reader,
+    catalogs: tuple[Catalog, Catalog],
+    shown: Shown,
+    pattern: str | None,
+    pinned: Mapping[str, Pinned],
+    s3: S3Config,
+) -> list[int]:
+    """Places of the test images that no model has learnt from, nor from another picture of their tyre.
+
+    Args:
+        reader: of the test images.
+        catalogs: the test images as listed, and the same with content tags.
+        shown: which tyres they show.
+        pattern: what names a tyre.
+        pinned: what the models saw, by who they are.
+        s3: where the S3 service is.
+    """  # fmt: skip
+    listed, tagged = catalogs
+    seen: set[int] = set()
+    for name, one in pinned.items():
+        found = _same_file(tagged, one) | _same_tyre(tagged, pattern, one) | _same_group(tagged, one)
+        if not _knows(tagged, one):
+            found |= _near_copies(reader, listed, one, s3)
+        tyres = {shown.tyre(listed.key(place)) for place in found}
+        found |= {place for place, key in enumerate(listed.keys()) if shown.tyre(key) in tyres}
+        if found:
+            log.warning("%d of %d test images, of %d tyres, are left out: the %s learnt from pictures of these tyres",
+                        len(found), len(listed), len(tyres), name)  # fmt: skip
+        seen |= found
+    return [place for place in range(len(listed)) if place not in seen]
+
+
+def _learnt(one: Pinned) -> Iterator[tuple[str, Catalog]]:
+    return ((usage, one.catalogs[usage]) for usage in LEARNT if usage in one.catalogs)
+
+
+def _tags(catalog: Catalog) -> list[str]:
+    return [*catalog.table["etag"].to_pylist()]
+
+
+def _same_file(tagged: Catalog, one: Pinned) -> set[int]:
+    learnt = {tag for _, catalog in _learnt(one) for tag in _tags(catalog)}
+    return {place for place, tag in enumerate(_tags(tagged)) if tag in learnt}
+
+
+def _same_tyre(tagged: Catalog, pattern: str | None, one: Pinned) -> set[int]:
+    """By what the file names tell, with the pattern of today and as the model's own run told them."""
+    if pattern is None:
+        return set()
+    learnt: set[str | None] = set()
+    for usage, catalog in _learnt(one):
+        learnt |= {find_tyre(key, pattern) for key in catalog.keys()}
+        learnt |= {name for key, name in one.shown.get(usage, Shown()).tyres.items() if name != key}
+    return {place for place, key in enumerate(tagged.keys()) if find_tyre(key, pattern) in learnt - {None}}
+
+
+def _same_group(tagged: Catalog, one: Pinned) -> set[int]:
+    """By the near-copies that the model's own run found, where it had these images as test images."""
+    learnt = {group for usage in LEARNT for group in one.shown.get(usage, Shown()).groups.values()}
+    own = one.shown.get("test", Shown()).groups
+    return {place for place, key in enumerate(tagged.keys()) if own.get(key) in learnt}
+
+
+def _knows(tagged: Catalog, one: Pinned) -> bool:
+    """Whether the model's run looked for near-copies between these images and those that it learnt from."""
+    own = one.catalogs.get("test")
+    return "test" in one.shown and own is not None and {*_tags(tagged)} <= {*_tags(own)}
+
+
+def _near_copies(reader: Reader, listed: Catalog, one: Pinned, s3: S3Config) -> set[int]:
+    """By what images look like; of those that were looked at before, on this machine, none is read again."""
+    data = DataConfig(root=one.root)
+    try:
+        store = open_lake(one.root, data, s3)
+        keys = {key for _, catalog in _learnt(one) for key in catalog.keys()}
+        base = store.key("")
+        folders = sorted({key.removeprefix(base).partition("/")[0] for key in keys})
+        there = [read_catalog(store, folder, one.classes, strict=False) for folder in folders]
+        entries = [entry for catalog in there for entry in catalog.entries() if entry.key in keys]
+        theirs = _look(open_reader(store, open_cache(store, data), data), entries)
+    except UserError as error:
+        log.warning("near-copies among the images that a model learnt from cannot be looked for: %s", error)
+        return set()
+    ours = _look(reader, [*listed.entries()])
+    pairs = find_copies(Looks(pa.concat_tables([ours.table, theirs.table])))
+    across = (pairs.left < len(ours)) & (pairs.right >= len(ours))
+    return {*np.unique(pairs.left[across]).tolist()}
+
+
+def _look(reader: Reader, entries: Sequence[Entry]) -> Looks:
+    return look(reader, entries, cache_folder(None), COPIES)
