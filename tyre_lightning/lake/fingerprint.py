@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.store import Entry, Store
 
+_MADE_AS = b"tyre_lightning_format"
+_FORMAT = 1  # of what is kept; another is made anew
 _BATCH = 1024  # files hashed before the next are asked for
 
 
@@ -69,7 +71,10 @@ def _hash(store: Store, entry: Entry) -> str:
 
 def _load(path: Path) -> dict[tuple[str, str], str]:
     try:
-        table = pq.read_table(path).to_pydict()
+        read = pq.read_table(path)
+        if int((read.schema.metadata or {}).get(_MADE_AS, b"1")) > _FORMAT:
+            return {}
+        table = read.to_pydict()
         return dict(zip(zip(table["key"], table["tag"], strict=True), table["md5"], strict=True))
     except (OSError, pa.ArrowInvalid, KeyError):  # not there yet, or not whole: then it is made anew
         return {}
@@ -80,7 +85,8 @@ def _save(path: Path, known: dict[tuple[str, str], str]) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"key": keys, "tag": tags, "md5": [*known.values()]}), unfinished)
+        table = pa.table({"key": keys, "tag": tags, "md5": [*known.values()]}, metadata={_MADE_AS: str(_FORMAT)})
+        pq.write_table(table, unfinished)
         unfinished.replace(path)
     except OSError:  # the next run hashes again
         unfinished.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ from tyre_lightning.model.backbones import Network
 
 JUDGEMENT = "judgement"  # a checkpoint's keys
 PROGRESS = "progress"
+MADE_AS = "tyre_lightning_format"
+FORMAT = 2  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,13 @@ class TyreClassifier(L.LightningModule):
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the judgement with the weights, and go on within an epoch."""
+        """Take the judgement with the weights, and go on within an epoch.
+
+        Raises:
+            UserError: a newer version made it.
+        """
+        if (made := checkpoint.get(MADE_AS, 1)) > FORMAT:
+            raise UserError(f"the checkpoint has format {made}, and this version knows up to {FORMAT}: update")
         self.judgement = checkpoint.get(JUDGEMENT, {})
         progress = checkpoint.get(PROGRESS, {})
         self._loss = progress.get("loss", 0.0), progress.get("images", 0)
@@ -86,6 +94,7 @@ class TyreClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what this epoch's metrics are made of so far."""
         loss, images = self._loss
+        checkpoint[MADE_AS] = FORMAT
         checkpoint[PROGRESS] = {"loss": float(loss), "images": images, "unreadable": self._unreadable["train"]}
 
     def forward(self, image: Tensor) -> Tensor:

@@ -103,6 +103,8 @@ class Inspector:
         """
         try:
             classifier = TyreClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         except Exception as error:
             raise UserError(f"{path} is not a checkpoint of train.py: {first_line(error)}") from error
         return cls.from_classifier(classifier)

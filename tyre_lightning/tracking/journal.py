@@ -15,9 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tyre_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FORMAT = 2  # of a journal; in format 1, which has no number, every version asks to become the champion
 FOLDER = "tracking"  # a journal's folder in that of its run
 
 Record = dict[str, Any]
@@ -50,15 +53,27 @@ class Journal:
 
     def begin(self, run_id: str, name: str, tracking_uri: str) -> None:
         """Say which run this is; the address must be free of passwords."""
-        values = {"run_id": run_id, "name": name, "tracking_uri": tracking_uri, "start_time": time.time()}
+        values = {
+            "format": FORMAT,
+            "run_id": run_id,
+            "name": name,
+            "tracking_uri": tracking_uri,
+            "start_time": time.time(),
+        }
         (self.folder / "run.json").write_text(json.dumps(values), encoding="utf-8")
 
     def run(self) -> dict[str, Any]:
-        """What :meth:`begin` was told, and when; empty where it was not."""
+        """What :meth:`begin` was told, and when; empty where it was not.
+
+        Raises:
+            UserError: a newer version made it.
+        """
         try:
             found: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        if (made := found.get("format", 1)) > FORMAT:
+            raise UserError(f"{self.folder} has format {made}, and this version knows up to {FORMAT}: update")
         return found
 
     # Writing
