@@ -135,7 +135,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=160, help="pictures of each class to train and validate on")
+    parser.add_argument(
+        "--train", type=int, default=160, help="pictures of each class to train on, a fifth to validate"
+    )
     parser.add_argument("--pool", type=int, default=520, help="pictures of each class in the pool")
     parser.add_argument("--size", type=int, default=96, help="pixels")
     parser.add_argument("--epochs", type=int, default=8)

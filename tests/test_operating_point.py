@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import beta, norm
+from scipy.stats import beta
 
+from tests.promise_simulation import SCENES, Promised, exact_thresholds, to_latent, to_probability
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, interval
 from tyre_lightning.decision.calibration import brier_score, expected_calibration_error, fit_temperature, softmax
@@ -190,43 +191,27 @@ def test_tyres_seen_less_often_than_in_calibration_are_reviewed() -> None:
     assert found.doubt(3, 1) == "1 of its 4 pictures cannot be read"
 
 
-def tyres_of(draw: np.random.Generator, kind: Kind, often: int = 1) -> Tyres:
-    """Defective tyres: ``often`` times L of M alike pictures and S of one picture, by their latent scores."""
-    many, pictures, few, mean, other, alike = kind
-    many, few = often * many, often * few
-    own = draw.normal(0, 1, (many, 1))
-    latent = mean + math.sqrt(alike) * own + math.sqrt(1 - alike) * draw.normal(0, 1, (many, pictures))
-    scores = norm.cdf(np.concatenate([latent.ravel(), draw.normal(other, 1, few)]))
-    numbers = np.concatenate([np.repeat(np.arange(many), pictures), many + np.arange(few)])
-    names = np.array([f"{number:07}" for number in range(many + few)], dtype=object)[numbers]
-    return Tyres.of(names, scores, np.zeros(len(scores), np.int64), GOOD)
-
-
-Kind = tuple[int, int, int, float, float, float]
-# Where it is told by how many pictures there are whether a tyre is easy, a count of pictures misleads most.
-KINDS: dict[str, Kind] = {
-    "easy tyres have eight": (60, 8, 120, 4, 1.5, 0.9),
-    "few tyres have twenty": (5, 20, 400, 0.5, 6, 0.98),
-    "few tyres have twelve": (6, 12, 250, 0.5, 6, 0.98),
-    "all have one": (0, 1, 200, 0, 2, 0),
-    "few tyres": (5, 4, 55, 2, 2, 0.9),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_the_promise_holds_tyre_by_tyre(kind: Kind) -> None:
-    draw, rounds = np.random.default_rng(9), 1500
-    population = np.sort(tyres_of(draw, kind, 2000).scores)
-    sets = [Calibration.of(tyres_of(draw, kind), GOOD, 1.0) for _ in range(rounds)]
+@pytest.mark.parametrize("name", SCENES)
+def test_the_promise_holds_tyre_by_tyre(name: str) -> None:
+    """Whatever the number of a tyre's pictures tells of its defect; and what is promised is all that can be."""
+    scene, draw, rounds = SCENES[name], np.random.default_rng(9), 600
+    sets, scores = [], []
+    for _ in range(rounds):
+        latent, shown = scene.draw(draw)
+        names = np.array([f"{number:04}" for number in shown], dtype=object)
+        tyres = Tyres.of(names, to_probability(latent), np.zeros(len(latent), np.int64), GOOD)
+        sets.append(Calibration.of(tyres, GOOD, 1.0))
+        scores.append(to_latent(np.sort(tyres.scores)))
     for promise in (Promise(0.05, 0.95), Promise(0.1, 0.9), Promise(0.01, 0.95)):
-        if promise.allowed(sets[0].defective_total) < 0:
+        if scene.tyres < promise.needed():
             with pytest.raises(UserError, match=f"it takes {promise.needed()} defective validation tyres"):
                 sets[0].operating_point(wanted(promise))
             continue
-        thresholds = [found.operating_point(wanted(promise)).threshold for found in sets]
-        true = np.searchsorted(population, thresholds) / len(population)
-        allowed = 1 - promise.confidence
-        assert (true > promise.rate).mean() <= allowed + 3 * math.sqrt(allowed * (1 - allowed) / rounds)
+        thresholds = to_latent(np.array([found.operating_point(wanted(promise)).threshold for found in sets]))
+        oracle = exact_thresholds(np.array(scores), Promised(promise.rate, promise.confidence))
+        np.testing.assert_allclose(thresholds, oracle, atol=1e-4)
+        broken, allowed = (scene.escape_rate(thresholds) > promise.rate).mean(), 1 - promise.confidence
+        assert broken <= allowed + 3 * math.sqrt(allowed * (1 - allowed) / rounds)
 
 
 def test_temperature_mends_what_is_too_sure() -> None:

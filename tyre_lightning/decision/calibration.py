@@ -24,7 +24,7 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def fit_temperature(logits: Floats, labels: Labels) -> float:
+def fit_temperature(logits: Floats, labels: Labels, weights: Floats | None = None) -> float:
     """The likeliest temperature (Guo et al., arXiv:1706.04599), with a prior by which it stays near 1.
 
     Few images that are all classified rightly would ask for a temperature of 0, and the first error afterwards would
@@ -34,14 +34,17 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     Args:
         logits: [N, classes].
         labels: class indices, shape (N,).
+        weights: how much each image says, shape (N,); None: one each. Many pictures of few tyres say little.
     """
     from scipy.optimize import minimize_scalar
+
+    counted = np.ones(len(labels)) if weights is None else weights
 
     def unlikeliness(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
         top = scaled.max(axis=1)
         log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        cross_entropy = float((log_sum - scaled[np.arange(len(labels)), labels]).sum())
+        cross_entropy = float((counted * (log_sum - scaled[np.arange(len(labels)), labels])).sum())
         return cross_entropy + (log_temperature / _SPREAD) ** 2 / 2
 
     return math.exp(minimize_scalar(unlikeliness, bounds=_RANGE, method="bounded").x)

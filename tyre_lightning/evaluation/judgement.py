@@ -23,7 +23,8 @@ from tyre_lightning.evaluation.scores import Scores
 
 def calibrate(scores: Scores, good: int | None) -> Calibration:
     """What validation images say; ``good`` is the index of the class without defects, if one is known."""
-    temperature = fit_temperature(scores.logits, scores.labels)
+    place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)[1:]
+    temperature = fit_temperature(scores.logits, scores.labels, 1 / sizes[place])
     if good is None:
         return Calibration(temperature, [], 0, [], 0)
     return Calibration.of(scores.counted(good, temperature), good, temperature)
