@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+from torch import Tensor
 
-from tests.conftest import PROJECT, run_here, train_here, write_images
-from tyre_lightning.config import register_schemas
+from tests.conftest import PROJECT, TINY, run_here, run_script, train_here, write_images
+from tyre_lightning.config import Changed, DataConfig, register_schemas
+from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.evaluation.scoring import look_at
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.store import FolderStore
+from tyre_lightning.model.backbones import preset
+from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.prediction import predict
+from tyre_lightning.promote.promote import promote
 
 CLASSES = ["crack", "dent", "good"]
+PROMISE = ["operating_point.max_escape_rate=0.5", "operating_point.confidence=0.6"]
+LEARN = ["trainer.max_epochs=3", "data.image_size=64", "logger.system_metrics=false"]
+PREPROCESSING = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
 
 
 @pytest.fixture
@@ -52,15 +67,50 @@ def newest_run(folder: Path) -> Run:
         pytest.param(["callbacks.ema.decay=null"], id="without a moving average"),
         pytest.param(["trainer.precision=bf16-mixed"], id="in bfloat16"),
         pytest.param(["callbacks.early_stopping.patience=1", "trainer.max_epochs=5"], id="stopped early"),
+        pytest.param(["trainer.max_epochs=4", "ckpt_path=last"], id="resumed"),
     ],
 )
 def test_what_a_run_records_is_what_predict_says(lake: Path, tmp_path: Path, options: list[str]) -> None:
-    promise = ["operating_point.max_escape_rate=0.5", "operating_point.confidence=0.6"]
-    learn = ["trainer.max_epochs=3", "data.image_size=64", "logger.system_metrics=false"]
-    train_here(tmp_path, f"data.root={lake}", *promise, *learn, *options)
-    rows = predictions(tmp_path, lake / "test")
-    metrics = newest_run(tmp_path).data.metrics
-    recorded = Scores.read(run_here(tmp_path) / "scores" / "test.parquet")
+    given = [f"data.root={lake}", *PROMISE, *LEARN]
+    if "ckpt_path=last" in options:
+        train_here(tmp_path, *given)
+    train_here(tmp_path, *given, *options)
+    assert_predict_agrees(tmp_path, run_here(tmp_path), lake)
+
+
+def test_what_a_sweep_s_run_of_two_processes_records_is_what_predict_says(lake: Path, tmp_path: Path) -> None:
+    given = [f"data.root={lake}", *PROMISE, *TINY, *LEARN, "trainer=ddp_cpu", "trainer.max_epochs=2"]
+    done = run_script("train.py", "-m", "seed=1", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("outputs/sweep/*/0")
+    assert_predict_agrees(tmp_path, folder, lake)
+
+
+def test_several_devices_share_the_images_and_none_gets_one_twice(lake: Path) -> None:
+    inspector = Inspector.from_classifier(TyreClassifier("efficientnet_lite0", CLASSES, PREPROCESSING, "good"))
+    asked: list[int] = []
+
+    class Counting(Inspector):
+        def logits(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
+            asked.append(len(images))
+            return super().logits(images)
+
+    copies = [Counting(**vars(one)) for one in inspector.on([torch.device("cpu")] * 3)]
+    store = FolderStore(str(lake / "test"))
+    entries = sorted(store.list())
+    seen = [*look_at(copies, Reader(store, None, Changed.reread), entries, batch_size=4)]
+    assert [entry for part in seen for entry in part.entries] == entries
+    assert sum(asked) == len(entries) == 18
+    alone = [*look_at([inspector], Reader(store, None, Changed.reread), entries, batch_size=4)]
+    ours, theirs = (np.concatenate([part.logits for part in parts]) for parts in (seen, alone))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def assert_predict_agrees(folder: Path, run: Path, lake: Path) -> None:
+    """predict.py's rows, and the gate's numbers, are what the newest run in a folder recorded."""
+    rows = predictions(folder, lake / "test")
+    metrics = newest_run(folder).data.metrics
+    recorded = Scores.read(run / "scores" / "test.parquet")
     found = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
     assert [f"v1/{key}" for key in rows["key"]] == recorded.keys
     assert np.abs(softmax(recorded.logits, metrics["temperature"]) - found).max() < 1e-6
@@ -77,10 +127,16 @@ def test_what_a_run_records_is_what_predict_says(lake: Path, tmp_path: Path, opt
     assert metrics["test/escape_rate"] == pytest.approx((rows["decision"][defective] == "accept").mean())
     assert metrics["test/overkill_rate"] == pytest.approx((rows["decision"][~defective] == "reject").mean())
 
+    register_schemas()
+    given = ["model=tyre-defects", f"tracking_uri=sqlite:///{folder}/mlflow.db", "dry_run=true"]
+    with initialize_config_dir(str(PROJECT / "conf" / "promote"), version_base="1.3"):
+        numbers = promote(compose("promote", overrides=given)).numbers["challenger"]
+    for name in ("escape_rate", "overkill_rate", "review_rate", "f1"):
+        assert numbers[name] == pytest.approx(metrics[f"test/{name}"], abs=1e-6), name
+
 
 def test_the_validation_metrics_of_a_run_are_those_of_the_kept_checkpoint(lake: Path, tmp_path: Path) -> None:
-    learn = ["trainer.max_epochs=4", "data.image_size=64", "logger.system_metrics=false"]
-    returned = train_here(tmp_path, f"data.root={lake}", *learn)
+    returned = train_here(tmp_path, f"data.root={lake}", *LEARN, "trainer.max_epochs=4")
     kept = Scores.read(run_here(tmp_path) / "scores" / "val.parquet")
     f1 = f1_score(kept.labels, kept.logits.argmax(axis=1), average="macro")
     assert returned["val/f1"] == pytest.approx(f1)

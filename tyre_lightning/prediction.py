@@ -194,7 +194,7 @@ def predict_batches(
     the path as ``overlay``. While the network works on one batch, the next is fetched and decoded.
     """
     reader = Reader(store, None, Changed.reread)
-    for seen in look_at(inspector, reader, entries, batch_size, pictures=overlays is not None):
+    for seen in look_at([inspector], reader, entries, batch_size, pictures=overlays is not None):
         rows = _rows(inspector, seen)
         if overlays is not None:
             _draw(overlays, inspector, rows, seen.images)

@@ -113,6 +113,19 @@ def processes(options: TrainerConfig) -> tuple[bool, int]:
     return gpu, device_count(options.devices, gpu)
 
 
+def gpus(options: TrainerConfig) -> list[torch.device]:
+    """The GPUs that are used; none on a CPU.
+
+    Raises:
+        UserError: as :func:`processes`.
+    """
+    gpu, count = processes(options)
+    if not gpu:
+        return []
+    listed = OmegaConf.is_list(options.devices) or isinstance(options.devices, list)
+    return [torch.device("cuda", int(index)) for index in (options.devices if listed else range(count))]
+
+
 def uses_gpu(accelerator: str) -> bool:
     """Whether a GPU is used.
 

@@ -43,7 +43,7 @@ from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, Run, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
-from tyre_lightning.trainer import build_trainer, checkpoints, uses_gpu
+from tyre_lightning.trainer import build_trainer, checkpoints, gpus
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,9 +242,7 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
         for usage, catalog in data.catalogs().items()
         if usage in limits
     }
-    reader, gpu = data.reader(), uses_gpu(options.accelerator)
-    if gpu:
-        inspector.network.to("cuda")
+    reader, devices = data.reader(), gpus(options)
     with progress_bar(options.enable_progress_bar) as progress:
         task = progress.add_task("scoring", total=sum(map(len, catalogs.values())))
         found = {
@@ -255,10 +253,10 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
                 data.shown(usage),
                 fail,
                 lambda count: progress.advance(task, count),
+                devices,
             )
             for usage, catalog in catalogs.items()
         }
-    inspector.network.to("cpu")
     for problem in reader.problems:
         log.warning("%s", problem)
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from tyre_lightning.decision.calibration import softmax
@@ -47,6 +48,7 @@ class Scores:
         shown: Shown,
         fail: Callable[[UnreadableImage], None] = lambda error: None,
         advance: Callable[[int], None] = lambda images: None,
+        devices: Sequence[torch.device] = (),
     ) -> Scores:
         """Let an inspector look at every image of a catalog.
 
@@ -57,6 +59,7 @@ class Scores:
             shown: which tyres they show.
             fail: told of each image that cannot be decoded; may raise.
             advance: told how many more are done.
+            devices: that share the images, none twice; none: where the inspector is.
 
         Raises:
             UserError: an object cannot be fetched.
@@ -67,7 +70,7 @@ class Scores:
         keys: list[str] = []
         unreadable: list[str] = []
         logits = [np.empty((0, len(inspector.classes)))]
-        for seen in look_at(inspector, reader, catalog.entries(), _BATCH):
+        for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH):
             for entry, image in zip(seen.entries, seen.images, strict=True):
                 if isinstance(image, UnreadableImage):
                     fail(image)

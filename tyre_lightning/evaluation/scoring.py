@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -38,14 +39,19 @@ class Seen(NamedTuple):
 
 
 def look_at(
-    inspector: Inspector, reader: Reader, entries: Iterable[Entry], batch_size: int, *, pictures: bool = False
+    inspectors: Sequence[Inspector],
+    reader: Reader,
+    entries: Iterable[Entry],
+    batch_size: int,
+    *,
+    pictures: bool = False,
 ) -> Iterator[Seen]:
-    """Fetch, decode and classify a stream of entries, a batch at a time.
+    """Fetch, decode and classify a stream of entries, a batch at a time, in order.
 
-    While the network works on one batch, the next is fetched and decoded; no more are in memory.
+    While a network works on one batch, the next is fetched and decoded; no more are in memory.
 
     Args:
-        inspector: looks.
+        inspectors: the same model on each device that shares the work; each batch goes to one of them.
         reader: fetches.
         entries: any number of them.
         batch_size: images.
@@ -54,20 +60,28 @@ def look_at(
     Raises:
         UserError: an object cannot be fetched.
     """
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
+    count, waiting = len(inspectors), deque[Future[Seen]]()
+    with (
+        ThreadPoolExecutor(1) as ahead,
+        ThreadPoolExecutor(os.cpu_count()) as decoders,
+        ThreadPoolExecutor(count) as devices,
+    ):
 
-        def load(batch: Sequence[Entry]) -> list[Image | UnreadableImage]:
-            return list(decoders.map(partial(_read, inspector, pictures), reader.read(batch), batch))
+        def load(batch: list[Entry]) -> list[Image | UnreadableImage]:
+            return list(decoders.map(partial(_read, inspectors[0], pictures), reader.read(batch), batch))
 
-        batches = batched(entries, batch_size)
-        batch = next(batches, [])
-        loading = ahead.submit(load, batch)
-        while batch:
-            images = loading.result()
-            following = next(batches, [])
-            loading = ahead.submit(load, following)
-            yield Seen(batch, images, inspector.logits([one.view for one in images if isinstance(one, Image)]))
-            batch = following
+        for number, batch in enumerate(batched(entries, batch_size)):
+            loading = ahead.submit(load, batch)
+            waiting.append(devices.submit(_see, inspectors[number % count], batch, loading))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _see(inspector: Inspector, batch: list[Entry], loading: Future[list[Image | UnreadableImage]]) -> Seen:
+    images = loading.result()
+    return Seen(batch, images, inspector.logits([one.view for one in images if isinstance(one, Image)]))
 
 
 def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> Image | UnreadableImage:

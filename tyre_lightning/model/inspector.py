@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,6 +190,10 @@ class Inspector:
             f"what training was to promise takes more validation tyres than its {images} ones (give a weaker "
             "operating_point.max_escape_rate=..., or train with more images)"
         )
+
+    def on(self, devices: Sequence[torch.device]) -> list[Inspector]:
+        """A copy for each device; without any, this one where it is."""
+        return [replace(self, network=deepcopy(self.network).to(device)) for device in devices] or [self]
 
     def read(self, data: bytes, key: str) -> Tensor:
         """An image file's bytes as the network's input, uint8 [3, size, size].
