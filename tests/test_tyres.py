@@ -133,7 +133,7 @@ def test_a_served_model_gives_the_rows_of_a_tyre_one_verdict(plant: Path) -> Non
     ("pattern", "message"),
     [
         (r"^(X\d+)_", r"data.group_pattern='^(X\d+)_' finds nothing in any of 104 file names, such as 'T"),
-        (r"^(T)", "data.group_pattern='^(T)' finds the same in all 104 file names: 'T' in 'T"),
+        (r"^(T)", "data.group_pattern='^(T)' finds the same in all 104 file names, such as 'T' in 'T"),
     ],
 )
 def test_a_pattern_that_tells_nothing_is_refused(plant: Path, tmp_path: Path, pattern: str, message: str) -> None:
@@ -146,10 +146,18 @@ def test_a_pattern_that_matches_no_name_at_prediction_is_refused(plant: Path, tm
     (line := tmp_path / "line").mkdir()
     (line / "0001.jpg").write_bytes(encode(picture(), "JPEG"))
     with pytest.raises(
-        UserError, match=r"the model's data\.group_pattern=.* finds nothing in any of 1 file names, such as"
+        UserError, match=r"tells tyres by data\.group_pattern=.* finds nothing in any of 1 file names, such as '0001"
     ):
         predicted(plant, tmp_path, line)
     assert not list(tmp_path.glob("rows*"))
+
+
+def test_the_pictures_of_one_tyre_alone_are_a_tyre(plant: Path, tmp_path: Path) -> None:
+    (line := tmp_path / "line").mkdir()
+    for path in plant.glob("lake/v1/test/good/T207_*.jpg"):
+        shutil.copy(path, line / path.name)
+    _, rows, tyres = predicted(plant, tmp_path, line)
+    assert len(rows) == 2 and tyres.index.tolist() == ["T207"]
 
 
 def test_tyres_are_counted() -> None:

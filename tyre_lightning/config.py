@@ -123,7 +123,7 @@ class DataConfig:
     classes: list[str] | None = None  # null: every class folder below train
     good_class: str | None = None  # null: a class named good, ok, non_defective, ...
     val_fraction: float = 0.2  # share of train held out where there is no val folder
-    group_pattern: str | None = None  # what a file name's match says of the tyre: its images stay on one side
+    group_pattern: str | None = None  # what a file name's match says of the tyre, on which is decided
     near_copies: bool = True  # images that look the same, turned or cropped a little, stay on one side too
     folds: int | None = None  # of a cross-validation on the training images; one of them takes the place of test
     fold: int | None = None  # which one, from 0

@@ -37,7 +37,7 @@ from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
-from tyre_lightning.lake.tyres import count_tyres, tyre_of
+from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.tracking.registry import load_inspector
@@ -102,9 +102,7 @@ def predict(cfg: DictConfig) -> Summary:
         raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
-    if inspector.group_pattern is not None:
-        keys = (entry.key for entry in source.entries())
-        count_tyres(keys, inspector.group_pattern, "the model's data.group_pattern")
+    _check_names(inspector, source, total)
     inspector.network.to(_device(config))
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
@@ -121,6 +119,21 @@ def predict(cfg: DictConfig) -> Summary:
             _by_tyre(inspector, watched, columns, writer, summary)
     show(summary, inspector)
     return summary
+
+
+def _check_names(inspector: Inspector, source: Source, total: int) -> None:
+    """Refuse files of which none is named as the model's training images were: no verdict would be on a tyre.
+
+    Raises:
+        UserError: names one of them.
+    """
+    pattern = inspector.group_pattern
+    if pattern is not None and all(find_tyre(entry.key, pattern) is None for entry in source.entries()):
+        example = next(source.entries()).key.rpartition("/")[2]
+        raise UserError(
+            f"the model tells tyres by data.group_pattern='{pattern}', which finds nothing in any of {total} file "
+            f"names, such as '{example}': name the files as those that it was trained on"
+        )
 
 
 def _watch(batches: Iterable[Rows], summary: Summary, advance: Callable[[Rows], None]) -> Iterator[Rows]:

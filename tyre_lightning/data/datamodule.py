@@ -173,7 +173,7 @@ class TyreDataModule(L.LightningDataModule):
         keys = [key for catalog in catalogs if catalog is not None for key in catalog.keys()]
         if self.config.group_pattern is not None:
             count = count_tyres(keys, self.config.group_pattern)
-            log.info("%d tyres in %d pictures, by data.group_pattern='%s'", count, len(keys), self.config.group_pattern)
+            log.info("%s tyres in %s pictures, by data.group_pattern", f"{count:,}", f"{len(keys):,}")
 
     def _find_good(self, classes: Sequence[str]) -> None:
         """Said before every image is looked at for copies, which may take hours."""

@@ -53,13 +53,12 @@ def tyre_of(key: str, pattern: str | None) -> str:
     return key if found is None else found
 
 
-def count_tyres(keys: Iterable[str], pattern: str, option: str = "data.group_pattern") -> int:
+def count_tyres(keys: Iterable[str], pattern: str) -> int:
     """How many tyres a pattern tells apart.
 
     Args:
         keys: of at least one picture.
         pattern: a regular expression.
-        option: what to name in an error.
 
     Raises:
         UserError: it finds nothing in any file name, or the same in all of several.
@@ -73,10 +72,14 @@ def count_tyres(keys: Iterable[str], pattern: str, option: str = "data.group_pat
         found = found if name is None else name
         tyres.add(key if name is None else name)
     if found is None:
-        raise UserError(f"{option}='{pattern}' finds nothing in any of {count} file names, such as '{_file(last)}'")
+        raise UserError(
+            f"data.group_pattern='{pattern}' finds nothing in any of {count} file names, such as '{_file(last)}': "
+            "write one that finds the tyre's name there, or leave it out"
+        )
     if len(tyres) == 1 and count > 1:
         raise UserError(
-            f"{option}='{pattern}' finds the same in all {count} file names: '{found}' in '{_file(last)}', for example"
+            f"data.group_pattern='{pattern}' finds the same in all {count} file names, such as '{found}' in "
+            f"'{_file(last)}': put parentheses round what tells one tyre from another"
         )
     return len(tyres)
 
