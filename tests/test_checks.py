@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import run_here, train_here, write_images
+from tests.conftest import TINY, run_here, run_script, train_here, write_images
 from tyre_lightning.checks import balanced_weights, check_monitors
 from tyre_lightning.config import CallbacksConfig, CheckpointConfig, DataConfig, EarlyStoppingConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -42,6 +42,15 @@ def test_a_loss_that_is_no_number_ends_training(lake: Path, tmp_path: Path) -> N
     said = refused(tmp_path, lake, *rates, "trainer.max_epochs=50")
     assert "in epoch 1, so that training cannot go on: give smaller model.optimizer.backbone_lr" in said
     assert not (run_here(tmp_path) / "checkpoints" / "last.ckpt").exists()  # nothing could go on with it
+
+
+def test_of_several_processes_each_says_it_in_one_sentence(lake: Path, tmp_path: Path) -> None:
+    rates = ("model.optimizer.head_lr=1e30", "model.optimizer.backbone_lr=1e30", "model.optimizer.warmup_fraction=0")
+    given = [f"data.root={lake}", *TINY, *UNTRACKED, *rates, "trainer=ddp_cpu", "trainer.max_epochs=50"]
+    done = run_script("train.py", *given, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("error: ") and "so that training cannot go on: give smaller model.optimizer" in said
 
 
 def test_validation_images_that_cannot_be_read_end_training(lake: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch.multiprocessing import ProcessRaisedException
 
 from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable, limited
 from tyre_lightning.config import (
@@ -217,11 +219,20 @@ def find_shared(data: TyreDataModule) -> list[str]:
 
 
 def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: str | None) -> None:
-    """Fit; a Ctrl-C leaves ``last.ckpt`` and goes on as the KeyboardInterrupt that Lightning makes an exit of."""
+    """Fit; a Ctrl-C leaves ``last.ckpt`` and goes on as the KeyboardInterrupt that Lightning makes an exit of.
+
+    Raises:
+        UserError: also where one of several processes raised it, of which torch only hands on the traceback's text.
+    """
     try:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None
+    except ProcessRaisedException as error:
+        found = re.search(rf"^{re.escape(UserError.__module__)}\.\w+: (.+)", str(error), re.MULTILINE)
+        if found is None:
+            raise
+        raise UserError(found[1]) from None
 
 
 def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) -> dict[str, Scores]:
