@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from tests.conftest import PROJECT, untracked_environment
+from tests.conftest import PROJECT, untracked_environment, write_files
 from tyre_lightning.audit.audit import COLUMNS
 from tyre_lightning.audit.copies import find_copies, read_copies
 from tyre_lightning.audit.embedding import COPIES
@@ -271,9 +271,11 @@ def test_a_hostile_file_name_is_text(tmp_path: Path) -> None:
         (["data.root=nowhere"], "error: there is no folder 'nowhere'"),
         (["data.rot=x"], "did you mean 'data.root'?"),
         (["data.root=.", "data.group_pattern='('"], "is no regular expression"),
+        (["data.root=lake", r"data.group_pattern='^T\d+'"], "finds nothing in any of 2 file names, such as 'b.jpg'"),
     ],
 )
 def test_mistakes_get_a_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+    write_files(tmp_path / "lake", "train/bad/a.jpg", "train/good/b.jpg")
     done = run_audit(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -187,7 +187,7 @@ def test_tyres_seen_less_often_than_in_calibration_are_reviewed() -> None:
     found = Calibration.of(Tyres.of(names, np.ones(len(names)), np.zeros(len(names), np.int64), GOOD), GOOD, 1.0)
     assert found.least_pictures == 2 and found.mean_pictures == pytest.approx(238 / 60)
     assert found.doubt(2, 0) is None
-    assert found.doubt(1, 0) == "it has 1 pictures, and the validation tyres had at least 2"
+    assert found.doubt(1, 0) == "it has 1 picture, and the validation tyres had at least 2"
     assert found.doubt(3, 1) == "1 of its 4 pictures cannot be read"
 
 

@@ -106,7 +106,7 @@ def test_a_tyre_that_is_not_seen_whole_is_reviewed(
         _, rows, tyres = predicted(plant, tmp_path, line)
     lonely, broken = (path.name.partition("_")[0] for path in (first, second))
     assert tyres.loc[lonely, "decision"] == tyres.loc[broken, "decision"] == "review"
-    assert tyres.loc[lonely, "reason"] == "it has 1 pictures, and the validation tyres had at least 2"
+    assert tyres.loc[lonely, "reason"] == "it has 1 picture, and the validation tyres had at least 2"
     assert tyres.loc[broken, "reason"] == "1 of its 2 pictures cannot be read"
     assert (tyres.loc[broken, "n_pictures"], tyres.loc[broken, "n_unreadable"]) == (1, 1)
     assert {*rows[rows["tyre"] == broken]["decision"]} == {"review"}
@@ -126,7 +126,7 @@ def test_a_served_model_gives_the_rows_of_a_tyre_one_verdict(plant: Path) -> Non
         part = answers[answers["tyre"] == name]
         worst = part.loc[part["p_good"].astype(float).idxmin()]
         assert {*part["decision"]} == {worst["picture_decision"]}
-    assert answers["decision"][2] == "review" and "it has 1 pictures" in answers["reason"][2]
+    assert answers["decision"][2] == "review" and "it has 1 picture" in answers["reason"][2]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.listing import read_lake
 from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
 from tyre_lightning.lake.store import Store
-from tyre_lightning.lake.tyres import groups_of
+from tyre_lightning.lake.tyres import count_tyres, groups_of
 
 PAGE = "audit.html"
 FINDINGS = "findings.csv"
@@ -112,6 +112,8 @@ def examine(data: DataConfig, s3: S3Config) -> Audit:
     catalogs = {"train": lake.train, "val": lake.val, "test": lake.test}
     images = _listed({usage: catalog for usage, catalog in catalogs.items() if catalog is not None})
     entries = [entry for catalog in catalogs.values() if catalog is not None for entry in catalog.entries()]
+    if data.group_pattern is not None:
+        count_tyres((entry.key for entry in entries), data.group_pattern)
     looks = look(reader, entries, folder, COPIES)
     pairs = find_copies(looks)
     close = look(reader, entries, folder, LABELS)

@@ -130,10 +130,14 @@ class Calibration:
         which the threshold was chosen would escape more often than promised.
         """
         if unreadable:
-            return f"{unreadable} of its {pictures + unreadable} pictures cannot be read"
+            return f"{unreadable} of its {_pictures(pictures + unreadable)} cannot be read"
         if pictures < self.least_pictures:
-            return f"it has {pictures} pictures, and the validation tyres had at least {self.least_pictures}"
+            return f"it has {_pictures(pictures)}, and the validation tyres had at least {self.least_pictures}"
         return None
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'' if count == 1 else 's'}"
 
 
 def _too_few(rate: str, kind: str, promise: Promise, count: int) -> str:
