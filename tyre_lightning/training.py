@@ -92,21 +92,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
         best = checkpoints(trainer)[0]
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
         scores = score(inspector, data, config.trainer)
-        for usage, found in scores.items():
-            found.save(folder / SCORES / f"{usage}.parquet", inspector.classes)
-            run.log_file(folder / SCORES / f"{usage}.parquet", SCORES)
+        record_scores(run, inspector, scores, folder / SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
         metrics |= measure(run, inspector, scores, trainer.global_step + 1)
-        scores = {usage: found for usage, found in scores.items() if found.keys}
-        seen = data.shared_with_train("val")
-        metrics |= judge(run, inspector, config.operating_point, scores, shared, seen)
+        metrics |= judge(run, inspector, config.operating_point, scores, shared, data.shared_with_train("val"))
         add_judgement(best, inspector)
         for path in checkpoints(trainer):
             run.log_file(path, "checkpoints")
         metrics |= weigh(run, inspector, data)
         register(run, inspector, challenger=config.data.folds is None and not in_sweep())
         shown = config.trainer.enable_progress_bar
-        log_report(run, inspector, data, scores, config.operating_point, progress=shown)
+        log_report(run, inspector, data, readable(scores), config.operating_point, progress=shown)
     uri = model_uri(run)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
@@ -273,6 +269,18 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
     return found
 
 
+def record_scores(run: Run, inspector: Inspector, scores: Mapping[str, Scores], folder: Path) -> None:
+    """Keep what was said of each image as ``<usage>.parquet``, an artifact of the run too."""
+    for usage, found in scores.items():
+        found.save(path := folder / f"{usage}.parquet", inspector.classes)
+        run.log_file(path, SCORES)
+
+
+def readable(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Without the usages of which no image could be read."""
+    return {usage: found for usage, found in scores.items() if found.keys}
+
+
 def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: int) -> dict[str, float]:
     """Record what the scores are worth, and the test images' confusion matrix; gives the metrics by name.
 
@@ -306,6 +314,7 @@ def judge(
     tyres that training saw too, then also without them, as ``test_unshared/...``.
     """
     classes, good = inspector.classes, inspector.good_class
+    scores = readable(scores)
     unseen = scores["val"].without(seen) if "val" in scores else None
     if unseen is None or not unseen.keys:
         log.warning("no validation image of a tyre that training did not see could be read: nothing is calibrated")
