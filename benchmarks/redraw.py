@@ -47,11 +47,11 @@ class Population:
         names = np.array([f"{place:06}" for place in range(len(drawn))], dtype=object)
         return Scores([*names], self.labels[drawn], self.logits[epoch, drawn], names, names)
 
-    def escape_rate(self, epoch: int, temperature: float, threshold: float) -> float:
-        """The share of all defective tyres that lie below a threshold."""
-        everything = self.sample(np.arange(len(self.labels)), epoch)
-        defective = everything.defective(self.good, temperature)[self.labels != self.good]
-        return float((defective < threshold).mean())
+    def rates(self, epoch: int, temperature: float, threshold: float) -> tuple[float, float]:
+        """Escape and overkill rate: the shares of defective tyres below a threshold and of good ones from it on."""
+        scores = self.sample(np.arange(len(self.labels)), epoch).defective(self.good, temperature)
+        good = self.labels == self.good
+        return float((scores[~good] < threshold).mean()), float((scores[good] >= threshold).mean())
 
 
 def macro_f1(confusion: Floats) -> Floats:
@@ -75,12 +75,12 @@ def kept_epoch(scores: Sequence[float], images: int) -> int:
 def redraw(
     population: Population, promises: Sequence[OperatingPointConfig], size: int, draws: int, seed: int
 ) -> dict[str, Floats]:
-    """The true escape rates [draws, promises] of what each of ``WAYS`` chooses; NaN where nothing can be promised.
+    """The true escape and overkill rates [draws, promises, 2] of what each of ``WAYS`` chooses; NaN without a promise.
 
     Where validation images do not choose the epoch it is the last, and where not the temperature, that is 1.
     """
     draw, confusions = np.random.default_rng(seed), population.confusions()
-    found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[list[tuple[float, float]]]] = {way: [] for way in WAYS}
     last = len(population.logits) - 1
     for _ in range(draws):
         drawn = draw.integers(0, len(population.labels), size)
@@ -95,15 +95,15 @@ def redraw(
 
 def _rates(
     population: Population, drawn: Ints, epoch: int, promises: Sequence[OperatingPointConfig]
-) -> Iterator[float]:
+) -> Iterator[tuple[float, float]]:
     calibration = judgement.calibrate(population.sample(drawn, epoch), population.good)
     for promise in promises:
         try:
             threshold = calibration.operating_point(promise).threshold
         except UserError:
-            yield math.nan
+            yield math.nan, math.nan
         else:
-            yield population.escape_rate(epoch, calibration.temperature, threshold)
+            yield population.rates(epoch, calibration.temperature, threshold)
 
 
 @dataclass(frozen=True)

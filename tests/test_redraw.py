@@ -49,16 +49,22 @@ def test_one_epoch_keeps_its_promise() -> None:
     found = redraw(population(np.random.default_rng(3), 1), [PROMISE, OperatingPointConfig(0.01, 0.95)], 60, 300, 4)
     for way in WAYS:
         assert np.isnan(found[way][:, 1]).all()  # 299 defective tyres would be needed
-        broken = Broken.of(found[way][:, 0], PROMISE)
+        broken = Broken.of(found[way][:, 0, 0], PROMISE)
         assert broken.possible == 300
         assert 0 < broken.share <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / 300)
     assert (found[WAYS[0]][:, 0] == found[WAYS[1]][:, 0]).all()
 
 
+def test_rates_are_shares_of_their_own_kind() -> None:
+    logits = np.array([[[0.0, 9.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0], [9.0, 0.0]]])  # class 1 is the defective
+    found = Population(logits, np.array([0, 0, 0, 1, 1]), 0)
+    assert found.rates(0, 1.0, 0.5) == pytest.approx((1 / 2, 2 / 3))
+
+
 def test_a_choice_among_many_epochs_breaks_promises() -> None:
     """The worst case, epochs that differ by luck alone: the luckiest lets fewer of its validation images escape."""
     found = redraw(population(np.random.default_rng(5), 30, noise=1.2), [PROMISE], 200, 200, 6)
-    chosen, last = (Broken.of(found[way][:, 0], PROMISE) for way in WAYS[:2])
+    chosen, last = (Broken.of(found[way][:, 0, 0], PROMISE) for way in WAYS[:2])
     assert last.share <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / 200)
     assert chosen.share > last.share + 0.05
 
