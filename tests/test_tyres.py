@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -14,13 +15,19 @@ from mlflow import MlflowClient
 
 from tests.conftest import PROJECT, train_here
 from tests.images import encode, picture
-from tyre_lightning.config import register_schemas
+from tyre_lightning.config import DataConfig, OperatingPointConfig, register_schemas
+from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.decision.operating_point import Calibration, OperatingPoint
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.tyres import count_tyres
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.evaluation.ledger import Ledger
+from tyre_lightning.lake.tyres import count_tyres, find_tyre
+from tyre_lightning.model.backbones import preset
+from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.inspector import Inspector, Sighting
 from tyre_lightning.prediction import Summary, predict
 
 CLASSES = ("crack", "good")
+PREPROCESSING = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
 PATTERN = r"data.group_pattern='^(T\d+)_'"
 
 
@@ -158,6 +165,56 @@ def test_the_pictures_of_one_tyre_alone_are_a_tyre(plant: Path, tmp_path: Path) 
         shutil.copy(path, line / path.name)
     _, rows, tyres = predicted(plant, tmp_path, line)
     assert len(rows) == 2 and tyres.index.tolist() == ["T207"]
+
+
+@pytest.mark.parametrize("scores", [[0.1, math.nan], [math.nan, 0.1], [math.nan], [0.1, math.nan, 0.9]])
+def test_a_tyre_of_which_a_score_is_no_number_is_for_a_person_to_see(scores: list[float], tmp_path: Path) -> None:
+    network = TyreClassifier("efficientnet_lite0", [*CLASSES], PREPROCESSING, "good")
+    inspector = Inspector.from_classifier(network)
+    inspector.point = OperatingPoint(0.5, 0.5, OperatingPointConfig(0.05, 0.9))
+    inspector.calibration = Calibration(1.0, [], 0, [], 0)
+    rows = [{"tyre": "T1", "key": "T1.jpg", "class": "good", "p_good": 1 - score, "error": None} for score in scores]
+    served = Sighting()
+    for row in rows:
+        served.add(inspector, row)
+    with Ledger(tmp_path / "tyres.db", inspector) as ledger:
+        for row in rows:
+            ledger.add([row])
+        for sighting in (served, *ledger.get(["T1"]), *(found for _, found in ledger.tyres())):
+            assert inspector.verdict(sighting).decision == "review" and sighting.pictures == len(scores)
+            assert math.isnan(sighting.score)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        (r"^(T\d+)_", ["T1", None, None]),
+        (r"T\d+", ["T1", None, None]),
+        (r"^(T\d+)_|^line (\d+)", ["T1", "7", None]),
+        (r"^(?:T|line )(\d+)", ["1", "7", None]),
+        (r"^(T)?(\d+)?", ["T", None, None]),  # nothing is no name, or all such pictures would be one tyre
+        (r"^\D*(\d*)", ["1", "7", None]),
+        (r"\d*$", [None, None, None]),
+        ("", [None, None, None]),
+        (None, [None, None, None]),
+    ],
+)
+def test_what_a_pattern_finds(pattern: str | None, found: list[str | None]) -> None:
+    assert [find_tyre(f"v1/{name}.jpg", pattern) for name in ("T1_a", "line 7", "other")] == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"^(T)", "finds the same in all 3 file names in which it finds something, such as 'T' in 'T3.jpg': put"),
+        (r"(\d*)\.png", r"finds nothing in any of 4 file names, such as 'other.jpg'"),
+        (r"^(\d*)", r"finds nothing in any of 4 file names, such as 'other.jpg'"),
+    ],
+)
+def test_a_pattern_that_tells_no_tyre_from_another_is_refused(pattern: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        count_tyres(["v/T1.jpg", "v/T2.jpg", "v/T3.jpg", "v/other.jpg"], pattern)
+    assert message in str(error.value)
 
 
 def test_tyres_are_counted() -> None:

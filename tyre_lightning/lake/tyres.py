@@ -41,10 +41,13 @@ def find_tyre(key: str, pattern: str | None) -> str | None:
 
     Args:
         key: of the picture.
-        pattern: a regular expression. Its first pair of parentheses is the tyre's name, or all that it matches.
+        pattern: a regular expression. Its first pair of parentheses that takes part in the match (of those on two
+            sides of a ``|`` only one does) is the tyre's name; without any, all that it matches. No name is empty.
     """
     match = None if pattern is None else re.search(pattern, key.rpartition("/")[2])
-    return None if match is None else match[bool(match.re.groups)]
+    if match is None:
+        return None
+    return next(filter(None, match.groups() if match.re.groups else (match[0],)), None)
 
 
 def tyre_of(key: str, pattern: str | None) -> str:
@@ -61,27 +64,29 @@ def count_tyres(keys: Iterable[str], pattern: str) -> int:
         pattern: a regular expression.
 
     Raises:
-        UserError: it finds nothing in any file name, or the same in all of several.
+        UserError: it finds nothing in any file name, or the same wherever it finds something.
     """
     tyres: set[str] = set()
-    found: str | None = None
-    count, last = 0, ""
+    named = unnamed = 0
+    example = other = ""
     for key in keys:
-        count, last = count + 1, key
-        name = find_tyre(key, pattern)
-        found = found if name is None else name
-        tyres.add(key if name is None else name)
-    if found is None:
+        if (name := find_tyre(key, pattern)) is None:
+            unnamed, other = unnamed + 1, key
+        else:
+            named, example = named + 1, key
+            tyres.add(name)
+    if not named:
         raise UserError(
-            f"data.group_pattern='{pattern}' finds nothing in any of {count} file names, such as '{_file(last)}': "
+            f"data.group_pattern='{pattern}' finds nothing in any of {unnamed} file names, such as '{_file(other)}': "
             "write one that finds the tyre's name there, or leave it out"
         )
-    if len(tyres) == 1 and count > 1:
+    if len(tyres) == 1 and named > 1:
         raise UserError(
-            f"data.group_pattern='{pattern}' finds the same in all {count} file names, such as '{found}' in "
-            f"'{_file(last)}': put parentheses round what tells one tyre from another"
+            f"data.group_pattern='{pattern}' finds the same in all {named} file names"
+            f"{' in which it finds something' if unnamed else ''}, such as '{min(tyres)}' in '{_file(example)}': put "
+            "parentheses round what tells one tyre from another"
         )
-    return len(tyres)
+    return len(tyres) + unnamed
 
 
 def _file(key: str) -> str:
