@@ -169,6 +169,18 @@ def test_a_tyre_is_as_bad_as_its_worst_picture() -> None:
     assert decisions(OperatingPoint(0.8, 0.8, point.promised), found, 2).tolist() == ["accept", "reject", "review"]
 
 
+def test_what_is_no_number_hides_behind_nothing() -> None:
+    names = np.array([*"aabbc"], dtype=object)
+    scores = np.array([0.1, np.nan, np.nan, 0.9, 0.1])
+    found = Tyres.of(names, scores, np.array([0, GOOD, GOOD, GOOD, 0]), GOOD)
+    assert found.labels.tolist() == [0, GOOD, 0] and found.deciding.tolist() == [1, 2, 4]
+    point = OperatingPoint(0.5, 0.5, OperatingPointConfig(0.05, 0.9))
+    assert decisions(point, found, 1).tolist() == [point.decide(score) for score in found.scores]
+    assert decisions(point, found, 1).tolist() == ["review", "review", "accept"]
+    calibrated = Calibration.of(found, GOOD, 1.0)
+    assert (calibrated.defective, calibrated.defective_total, calibrated.good_total) == ([0.1], 1, 0)
+
+
 def test_of_near_copies_one_counts_whatever_their_order() -> None:
     names = np.array([f"{number}.jpg" for number in range(30)], dtype=object)
     groups = np.array([f"group {number // 10}" for number in range(30)], dtype=object)

@@ -50,7 +50,7 @@ class OperatingPoint:
         return asdict(self)
 
     def decide(self, defective: float) -> str:
-        """The decision on a P(defective)."""
+        """The decision on a P(defective); what is no number is for a person to see."""
         if defective < self.threshold:
             return ACCEPT
         return REJECT if defective >= self.reject_from else REVIEW
@@ -80,14 +80,17 @@ class Calibration:
 
     @classmethod
     def of(cls, tyres: Tyres, good: int, temperature: float) -> Calibration:
-        """From calibration tyres; those with an unreadable picture are left out, as the line never accepts them.
+        """From calibration tyres; those are left out of which a picture is unreadable or its score no number.
+
+        The line neither accepts nor rejects them.
+
 
         Args:
             tyres: each counts once.
             good: the index of the class without a defect.
             temperature: by which their scores were made.
         """
-        whole = tyres.take(tyres.whole)
+        whole = tyres.take(tyres.whole & ~np.isnan(tyres.scores))
         bad, fine = whole.scores[whole.labels != good], whole.scores[whole.labels == good]
         least, mean = (int(whole.pictures.min()), float(whole.pictures.mean())) if len(whole) else (1, 1.0)
         low, high = np.sort(bad)[:KEPT].tolist(), np.sort(fine)[::-1][:KEPT].tolist()

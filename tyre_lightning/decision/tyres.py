@@ -25,7 +25,7 @@ class Tyres:
 
     Args:
         names: shape (T,).
-        scores: P(defective), shape (T,): the highest of a tyre's pictures.
+        scores: P(defective), shape (T,): the highest of a tyre's pictures; NaN where that of one is no number.
         labels: class indices, shape (T,): the good class where all pictures are of it; else that of the defective
             picture with the highest P(defective).
         deciding: the place of the picture with the highest P(defective) among all pictures, shape (T,).
@@ -55,9 +55,10 @@ class Tyres:
             damaged: tyres of which a picture could not be read.
         """
         found, place, pictures = np.unique(names, return_inverse=True, return_counts=True)
-        order = np.lexsort((-scores, place))
+        worst = -np.where(np.isnan(scores), np.inf, scores)  # nothing must hide behind what cannot be told
+        order = np.lexsort((worst, place))
         deciding = order[_first_of_each(place[order])]
-        telling = np.lexsort((-scores, labels == good, place))  # a tyre's defective pictures first
+        telling = np.lexsort((worst, labels == good, place))  # a tyre's defective pictures first
         true = labels[telling[_first_of_each(place[telling])]]
         whole = np.array([name not in damaged for name in found], bool)
         return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole)

@@ -52,12 +52,12 @@ class Ledger:
     def get(self, names: Sequence[str]) -> list[Sighting]:
         """What is known of some tyres."""
         find = "select pictures, unreadable, score, class_name, key from tyre where name = ?"
-        return [Sighting(*self._database.execute(find, (name,)).fetchone()) for name in names]
+        return [_sighting(*self._database.execute(find, (name,)).fetchone()) for name in names]
 
     def tyres(self) -> Iterator[tuple[str, Sighting]]:
         """All tyres, by name."""
         for name, *values in self._database.execute("select * from tyre order by name"):
-            yield name, Sighting(*values)
+            yield name, _sighting(*values)
 
     def mean_pictures(self) -> float:
         """Of a tyre, readable or not; NaN where there is none."""
@@ -67,5 +67,9 @@ class Ledger:
     def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
         if row["error"] is not None:
             return row["tyre"], 0, 1, -1.0, None, None
-        score = self._inspector.defective(row)
-        return row["tyre"], 1, 0, score if score == score else 0.0, row["class"], row["key"]
+        return row["tyre"], 1, 0, self._inspector.defective(row), row["class"], row["key"]
+
+
+def _sighting(pictures: int, unreadable: int, score: float | None, class_name: str | None, key: str | None) -> Sighting:
+    """A row; SQLite keeps NaN as null, which is higher than any score there too."""
+    return Sighting(pictures, unreadable, float("nan") if score is None else score, class_name, key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Sighting:
 
     pictures: int = 0
     unreadable: int = 0
-    score: float = -1.0  # the highest P(defective)
+    score: float = -1.0  # the highest P(defective); NaN where one is no number
     class_name: str | None = None  # of that picture
     key: str | None = None  # of that picture
 
@@ -51,7 +52,7 @@ class Sighting:
             self.unreadable += 1
             return
         self.pictures += 1
-        if (score := inspector.defective(row)) > self.score:
+        if (score := inspector.defective(row)) > self.score or math.isnan(score):
             self.score, self.class_name, self.key = score, row["class"], row.get("key")
 
 
