@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.mlflow_server import lay_database
-from tyre_lightning.promote.aliases import FINGERPRINT, Aliases, Overtaken
+from tyre_lightning.errors import UserError
+from tyre_lightning.promote.aliases import AGAINST, FINGERPRINT, NO_ANCHOR, Aliases, Overtaken
 from tyre_lightning.tracking.registry import create_version
 from tyre_lightning.tracking.runs import connect
 
@@ -163,6 +164,41 @@ def test_who_was_away_for_long_leaves_the_lock_of_another(registry: Registry, mo
     assert registry.gate()._held(LOCK) is not None
     other.__exit__(None, None, None)
     assert registry.gate()._held(LOCK) is None
+
+
+def test_a_version_that_is_deleted_is_nothing_to_go_back_to(registry: Registry) -> None:
+    for _ in range(2):
+        registry.train()
+        registry.promote()
+    registry.client.delete_model_version(NAME, "1")
+    with pytest.raises(UserError, match=f"version 1 of {NAME}, which was the champion before, has been deleted"):
+        registry.gate().roll_back()
+    assert registry.aliases() == {"champion": "2"}
+
+
+@pytest.mark.parametrize("loss", ["version", "alias"])
+@pytest.mark.parametrize("told", ["a comparison with it", "its move"])
+def test_an_anchor_that_is_gone_is_missed(registry: Registry, loss: str, told: str) -> None:
+    registry.train()
+    registry.promote()
+    assert not registry.gate().has_lost_anchor()
+    registry.gate().set_first_anchor("1")
+    registry.train()
+    registry.gate().tag(registry.gate().challenger(), {AGAINST: NO_ANCHOR})
+    registry.promote()
+    assert not registry.gate().has_lost_anchor()
+    if told == "its move":
+        registry.gate().move_anchor()
+        registry.gate().set_first_anchor("1")  # which it does not become
+    else:
+        registry.gate().tag(registry.client.get_model_version(NAME, "2"), {AGAINST: "1"})
+    if loss == "alias" or told == "its move":
+        registry.client.delete_registered_model_alias(NAME, "anchor")
+    else:
+        registry.client.delete_model_version(NAME, "1")
+    assert registry.gate().has_lost_anchor()
+    assert registry.gate().move_anchor() == (None, "2")
+    assert not registry.gate().has_lost_anchor()
 
 
 def test_how_many_others_some_images_have_judged(registry: Registry) -> None:

@@ -57,6 +57,14 @@ def test_floors_hold_for_every_challenger() -> None:
     assert judge(better, {}, GateConfig(max_escape_rate=0.2)) == ([], {})
 
 
+@pytest.mark.parametrize("others", [set(), {"champion"}, {"champion", "anchor"}])
+@pytest.mark.parametrize(("defective", "good", "kind"), [(0, 9, "defective"), (99, 0, "good"), (0, 0, "defective")])
+def test_no_floor_holds_for_tyres_that_are_not_there(others: set[str], defective: int, good: int, kind: str) -> None:
+    some = model(0, 0, defective, good)
+    with pytest.raises(UserError, match=f"show no {kind} tyre, so that they tell nothing of it: add test images"):
+        judge(some, dict.fromkeys(others, some), GateConfig())
+
+
 def test_too_few_defective_tyres_prove_nothing() -> None:
     with pytest.raises(UserError, match=r"the 75 defective tyres .* which takes 76: .* or give gate\.margin=0\.031"):
         escape_bound(model(0, 0, 75), model(0, 0, 75), GateConfig())

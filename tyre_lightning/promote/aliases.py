@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PREVIOUS = "promotion.previous_champion"  # the tag of a champion that names the one before
+AGAINST = "promotion.anchor"  # the tag of a version that names the anchor with which it was compared, or
+NO_ANCHOR = "no anchor"
+ANCHORED = "promotion.anchor_since"  # the tag of a version that became the anchor
 FINGERPRINT = "promotion.test_fingerprint"  # the tag that says by which test images a version was judged
 
 _STALE_SECONDS = 60  # a lock is held for the time of a few calls; one of this age has no owner any more
@@ -57,6 +60,11 @@ class Aliases:
         if self.anchor() is None:
             self.client.set_registered_model_alias(self.name, ANCHOR, version)
 
+    def has_lost_anchor(self) -> bool:
+        """Whether there is none though there was one, whose version or alias somebody has deleted."""
+        told = {one.tags.get(tag) for one in self._versions() for tag in (AGAINST, ANCHORED)}
+        return self.anchor() is None and bool(told - {None, NO_ANCHOR})
+
     def move_anchor(self) -> tuple[str | None, str]:
         """Make the champion the anchor; gives the versions, the anchor before first.
 
@@ -67,7 +75,7 @@ class Aliases:
         if champion is None:
             raise UserError(f"model={self.name} has no version with the alias '{CHAMPION}' to become the anchor")
         self.client.set_registered_model_alias(self.name, ANCHOR, str(champion.version))
-        self.tag(champion, {"promotion.anchor_since": _now()})
+        self.tag(champion, {ANCHORED: _now()})
         return None if before is None else str(before.version), str(champion.version)
 
     def move(self, expected: str | None, version: str) -> None:
@@ -114,20 +122,24 @@ class Aliases:
         previous = champion.tags.get(PREVIOUS)
         if previous is None:
             raise UserError(f"version {champion.version} of {self.name} replaced no other: there is none to go back to")
+        if previous not in {str(one.version) for one in self._versions()}:
+            raise UserError(f"version {previous} of {self.name}, which was the champion before, has been deleted")
         self.move(str(champion.version), previous)
         self.tag(champion, {"promotion.rolled_back": _now()})
         return str(champion.version), previous
 
     def judged_by(self, fingerprint: str, challenger: str) -> int:
         """How many versions beside a challenger were judged by the test images of this fingerprint."""
-        versions = self.client.search_model_versions(f"name = '{self.name}'")
-        by = [str(one.version) for one in versions if one.tags.get(FINGERPRINT) == fingerprint]
+        by = [str(one.version) for one in self._versions() if one.tags.get(FINGERPRINT) == fingerprint]
         return len({*by} - {challenger})
 
     def tag(self, version: ModelVersion, values: Mapping[str, object]) -> None:
         """Write tags of a version."""
         for key, value in values.items():
             self.client.set_model_version_tag(self.name, str(version.version), key, str(value))
+
+    def _versions(self) -> list[ModelVersion]:
+        return [*self.client.search_model_versions(f"name = '{self.name}'")]
 
     def _version(self, alias: str) -> ModelVersion | None:
         from mlflow.exceptions import MlflowException

@@ -16,7 +16,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.promote.aliases import FINGERPRINT, Aliases, Overtaken
+from tyre_lightning.promote.aliases import AGAINST, FINGERPRINT, NO_ANCHOR, Aliases, Overtaken
 from tyre_lightning.promote.comparison import perform
 from tyre_lightning.promote.images import fetch_test_images
 from tyre_lightning.promote.rule import judge
@@ -85,9 +85,18 @@ def promote(cfg: DictConfig) -> Outcome:
 
 
 def _anchor(config: PromoteConfig, aliases: Aliases, champion: ModelVersion | None) -> ModelVersion | None:
-    """The anchor; a champion of a registry that knows none becomes it."""
+    """The anchor; a champion of a registry that has never known one becomes it.
+
+    Raises:
+        UserError: it is gone; another is chosen only on purpose, or small losses could add up after all.
+    """
     if (found := aliases.anchor()) is not None or champion is None:
         return found
+    if aliases.has_lost_anchor():
+        raise UserError(
+            f"the anchor of {config.model} is gone: `python -m tyre_lightning.promote anchor model={config.model}` "
+            f"makes version {champion.version}, the champion, the new one"
+        )
     log.warning("%s has no anchor: version %s, the champion, becomes it", config.model, champion.version)
     if not config.dry_run:
         aliases.set_first_anchor(str(champion.version))
@@ -176,7 +185,7 @@ def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None
             "promotion": decision,
             "promotion.reasons": "; ".join(outcome.reasons) or "better by the rule",
             "promotion.compared_with": outcome.champion or "no champion",
-            "promotion.anchor": outcome.anchor or "no anchor",
+            AGAINST: outcome.anchor or NO_ANCHOR,
             "promotion.test_images": outcome.images,
             FINGERPRINT: outcome.fingerprint,
             "promotion.judged_before": outcome.judged_before,

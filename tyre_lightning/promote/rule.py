@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tyre_lightning.config import GateConfig
+from tyre_lightning.errors import UserError
 from tyre_lightning.promote.comparison import Performance, escape_bound
 from tyre_lightning.tracking.registry import CHAMPION
 
@@ -25,8 +26,14 @@ def judge(
         gate: the rule's numbers.
 
     Raises:
-        UserError: there are too few defective tyres to prove the margin.
+        UserError: there are too few defective tyres to prove the margin, or no tyre of a kind that a floor is about.
     """
+    for kind, some in (("defective", challenger.verdicts.defective), ("good", ~challenger.verdicts.defective)):
+        if not some.any():
+            raise UserError(
+                f"the test images that no model has learnt from show no {kind} tyre, so that they tell nothing of it: "
+                "add test images"
+            )
     reasons = _below_floors(challenger, gate)
     bounds = {name: escape_bound(challenger, other, gate) for name, other in others.items()}
     for name, bound in bounds.items():
