@@ -11,19 +11,18 @@ from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint, with_content_tags
 from tyre_lightning.lake.listing import read_catalog
-from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.tyres import Shown, groups_of, tyre_of
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.promote.comparison import TestSet
-from tyre_lightning.promote.unseen import unseen
+from tyre_lightning.promote.unseen import Past, unseen
 
 
 def fetch_test_images(
     config: PromoteConfig,
     challenger: str,
     params: Mapping[str, str],
-    pinned: Mapping[str, Pinned],
+    pasts: Mapping[str, Past],
     inspector: Inspector,
 ) -> tuple[TestSet, str]:
     """List the test images, without those of tyres that a model has learnt from; gives the fingerprint of all too.
@@ -32,13 +31,14 @@ def fetch_test_images(
         config: says where, if they are not where the challenger's were.
         challenger: its version.
         params: of its run.
-        pinned: what each model was trained and tested on, by who they are; the challenger first.
+        pasts: what each model was trained and tested on, by who they are; the challenger first.
         inspector: the challenger, with an operating point.
 
     Raises:
         UserError: the challenger had no test images, or they are not those that there are now.
     """
-    own = next(iter(pinned.values()))
+    past = next(iter(pasts.values()))
+    own = past.pinned
     if "test" not in own.catalogs:
         raise UserError(f"version {challenger} was trained without test images, by which to compare it")
     data = DataConfig(root=config.root or own.root)
@@ -52,16 +52,10 @@ def fetch_test_images(
             f"then {then}): train a challenger on this data version, or give root=... of the other"
         )
     reader = open_reader(store, open_cache(store, data), data)
-    pattern = inspector.group_pattern or _pattern(params)
+    pattern = inspector.group_pattern or past.pattern  # models of format 1 do not know it
     shown = own.shown.get("test") or _look_for_tyres(reader, listed, pattern)
-    places = unseen(reader, (listed, tagged), shown, pattern, pinned, config.s3)
+    places = unseen(reader, (listed, tagged), shown, pattern, pasts, config.s3)
     return TestSet(reader, listed.take(places), shown, str(inspector.good_class)), now
-
-
-def _pattern(params: Mapping[str, str]) -> str | None:
-    """That of a run; of format 1, whose models do not know it."""
-    found = params.get("data.group_pattern", "None")  # as MLflow keeps what is not set
-    return None if found == "None" else found
 
 
 def _look_for_tyres(reader: Reader, catalog: Catalog, pattern: str | None) -> Shown:

@@ -20,6 +20,7 @@ from tyre_lightning.promote.aliases import AGAINST, FINGERPRINT, NO_ANCHOR, Alia
 from tyre_lightning.promote.comparison import perform
 from tyre_lightning.promote.images import fetch_test_images
 from tyre_lightning.promote.rule import judge
+from tyre_lightning.promote.unseen import Past
 from tyre_lightning.tracking.registry import ANCHOR, CHALLENGER, CHAMPION, load_inspector
 from tyre_lightning.tracking.runs import connect, fetch_catalog, flatten
 
@@ -128,9 +129,10 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
     everyone = {CHALLENGER: versions.challenger, **versions.others()}
     inspectors = {name: _inspector(config, version) for name, version in everyone.items()}
     pinned = {name: _pinned(config, version) for name, version in everyone.items()}
+    params = {name: _params(aliases, version) for name, version in everyone.items()}
+    pasts = {name: Past.of(pinned[name], params[name]) for name in everyone}
     challenger = str(versions.challenger.version)
-    params = aliases.client.get_run(str(versions.challenger.run_id)).data.params
-    test, fingerprint = fetch_test_images(config, challenger, params, pinned, inspectors[CHALLENGER])
+    test, fingerprint = fetch_test_images(config, challenger, params[CHALLENGER], pasts, inspectors[CHALLENGER])
     measured = {name: perform(inspector, test) for name, inspector in inspectors.items()}
     others = {name: measured[name] for name in versions.others()}
     reasons, bounds = judge(measured[CHALLENGER], others, config.gate)
@@ -207,6 +209,11 @@ def _inspector(config: PromoteConfig, version: ModelVersion) -> Inspector:
             "with a promise that the validation images can keep (operating_point.max_escape_rate=...)"
         )
     return found
+
+
+def _params(aliases: Aliases, version: ModelVersion) -> dict[str, str]:
+    """Those of a version's run, which :func:`_pinned` has found."""
+    return dict(aliases.client.get_run(str(version.run_id)).data.params)
 
 
 def _pinned(config: PromoteConfig, version: ModelVersion) -> Pinned:

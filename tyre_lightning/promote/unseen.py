@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +27,34 @@ LEARNT = ("train", "val")  # from the one the weights, from the other the best e
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a model's run saw, and how it told tyres apart.
+
+    Args:
+        pinned: its images.
+        pattern: what names a tyre, as its run was told.
+        near_copies: whether its run looked for them.
+    """
+
+    pinned: Pinned
+    pattern: str | None
+    near_copies: bool
+
+    @classmethod
+    def of(cls, pinned: Pinned, params: Mapping[str, str]) -> Past:
+        """By the parameters of the run, where MLflow has None for what is not set."""
+        pattern = params.get("data.group_pattern", "None")
+        looked = params.get("data.near_copies", "True") == "True"
+        return cls(pinned, None if pattern == "None" else pattern, looked)
+
+
 def unseen(
     reader: Reader,
     catalogs: tuple[Catalog, Catalog],
     shown: Shown,
     pattern: str | None,
-    pinned: Mapping[str, Pinned],
+    pasts: Mapping[str, Past],
     s3: S3Config,
 ) -> list[int]:
     """Places of the test images that no model has learnt from, nor from another picture of their tyre.
@@ -41,14 +64,17 @@ def unseen(
         catalogs: the test images as listed, and the same with content tags.
         shown: which tyres they show.
         pattern: what names a tyre.
-        pinned: what the models saw, by who they are.
+        pasts: of the models, by who they are.
         s3: where the S3 service is.
     """  # fmt: skip
     listed, tagged = catalogs
     seen: set[int] = set()
-    for name, one in pinned.items():
-        found = _same_file(tagged, one) | _same_tyre(tagged, pattern, one) | _same_group(tagged, one)
-        if not _knows(tagged, one):
+    for name, past in pasts.items():
+        one = past.pinned
+        found = _same_file(tagged, one) | _same_group(tagged, one)
+        for names in filter(None, {pattern, past.pattern}):
+            found |= _same_tyre(tagged, names, one)
+        if not (past.near_copies and _knows(tagged, one)):
             found |= _near_copies(reader, listed, one, s3)
         tyres = {shown.tyre(listed.key(place)) for place in found}
         found |= {place for place, key in enumerate(listed.keys()) if shown.tyre(key) in tyres}
@@ -72,22 +98,23 @@ def _same_file(tagged: Catalog, one: Pinned) -> set[int]:
     return {place for place, tag in enumerate(_tags(tagged)) if tag in learnt}
 
 
-def _same_tyre(tagged: Catalog, pattern: str | None, one: Pinned) -> set[int]:
-    """By what the file names tell, with the pattern of today and as the model's own run told them."""
-    if pattern is None:
-        return set()
-    learnt: set[str | None] = set()
-    for usage, catalog in _learnt(one):
-        learnt |= {find_tyre(key, pattern) for key in catalog.keys()}
-        learnt |= {name for key, name in one.shown.get(usage, Shown()).tyres.items() if name != key}
-    return {place for place, key in enumerate(tagged.keys()) if find_tyre(key, pattern) in learnt - {None}}
+def _same_tyre(tagged: Catalog, pattern: str, one: Pinned) -> set[int]:
+    """By what the file names tell."""
+    learnt = {find_tyre(key, pattern) for _, catalog in _learnt(one) for key in catalog.keys()} - {None}
+    return {place for place, key in enumerate(tagged.keys()) if find_tyre(key, pattern) in learnt}
 
 
 def _same_group(tagged: Catalog, one: Pinned) -> set[int]:
-    """By the near-copies that the model's own run found, where it had these images as test images."""
+    """By the near-copies that the model's own run found, where it had these images as test images.
+
+    They are found by their contents, since another version of the lake has them under other keys.
+    """
     learnt = {group for usage in LEARNT for group in one.shown.get(usage, Shown()).groups.values()}
-    own = one.shown.get("test", Shown()).groups
-    return {place for place, key in enumerate(tagged.keys()) if own.get(key) in learnt}
+    own, groups = one.catalogs.get("test"), one.shown.get("test", Shown()).groups
+    bound = (
+        {tag for key, tag in zip(own.keys(), _tags(own), strict=True) if groups.get(key) in learnt} if own else set()
+    )
+    return {place for place, tag in enumerate(_tags(tagged)) if tag in bound}
 
 
 def _knows(tagged: Catalog, one: Pinned) -> bool:
