@@ -6,6 +6,7 @@ Hydra finds plugins in this package. ``hydra-optuna-sweeper`` wants Optuna 2, a 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -105,7 +106,7 @@ class StudySweeper(Sweeper):
     def _tell(self, study: Study, number: int, result: Any) -> None:
         from optuna.trial import TrialState
 
-        if isinstance(result, Mapping) and self._metric in result:
+        if isinstance(result, Mapping) and math.isfinite(result.get(self._metric, math.nan)):
             study.tell(number, float(result[self._metric]))
             log.info("trial %d: %s=%.4f; the best so far: trial %d", number, self._metric, result[self._metric],
                      study.best_trial.number)  # fmt: skip

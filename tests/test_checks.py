@@ -69,6 +69,39 @@ def test_a_batch_that_batchnorm_cannot_learn_from_ends_training(lake: Path, tmp_
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["callbacks.checkpoint.monitor=val/recall/good"], "callbacks.checkpoint.monitor=val/recall/good cannot be"),
+        (
+            ["callbacks.checkpoint.monitor=val/auroc_defective"],
+            "choose from val/loss, val/accuracy, val/f1, ",
+        ),
+        (["callbacks.early_stopping.monitor=val/auroc", "callbacks.early_stopping.patience=1"], "early_stopping.mon"),
+    ],
+)
+@pytest.mark.parametrize("cause", ["unreadable", "limited"])
+def test_an_epoch_is_chosen_by_classes_that_validation_can_see(
+    lake: Path, tmp_path: Path, options: list[str], said: str, cause: str
+) -> None:
+    if cause == "unreadable":
+        for path in lake.glob("val/good/*.jpg"):
+            path.write_bytes(b"<html>")
+    limit = ["data.batch_size=2", "trainer.limit_val_batches=0.5"] if cause == "limited" else []
+    assert said in refused(tmp_path, lake, *options, *limit)
+
+
+@pytest.mark.parametrize(
+    ("usage", "message"),
+    [
+        ("train", "trainer.limit_train_batches=0.4 leaves none of 2 batches: give at least 0.5"),
+        ("val", "trainer.limit_val_batches=0.4 leaves none of 1 batches: give at least 1"),
+    ],
+)
+def test_less_than_a_batch_is_nothing_to_train_on(lake: Path, tmp_path: Path, usage: str, message: str) -> None:
+    assert refused(tmp_path, lake, f"trainer.limit_{usage}_batches=0.4") == message
+
+
 def data_of(lake: Path) -> TyreDataModule:
     config = DataConfig(root=str(lake), image_size=32)
     return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))

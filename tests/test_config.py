@@ -184,12 +184,21 @@ def test_python_takes_no_unknown_key_in_silence(
     ("override", "message"),
     [
         ("callbacks.checkpoint.mode=most", "callbacks.checkpoint.mode=most must be min or max"),
+        ("callbacks.checkpoint.mode=min", "callbacks.checkpoint.mode=min takes the lowest val/f1 for the best"),
+        ("callbacks.early_stopping.mode=min", "give callbacks.early_stopping.mode=max"),
+        ("callbacks.early_stopping.patience=-1", "callbacks.early_stopping.patience=-1 must be 0 or more"),
+        ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be at least 1"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1.0 must be 0 or more"),
+        ("trainer.precision=7", "trainer.precision=7 must be one of auto, 32-true, bf16-mixed"),
+        ("model.dropout=1", r"model.dropout=1.0 must be in \[0, 1\)"),
+        ("model.optimizer.head_lr=-1", "model.optimizer.head_lr=-1.0 must be 0 or more"),
+        ("model.optimizer.weight_decay=nan", "model.optimizer.weight_decay=nan must be 0 or more"),
         ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=max takes the highest val/loss"),
         ("callbacks.early_stopping.monitor=val/loss", "give callbacks.early_stopping.mode=min"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0.0 must be more than 0"),
     ],
 )
-def test_an_epoch_that_cannot_be_chosen_is_refused(override: str, message: str) -> None:
+def test_what_no_training_can_use_is_refused(override: str, message: str) -> None:
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[override, "data.root=lake"])

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 from omegaconf import OmegaConf
 
-from hydra_plugins.tyre_optuna import search_space
+from hydra_plugins.tyre_optuna import StudySweeper, search_space
 from tests.conftest import TINY, run_script, train_here, write_images
 from tests.mlflow_server import lay_database
 from tests.test_tracking import EXPERIMENT, script
@@ -29,6 +29,7 @@ from tyre_lightning.tracking.leaderboard import Leaderboard
 from tyre_lightning.tracking.pruning import Prune
 from tyre_lightning.tracking.registry import CHALLENGER, create_version, make_challenger
 from tyre_lightning.tracking.runs import open_experiment
+from tyre_lightning.tracking.studies import PRUNED
 from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, SWEEP_TAG, Repetition, pareto
 
 # train.py in a process that dies of SIGKILL when the run of this number begins its second epoch.
@@ -238,6 +239,16 @@ def test_other_launchers_need_no_change(options: list[str], tmp_path: Path, laun
     assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert "runs of this sweep" in done.stdout
+
+
+def test_a_trial_without_a_number_is_a_failed_one() -> None:
+    results: list[Any] = [{QUALITY: math.nan}, None, {"val/loss": 1.0}, {PRUNED: True}, {QUALITY: 0.5}]
+    sweeper = StudySweeper("drawn", None, QUALITY, "maximize", len(results), 1, prune=False, seed=0)
+    study = optuna.create_study(direction="maximize")
+    for number, result in enumerate(results):
+        study.ask()
+        sweeper._tell(study, number, result)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "FAIL", "PRUNED", "COMPLETE"]
 
 
 def test_a_study_says_what_it_cannot_draw_from() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from tyre_lightning.config import CallbacksConfig, TrainConfig, TrainerConfig
+from tyre_lightning.config import CallbacksConfig, TrainConfig
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
@@ -25,8 +28,13 @@ def check_means(config: TrainConfig) -> None:
         connect(config.logger.tracking_uri)
 
 
-def check_monitors(options: CallbacksConfig, data: TyreDataModule) -> None:
+def check_monitors(options: CallbacksConfig, data: TyreDataModule, occur: Sequence[str] | None = None) -> None:
     """Refuse to choose an epoch by what validation does not measure, or by what says nothing of how good it is.
+
+    Args:
+        options: what is monitored.
+        data: with the validation images.
+        occur: the classes that validation sees; None: those it has images of.
 
     Raises:
         UserError: names those there are.
@@ -34,7 +42,8 @@ def check_monitors(options: CallbacksConfig, data: TyreDataModule) -> None:
     monitors = {"checkpoint": options.checkpoint.monitor}
     if options.early_stopping.patience is not None:
         monitors["early_stopping"] = options.early_stopping.monitor
-    possible = measured(data)
+    occur = [name for name, images in data.val.counts().items() if images] if occur is None else occur
+    possible = measured(occur, data.good_class)
     for name, monitor in monitors.items():
         if monitor not in possible:
             raise UserError(
@@ -42,12 +51,11 @@ def check_monitors(options: CallbacksConfig, data: TyreDataModule) -> None:
             )
 
 
-def measured(data: TyreDataModule) -> list[str]:
-    """What every epoch's validation says of how good the model is; precision only of classes that it predicted."""
-    occur = [name for name, images in data.val.counts().items() if images]
+def measured(occur: Sequence[str], good_class: str | None) -> list[str]:
+    """What validation on some classes says of how good the model is; precision only of classes that it predicted."""
     names = ["loss", "accuracy", "f1", *(f"recall/{name}" for name in occur)]
     if len(occur) > 1:
-        names += ["auroc", *(["auroc_defective"] if data.good_class in occur else [])]
+        names += ["auroc", *(["auroc_defective"] if good_class in occur else [])]
     return [f"val/{name}" for name in names]
 
 
@@ -67,20 +75,47 @@ def balanced_weights(data: TyreDataModule) -> list[float]:
     return class_weights([*counts.values()])
 
 
-def check_readable(data: TyreDataModule, options: TrainerConfig) -> None:
-    """Refuse to train where not one image can be decoded, or to choose an epoch by none.
+def check_readable(data: TyreDataModule, config: TrainConfig) -> None:
+    """Refuse to train where not one image can be decoded, or to choose an epoch by what no image tells.
 
     Raises:
-        UserError: names the images' usage.
+        UserError: names the images' usage, or the monitor.
     """
-    images = Images(data.reader(), data.preprocessing, None)
-    val = limited(data.val, options.limit_val_batches, data.config.batch_size)
-    for usage, catalog in {"train": data.train, "val": val}.items():
-        entries = (catalog.entry(index) for index in range(len(catalog)))
-        if not any(isinstance(image, Tensor) for entry in entries for image in images.read([entry])):
+    options, batch_size = config.trainer, data.config.batch_size
+    limits = {"train": options.limit_train_batches, "val": options.limit_val_batches}
+    for usage, limit in limits.items():
+        _check_limit(f"trainer.limit_{usage}_batches", limit, math.ceil(len(data.catalogs()[usage]) / batch_size))
+    val = limited(data.val, options.limit_val_batches, batch_size)
+    occur = {
+        "train": _readable(data, data.train, 1),
+        "val": _readable(data, val, sum(map(bool, val.counts().values()))),
+    }
+    for usage, found in occur.items():
+        if not found:
+            count = len(val if usage == "val" else data.train)
             raise UserError(
-                f"none of the {len(catalog)} {usage} images can be decoded: `python -m tyre_lightning.audit` says why"
+                f"none of the {count} {usage} images can be decoded: `python -m tyre_lightning.audit` says why"
             )
+    check_monitors(config.callbacks, data, occur["val"])
+
+
+def _check_limit(key: str, limit: float | None, batches: int) -> None:
+    """Refuse a share of the batches that is less than one."""
+    least = math.ceil(1000 / batches) / 1000
+    if limit is not None and limit <= 1 and int(batches * limit) < 1:
+        raise UserError(f"{key}={limit:g} leaves none of {batches} batches: give at least {least:g}")
+
+
+def _readable(data: TyreDataModule, catalog: Catalog, most: int) -> list[str]:
+    """Classes of which an image can be decoded, until ``most`` are found; of each no more are read than it takes."""
+    images, found = Images(data.reader(), data.preprocessing, None), set[str]()
+    for index in range(len(catalog)):
+        if len(found) == most:
+            break
+        name = catalog.label(index)
+        if name not in found and isinstance(images.read([catalog.entry(index)])[0], Tensor):
+            found.add(name)
+    return [name for name in data.classes if name in found]
 
 
 def limited(catalog: Catalog, limit: float | None, batch_size: int) -> Catalog:

@@ -26,6 +26,9 @@ BACKBONES = (
 )
 
 
+# Lightning's names of what can be trained in; auto: bf16-mixed on GPUs, 32-true elsewhere.
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
+
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 
@@ -467,14 +470,24 @@ def check_ranges(config: TrainConfig) -> None:
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
     _require("model.freeze_stages", model.freeze_stages, 0 <= model.freeze_stages <= 7, "from 0 to 7")
+    _require("model.dropout", model.dropout, model.dropout is None or 0 <= model.dropout < 1, "in [0, 1)")
+    for name in ("backbone_lr", "head_lr", "weight_decay"):
+        _require(f"model.optimizer.{name}", value := getattr(model.optimizer, name), value >= 0, "0 or more")
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    _require("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, trainer.accumulate_grad_batches >= 1,
+             "at least 1")  # fmt: skip
+    clip = trainer.gradient_clip_val
+    _require("trainer.gradient_clip_val", clip, clip is None or clip >= 0, "0 or more")
+    _require("trainer.precision", trainer.precision, trainer.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
     for name in ("limit_train_batches", "limit_val_batches"):
         limit = getattr(trainer, name)
         _require(f"trainer.{name}", limit, limit is None or limit > 0, "more than 0")
     _check_monitor("callbacks.checkpoint", config.callbacks.checkpoint)
     _check_monitor("callbacks.early_stopping", config.callbacks.early_stopping)
+    patience = config.callbacks.early_stopping.patience
+    _require("callbacks.early_stopping.patience", patience, patience is None or patience >= 0, "0 or more")
     minutes = config.callbacks.checkpoint.minutes
     _require("callbacks.checkpoint.minutes", minutes, minutes >= 0, "0 or more")
     decay = config.callbacks.ema.decay
@@ -484,8 +497,11 @@ def check_ranges(config: TrainConfig) -> None:
 
 def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:
     _require(f"{key}.mode", options.mode, options.mode in ("min", "max"), "min or max")
-    if options.monitor.endswith("loss") and options.mode == "max":
-        raise UserError(f"{key}.mode=max takes the highest {options.monitor} for the best: give {key}.mode=min")
+    best = "min" if options.monitor.endswith("loss") else "max"
+    if options.mode != best:
+        worst = "highest" if best == "min" else "lowest"
+        raise UserError(f"{key}.mode={options.mode} takes the {worst} {options.monitor} for the best: give "
+                        f"{key}.mode={best}")  # fmt: skip
 
 
 def _check_classes(data: DataConfig) -> None:

@@ -86,7 +86,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         record_data(run, data, catalogs)
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
         shared = find_shared(data)
-        check_readable(data, config.trainer)
+        check_readable(data, config)
         trainer = build_trainer(config, run, folder, new=unfinished is None)
         fit(trainer, model, data, resume)
         best = checkpoints(trainer)[0]
