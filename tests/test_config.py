@@ -14,6 +14,7 @@ from tests.conftest import PROJECT, run_script
 from tyre_lightning.command_line import check_config
 from tyre_lightning.config import (
     BACKBONES,
+    TrainConfig,
     known_keys,
     register_schemas,
     to_audit_config,
@@ -178,6 +179,18 @@ def test_python_takes_no_unknown_key_in_silence(
         UserError, match=f"unknown config key '{override[1:].partition('=')[0]}': did you mean '{nearest}'"
     ):
         check(cfg)
+
+
+@pytest.mark.parametrize("given", [{"data": {"root": "lake"}}, OmegaConf.create({"data": {"root": "lake"}}), None])
+@pytest.mark.parametrize("check", [to_train_config, to_audit_config, to_predict_config, to_promote_config])
+def test_a_config_without_a_schema_is_refused(check: Callable[[Any], Any], given: Any) -> None:
+    with pytest.raises(UserError, match="the config has no schema, so that a misspelt key would pass: let Hydra"):
+        check(given)
+
+
+def test_a_config_from_a_file_is_checked_once_it_has_its_schema() -> None:
+    given = OmegaConf.create({"data": {"root": "lake"}, "trainer": {"max_epochs": 3}})
+    assert to_train_config(OmegaConf.merge(OmegaConf.structured(TrainConfig), given)).trainer.max_epochs == 3
 
 
 @pytest.mark.parametrize(

@@ -375,8 +375,13 @@ def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
 
 def _typed(cfg: Any) -> Any:
     """A composed config as an object; ``+key=value`` slips past Hydra's own check, and is not to be lost in silence."""
-    schema = OmegaConf.get_type(cfg) if OmegaConf.is_config(cfg) else None
-    if not (isinstance(schema, type) and is_dataclass(schema)):
+    schema: Any = OmegaConf.get_type(cfg) if OmegaConf.is_config(cfg) else type(cfg)
+    if schema not in SCHEMAS.values():
+        raise UserError(
+            "the config has no schema, so that a misspelt key would pass: let Hydra compose it from conf/, or give "
+            "OmegaConf.merge(OmegaConf.structured(TrainConfig), config)"
+        )
+    if not OmegaConf.is_config(cfg):
         return cfg
     for key in unknown_keys(cfg, schema):
         raise UserError(unknown_key(key, schema))
