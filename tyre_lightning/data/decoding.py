@@ -71,7 +71,7 @@ def try_decode(data: bytes | UnreadableImage, key: str) -> Tensor | UnreadableIm
     try:
         return decode(data, key)
     except UnreadableImage as error:
-        return error
+        return UnreadableImage(error.key, error.reason)  # the raised one holds the file, by its traceback
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

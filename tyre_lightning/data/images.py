@@ -47,6 +47,7 @@ class Images:
         found: dict[Entry, Tensor | UnreadableImage] = {
             entry: image for entry in entries if (image := self._load(entry)) is not None
         }
+        self._reader.forget([*found])
         missing = [entry for entry in entries if entry not in found]
         for entry, data in zip(missing, self._reader.read(missing), strict=True):
             pixels = try_decode(data, entry.key)
