@@ -256,6 +256,17 @@ def test_pixels_of_a_folder_are_kept_too(bucket: Path, tmp_path: Path) -> None:
     assert sum(path.is_file() for path in (tmp_path / "images").glob("??/*")) == 6
 
 
+def test_pixels_that_an_earlier_version_kept_of_a_damaged_image_are_not_used(bucket: Path, tmp_path: Path) -> None:
+    data = encode(picture(1, (200, 200)), "JPEG")
+    (bucket / "0.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    cache = DiskCache(tmp_path, 1 << 20)
+    reader = Reader(open_store(str(bucket), S3Config()), None, Changed.reread)
+    (entry,) = reader.store.list()
+    value = np.array([1, 1, 1], "<u4").tobytes() + b"abc"
+    cache.put({reader.name(entry, f"pixels 1 {unchanged!r}"): value})
+    assert isinstance(Images(reader, unchanged, cache).read([entry])[0], UnreadableImage)
+
+
 def test_the_size_of_a_cache_of_pixels_is_said_before_it_is_written(
     lake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
