@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,9 +17,19 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import write_files
+from tyre_lightning.audit import looks
+from tyre_lightning.audit.embedding import WIDTH
+from tyre_lightning.lake import s3_listing
 from tyre_lightning.lake.cache import DiskCache
+from tyre_lightning.lake.fingerprint import with_content_tags
+from tyre_lightning.lake.listing import read_catalog
+from tyre_lightning.lake.store import FolderStore
 
 LIMIT = 1 << 20
 
@@ -149,6 +160,97 @@ def test_a_folder_that_may_only_be_read() -> None:
         assert sorted(folder.rglob("*")) == before
         for path in (Path(open_to_all), folder, *(path for path in before if path.is_dir())):
             path.chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775, 0o757])
+def test_a_folder_that_others_may_write_to_is_not_used(folder: Path, mode: int) -> None:
+    """They could have planted pixels in it, with the right checksum."""
+    DiskCache(folder, LIMIT).put({"a": b"planted"})
+    before = held(folder)
+    folder.chmod(mode)
+    cache = DiskCache(folder, LIMIT)
+    assert cache.get("a") is None and "a" not in cache
+    cache.put({"b": b"abc"})
+    assert held(folder) == before
+    (problem,) = cache.problems
+    assert problem.startswith(f"the cache in '{folder}' cannot be used (others may write to it: remove it, or chmod")
+
+
+def test_a_folder_of_another_user_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    DiskCache(folder, LIMIT).put({"a": b"planted"})
+    give_away(folder, monkeypatch)
+    cache = DiskCache(folder, LIMIT)
+    assert cache.get("a") is None
+    (problem,) = cache.problems
+    assert "it belongs to user " in problem and "give data.cache_dir a folder of your own" in problem
+
+
+def test_a_value_of_another_user_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was planted before the folder was closed."""
+    cache = DiskCache(folder, LIMIT)
+    cache.put({"a": b"planted"})
+    give_away(held(folder)[0], monkeypatch)
+    assert cache.get("a") is None
+    (problem,) = cache.problems
+    assert "belongs to user " in problem
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a file or folder another user's."""
+    if os.geteuid() == 0:
+        os.chown(path, NOBODY, NOBODY)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+
+
+def test_what_is_made_is_for_its_user_alone(folder: Path) -> None:
+    before = os.umask(0)
+    try:
+        DiskCache(folder, LIMIT).put({"a": b"abc"})
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, *folder.iterdir()) if path.is_dir())
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_fingerprints_that_others_may_have_written_are_not_used(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_files(lake := tmp_path / "lake", "train/a/1.jpg", "train/b/1.jpg")
+    store, memory = FolderStore(str(lake)), tmp_path / f"kept {mode}"
+    catalog = read_catalog(store, "train", ("a", "b"), strict=True)
+    tags = with_content_tags(store, catalog, memory).table["etag"].to_pylist()
+    (kept,) = memory.iterdir()
+    table = pq.read_table(kept)
+    pq.write_table(table.set_column(2, "md5", pa.array(["planted"] * 2)), kept)
+    assert with_content_tags(store, catalog, memory).table["etag"].to_pylist() == ["planted"] * 2
+    memory.chmod(mode)
+    for _ in range(2):
+        assert with_content_tags(store, catalog, memory).table["etag"].to_pylist() == tags
+    assert caplog.text.count(f"what is kept in '{memory}' is not used (others may write to it") == 1
+    assert pq.read_table(kept)["md5"].to_pylist() == ["planted"] * 2
+
+
+def test_a_listing_that_others_may_have_written_is_not_used(tmp_path: Path) -> None:
+    (folder := tmp_path / "listings").mkdir()
+    about = json.dumps([(1, "digest", "")])
+    listed = pa.table({"key": ["planted"], "size": [1], "etag": [""]}, metadata={"tyre_lightning.blocks": about})
+    pq.write_table(listed, folder / "x.parquet")
+    assert s3_listing._load(folder / "x.parquet")[0].digest == "digest"
+    folder.chmod(0o777)
+    assert s3_listing._load(folder / "x.parquet")[0].digest == ""
+
+
+def test_looks_that_others_may_have_written_are_not_used(tmp_path: Path) -> None:
+    (folder := tmp_path / "looks").mkdir()
+    schema = looks._rows_of_nothing().schema
+    row = dict.fromkeys(schema.names) | {"key": "planted", "embedding": np.zeros(WIDTH, np.float16)}
+    pq.write_table(pa.Table.from_pylist([row], schema), folder / "000001.parquet")
+    assert len(looks._load(folder)) == 1
+    folder.chmod(0o777)
+    assert len(looks._load(folder)) == 0
+    looks._save(folder, looks._rows_of_nothing())
+    assert len([*folder.iterdir()]) == 1
 
 
 def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

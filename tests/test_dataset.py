@@ -2,21 +2,29 @@
 
 import re
 import shutil
+import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import write_images
 from tests.images import encode, picture
-from tyre_lightning.config import Cache, DataConfig, S3Config, Unreadable, WorkerStart
+from tyre_lightning.config import Cache, Changed, DataConfig, S3Config, Unreadable, WorkerStart
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
 from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
+from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.lake.cache import DiskCache
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.store import open_store
 from tyre_lightning.model.backbones import preset
 
 CLASSES = ("bulge", "good")
@@ -199,6 +207,45 @@ def test_later_epochs_come_from_the_disk(lake: str, bucket: Path, tmp_path: Path
             assert torch.equal(ours.image, theirs.image)
 
 
+class AsAnotherRunGoesAhead(Dataset[int]):
+    """What a worker holds in the end, in bytes, whose images another process has put into the cache meanwhile."""
+
+    def __init__(self, images: Images, reader: Reader, cache: DiskCache, form: str) -> None:
+        self.images, self.reader, self.cache, self.form = images, reader, cache, form
+
+    def __getitem__(self, index: int) -> int:
+        entries = sorted(self.reader.store.list())
+        batches = [entries[start : start + 4] for start in range(0, len(entries), 4)]
+        tracemalloc.start()
+        self.images.prefetch(batches[0])
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            self.images.prefetch(following)
+            value = np.array([1, 1, 1], "<u4").tobytes() + b"abc" if self.form == "pixels" else NO_IMAGE
+            self.cache.put({self.reader.name(entry, self._form()): value for entry in batch})
+            self.images.read(batch)
+            time.sleep(0.05)  # what was begun is there
+        time.sleep(0.2)
+        return tracemalloc.get_traced_memory()[0]
+
+    def _form(self) -> str:
+        return self.images._form if self.form == "pixels" else "file"
+
+
+NO_IMAGE = bytes(1 << 20)
+
+
+@pytest.mark.parametrize("form", ["files", "pixels"])
+def test_what_another_run_has_put_into_the_cache_is_not_held(bucket: Path, tmp_path: Path, form: str) -> None:
+    for number in range(40):
+        (bucket / f"{number:02}.jpg").write_bytes(NO_IMAGE)
+    cache = DiskCache(tmp_path, 1 << 30)
+    reader = Reader(open_store(f"s3://{bucket.name}", S3Config()), cache if form == "files" else None, Changed.reread)
+    images = Images(reader, unchanged, cache if form == "pixels" else None)
+    worker = DataLoader(AsAnotherRunGoesAhead(images, reader, cache, form), sampler=[0], batch_size=None, num_workers=1)
+    (held,) = worker
+    assert held < 4 << 20
+
+
 def test_pixels_of_a_folder_are_kept_too(bucket: Path, tmp_path: Path) -> None:
     write_images(bucket / "v1", {"train": 6, "test": 3}, CLASSES)
     plain = [*module(str(bucket / "v1")).test_dataloader()]
@@ -207,6 +254,17 @@ def test_pixels_of_a_folder_are_kept_too(bucket: Path, tmp_path: Path) -> None:
         for ours, theirs in zip(data.test_dataloader(), plain, strict=True):
             assert torch.equal(ours.image, theirs.image)
     assert sum(path.is_file() for path in (tmp_path / "images").glob("??/*")) == 6
+
+
+def test_pixels_that_an_earlier_version_kept_of_a_damaged_image_are_not_used(bucket: Path, tmp_path: Path) -> None:
+    data = encode(picture(1, (200, 200)), "JPEG")
+    (bucket / "0.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    cache = DiskCache(tmp_path, 1 << 20)
+    reader = Reader(open_store(str(bucket), S3Config()), None, Changed.reread)
+    (entry,) = reader.store.list()
+    value = np.array([1, 1, 1], "<u4").tobytes() + b"abc"
+    cache.put({reader.name(entry, f"pixels 1 {unchanged!r}"): value})
+    assert isinstance(Images(reader, unchanged, cache).read([entry])[0], UnreadableImage)
 
 
 def test_the_size_of_a_cache_of_pixels_is_said_before_it_is_written(

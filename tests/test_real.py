@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import PROJECT
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.data.decoding import decode
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.model.backbones import preset
 
@@ -38,3 +39,10 @@ def test_two_classes_can_be_chosen() -> None:
     data = module(LAKE, classes=["cracks", "non_defective"])
     assert data.test is not None
     assert data.test.counts() == {"cracks": 89, "non_defective": 103}
+
+
+def test_no_image_is_taken_for_damaged() -> None:
+    paths = [path for path in LAKE.rglob("*") if path.is_file()]
+    assert len(paths) == 1226
+    for path in paths:
+        decode(path.read_bytes(), path.name)

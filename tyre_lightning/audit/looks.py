@@ -25,6 +25,7 @@ from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
+from tyre_lightning.lake.trust import distrust, trusted
 from tyre_lightning.progress import progress_bar
 
 SIDES = tuple(
@@ -32,7 +33,7 @@ SIDES = tuple(
 )
 TRAITS = ("width", "height", "brightness", "contrast", "colour", "sharpness", *SIDES)
 
-_FORM = "looks 1"  # what is kept; another form is made anew
+_FORM = "looks 2"  # what is kept (1: of damaged images too); another form is made anew
 _BATCH = 64  # images in memory at one time; as many again are being fetched
 _PART = 4096  # images in one file of what is kept
 _SMALL = 64  # pixels of the side on which colours are measured
@@ -191,7 +192,7 @@ def _rows(embedder: Embedder, entries: Sequence[Entry], seen: Sequence[_Seen]) -
 def _load(folder: Path) -> pa.Table:
     """What earlier runs found; later parts come first, so that theirs are the rows that are found."""
     tables = [_rows_of_nothing()]
-    for path in sorted(folder.glob("*.parquet"), reverse=True):
+    for path in filter(trusted, sorted(folder.glob("*.parquet"), reverse=True)):
         try:
             tables.append(pq.read_table(path).cast(tables[0].schema))
         except (OSError, pa.ArrowException, ValueError):  # damaged: its images are looked at again
@@ -211,7 +212,9 @@ def _save(folder: Path, table: pa.Table) -> None:
     path = folder / f"{max(parts, default=0) + 1:06d}.parquet"
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if distrust(folder):
+            return
         pq.write_table(table, unfinished)
         unfinished.replace(path)
     except OSError:

@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
+from tyre_lightning.data.colours import SIXTEEN_BITS, as_rgb, turned
+from tyre_lightning.data.jpeg import read_jpeg
+from tyre_lightning.data.png import scaled_transparency, whole_png
+from tyre_lightning.data.tiff import check_tiff
 from tyre_lightning.errors import UnreadableImage, first_line
+from tyre_lightning.lake.formats import IMAGE_FORMATS
 
-# 16 bits a pixel, in the modes under which Pillow opens grey PNG and TIFF files.
-_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+MOST_PIXELS = 178_956_970  # of an image, as Pillow has it; decoding takes at most 20 bytes for each, beside the file
+
+# How the files of each of IMAGE_FORMATS begin, and who reads their headers. Image.open would ask forty plugins more,
+# one of which starts Ghostscript, and take heed of limits that other libraries set for themselves.
+_OPENERS: dict[str, tuple[bytes, type[ImageFile]]] = {
+    "JPEG": (rb"\xff\xd8\xff", JpegImageFile),
+    "PNG": (rb"\x89PNG\r\n\x1a\n", PngImageFile),
+    "WebP": (rb"RIFF....WEBP", WebPImageFile),
+    "BMP": (rb"BM", BmpImageFile),
+    "TIFF": (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
+}
+_OTHERS = rb"GIF8|8BPS|%!PS|%PDF|\0\0\0\x0cjP|\xff\x4f\xff\x51|....ftyp(?:avif|avis|hei|mif1)"
+
+# Pillow's notes on odd metadata, as on a damaged EXIF block. Set once: who mutes warnings for the time of a call, in
+# several threads, leaves the process mute.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Png|Tiff)ImagePlugin")
 
 
 def decode(data: bytes, key: str) -> Tensor:
-    """Decode one image file (any format that Pillow reads) to upright RGB: uint8 [3, height, width].
+    """Decode one image file (of a format in ``IMAGE_FORMATS``) to upright RGB: uint8 [3, height, width].
 
-    EXIF orientation is applied; grey, palette, CMYK and 16-bit images are converted by value; what is transparent shows
-    white, as in an image viewer; of an animation the first frame is taken.
+    EXIF orientation is applied; grey, palette, CMYK, 12-bit and 16-bit images are converted by value; what is
+    transparent shows white, as in an image viewer; of an animation the first frame is taken. At most ``MOST_PIXELS``.
 
     Args:
         data: the whole file.
         key: names the image in an error.
 
     Raises:
-        UnreadableImage: the bytes are no image, are cut off, or hold pixels that have no 8-bit meaning.
+        UnreadableImage: the bytes are no image, are cut off or damaged, or hold pixels that have no 8-bit meaning.
     """
     if not data:
         raise UnreadableImage(key, "the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; pixels that fail raise
-            with Image.open(io.BytesIO(data)) as image:
-                return torch.from_numpy(_pixels(image, data)).permute(2, 0, 1)
-    except UnreadableImage:
-        raise
+        return torch.from_numpy(_pixels(data)).permute(2, 0, 1)
     except Exception as error:  # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error, ...
         raise UnreadableImage(key, _reason(error)) from error
 
@@ -51,44 +71,65 @@ def try_decode(data: bytes | UnreadableImage, key: str) -> Tensor | UnreadableIm
     try:
         return decode(data, key)
     except UnreadableImage as error:
-        return error
+        return UnreadableImage(error.key, error.reason)  # the raised one holds the file, by its traceback
 
 
-def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """The pixels [height, width, 3] of an image of which Pillow has read the header."""
-    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
-        try:
-            # The same pixels as Pillow's, sooner (benchmarks/decoding.py).
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
-            return pixels
-        except ValueError:
-            pass  # anything odd about the file: whether it can be read is for Pillow to say
-    image.load()
-    return np.array(to_rgb(ImageOps.exif_transpose(image)))
+def _pixels(data: bytes) -> NDArray[np.uint8]:
+    """The upright pixels [height, width, 3] of a file."""
+    kind = _format(data)
+    if kind == "PNG":
+        data = whole_png(data)
+    with _OPENERS[kind][1](io.BytesIO(data)) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"an image of {image.width} x {image.height} pixels exceeds limit of {MOST_PIXELS:,}")
+        if isinstance(image, JpegImageFile):
+            return read_jpeg(image, data, _orientation(image))
+        levels = SIXTEEN_BITS
+        if isinstance(image, TiffImageFile):
+            levels = check_tiff(image, data)
+        if isinstance(image, PngImageFile):
+            scaled_transparency(image, data)
+        _load(image)
+        return turned(as_rgb(image, levels), image.size, _orientation(image))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB.
+def _format(data: bytes) -> str:
+    """Which of IMAGE_FORMATS a file has.
 
     Raises:
-        ValueError: a mode whose values have no fixed range (32-bit float).
+        ValueError: none.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in _SIXTEEN_BIT:
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("32-bit float pixels have no fixed range; save it with 8 or 16 bits a channel")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(page, layer).convert("RGB")
-    return image.convert("RGB")
+    for kind, (begins, _) in _OPENERS.items():
+        if re.match(begins, data, re.DOTALL):
+            return kind
+    if re.match(_OTHERS, data, re.DOTALL):
+        raise ValueError(f"it is of another format than {', '.join(IMAGE_FORMATS)}: save it as one of these")
+    raise ValueError("it is not an image file")
+
+
+def _load(image: ImageFile) -> None:
+    """Have Pillow decode the pixels; that bytes are missing is an error even where another library has set
+    ``ImageFile.LOAD_TRUNCATED_IMAGES``, for all of the process.
+    """
+    if not isinstance(image, WebPImageFile):  # which decodes all of its bytes before Pillow asks for some
+        assert image.fp is not None
+        read = getattr(image, "load_read", image.fp.read)
+
+        def read_more(size: int) -> bytes:
+            part: bytes = read(size)
+            if not part:
+                raise ValueError("the file is truncated")
+            return part
+
+        image.load_read = read_more  # type: ignore[attr-defined]
+    image.load()
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image file"
-    return first_line(error)
+    if isinstance(error, OSError | ValueError | SyntaxError):  # as the decoders say it
+        return first_line(error)
+    return f"the file is damaged ({type(error).__name__}: {first_line(error)})"
+
+
+def _orientation(image: ImageFile) -> int:
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -14,7 +14,8 @@ from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 
-_FORMAT = "pixels 1"  # of a kept image: 0 or 1, its height and width, then its pixels as they lay in memory
+# Of a kept image: 0 or 1, its height and width, then its pixels as they lay in memory. 1 kept damaged images too.
+_FORMAT = "pixels 2"
 _HEADER = np.dtype("<u4")
 
 
@@ -47,6 +48,7 @@ class Images:
         found: dict[Entry, Tensor | UnreadableImage] = {
             entry: image for entry in entries if (image := self._load(entry)) is not None
         }
+        self._reader.forget([*found])
         missing = [entry for entry in entries if entry not in found]
         for entry, data in zip(missing, self._reader.read(missing), strict=True):
             pixels = try_decode(data, entry.key)

@@ -2,7 +2,8 @@
 
 Each value is one file, a checksum before its bytes, written beside its place and renamed into it. So whoever reads sees
 a whole value, the right one, or none: after a kill, a crash or a full disk too. What was not used for longest goes
-first. Nothing here ever raises because of the disk: a cache that does not work is a cache that holds nothing.
+first. Nothing here ever raises because of the disk: a cache that does not work is a cache that holds nothing. So is
+one that others may write to: its checksums tell of damage, not of who wrote.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 import platformdirs
 import xxhash
 from filelock import FileLock, Timeout
+
+from tyre_lightning.lake.trust import distrust, is_own
 
 _CHECKSUM = 8  # bytes
 _LOCK_SECONDS = 0.2  # then a value is not kept this time
@@ -47,7 +50,9 @@ class DiskCache:
         self.problems: list[str] = []  # what the user should hear of, once each
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (folder / "new").mkdir(exist_ok=True)
+            if why := distrust(folder):
+                raise OSError(why)
+            (folder / "new").mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             self._give_up(error)
 
@@ -61,7 +66,10 @@ class DiskCache:
         path = self._path(name)
         try:
             with open(path, "rb") as file:
-                data = bytearray(os.fstat(file.fileno()).st_size)
+                about = os.fstat(file.fileno())
+                if not is_own(about.st_uid):
+                    raise OSError(f"'{path}' belongs to user {about.st_uid}: remove the folder")
+                data = bytearray(about.st_size)
                 whole = file.readinto(data) == len(data)
             value = memoryview(data)[_CHECKSUM:]
             if not whole or xxhash.xxh3_64_digest(value) != data[:_CHECKSUM]:
@@ -101,7 +109,7 @@ class DiskCache:
             try:
                 os.replace(unfinished, path)
             except FileNotFoundError:
-                Path(path).parent.mkdir(exist_ok=True)
+                Path(path).parent.mkdir(mode=0o700, exist_ok=True)
                 os.replace(unfinished, path)
         except OSError:
             unfinished.unlink(missing_ok=True)

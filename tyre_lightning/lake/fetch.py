@@ -103,10 +103,14 @@ class Fetcher:
     def prefetch(self, keys: Sequence[str], *, fresh: bool) -> None:
         """Begin to fetch what later calls will ask for; ``fresh``: forget what was begun before."""
         if fresh:
-            for future in self._ahead.values():
-                future.cancel()
-            self._ahead.clear()
+            self.forget([*self._ahead])
         self._ahead.update(self._begun(keys))
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Hold what was begun of some objects no longer, and do not begin what waits."""
+        for key in keys:
+            if (future := self._ahead.pop(key, None)) is not None:
+                future.cancel()
 
     def __call__(self, keys: Sequence[str]) -> list[Content | None]:
         """The objects in the order of ``keys``; None for what could not be read, for whatever reason."""
@@ -131,10 +135,18 @@ class Fetcher:
         return begun
 
     def _work(self) -> None:
-        while (item := self._wanted.get()) is not None:
-            key, future = item
-            if future.set_running_or_notify_cancel():
-                future.set_result(self._get(key))
+        while self._fetch_one():
+            pass
+
+    def _fetch_one(self) -> bool:
+        """Fetch what is wanted next; False at the end. A thread that waits holds no object: its names end here."""
+        item = self._wanted.get()
+        if item is None:
+            return False
+        key, future = item
+        if future.set_running_or_notify_cancel():
+            future.set_result(self._get(key))
+        return True
 
     def _get(self, key: str) -> Content | None:
         if not _PLAIN.fullmatch(key):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.store import Entry, Store
+from tyre_lightning.lake.trust import distrust, trusted
 
 _MADE_AS = b"tyre_lightning_format"
 _FORMAT = 1  # of what is kept; another is made anew
@@ -70,6 +71,8 @@ def _hash(store: Store, entry: Entry) -> str:
 
 
 def _load(path: Path) -> dict[tuple[str, str], str]:
+    if not trusted(path):
+        return {}
     try:
         read = pq.read_table(path)
         if int((read.schema.metadata or {}).get(_MADE_AS, b"1")) > _FORMAT:
@@ -84,7 +87,9 @@ def _save(path: Path, known: dict[tuple[str, str], str]) -> None:
     keys, tags = zip(*known, strict=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if distrust(path.parent):
+            return
         table = pa.table({"key": keys, "tag": tags, "md5": [*known.values()]}, metadata={_MADE_AS: str(_FORMAT)})
         pq.write_table(table, unfinished)
         unfinished.replace(path)

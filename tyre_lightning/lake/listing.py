@@ -20,9 +20,8 @@ import pyarrow.compute as pc
 from tyre_lightning.config import DataConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog, Lake
+from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.store import THREADS, Entry, Store
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 
 _CHUNK = 10_000  # entries that are Python objects at one time
 _IMAGE = rf"(?i)[^/]\.({'|'.join(IMAGE_SUFFIXES)})$"

@@ -70,6 +70,7 @@ class Reader:
                 found[entry] = too_large(entry)
             elif (kept := self._kept(entry)) is not None:
                 found[entry] = kept
+        self.forget([*found])  # another process may have put it into the cache since it was named to prefetch
         missing = [entry for entry in entries if entry not in found]
         contents = self.store.get_many([entry.key for entry in missing])
         for entry, content in zip(missing, contents, strict=True):
@@ -84,6 +85,10 @@ class Reader:
         if self._cache is not None:
             wanted = [entry for entry in wanted if self.name(entry) not in self._cache]
         self.store.prefetch([entry.key for entry in wanted], fresh=fresh)
+
+    def forget(self, entries: Sequence[Entry]) -> None:
+        """Say which entries that :meth:`prefetch` was told of will not be read: they take no memory then."""
+        self.store.forget([entry.key for entry in entries])
 
     def name(self, entry: Entry, form: str = "file") -> str:
         """What an entry is called in a cache, in some form of it."""

@@ -127,6 +127,12 @@ class S3Store(Store):
         if fetch is not None:
             fetch.prefetch([self._parent + key for key in keys], fresh=fresh)
 
+    def forget(self, keys: Sequence[str]) -> None:
+        """See :meth:`Store.forget`."""
+        made = self._made
+        if made is not None and made.process == os.getpid() and made.fetch is not None:
+            made.fetch.forget([self._parent + key for key in keys])
+
     def _entries(self, folder: str, *, deep: bool) -> Iterator[Entry]:
         if deep and self._memory is not None:
             name = blake2b(f"{self.address} {folder}".encode(), digest_size=16).hexdigest()

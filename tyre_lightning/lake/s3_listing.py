@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.s3_pages import Page
 from tyre_lightning.lake.store import Entry
+from tyre_lightning.lake.trust import distrust, trusted
 
 PAGE = 1000  # keys; S3 gives no more at once
 _THREADS = 4  # for each folder: several are listed side by side
@@ -109,6 +110,9 @@ def _table(entries: Sequence[Entry]) -> pa.Table:
 
 def _load(memory: Path) -> list[Block]:
     """Last time's blocks; a single one without keys where there was no last time."""
+    none = [Block(_table(()), "", "")]
+    if not trusted(memory):
+        return none
     try:
         table = pq.read_table(memory)
         blocks, start = [], 0
@@ -117,7 +121,7 @@ def _load(memory: Path) -> list[Block]:
             start += count
         return blocks
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):  # none yet, or not whole: it is made anew
-        return [Block(_table(()), "", "")]
+        return none
 
 
 def _save(memory: Path, blocks: Sequence[Block], pages: Pages) -> None:
@@ -125,11 +129,13 @@ def _save(memory: Path, blocks: Sequence[Block], pages: Pages) -> None:
     table = pa.concat_tables(block.table for block in blocks) if blocks else _table(())
     unfinished = memory.with_suffix(f".{os.getpid()}")
     try:
+        memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if distrust(memory.parent):
+            return
         memory.unlink(missing_ok=True)
         if len(blocks) < 2 or len(table) < _FULL * PAGE * (len(blocks) - 1) or not _in_order(table, blocks, pages):
             return
         about = json.dumps([(len(block.table), block.digest, block.after) for block in blocks])
-        memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         pq.write_table(table.replace_schema_metadata({_BLOCKS: about}), unfinished, compression="zstd")
         unfinished.replace(memory)
     except OSError:  # the next listing takes longer

@@ -95,6 +95,9 @@ class Store(ABC):
             fresh: what was named before is not wanted any more.
         """
 
+    def forget(self, keys: Sequence[str]) -> None:  # noqa: B027
+        """Say which keys that :meth:`prefetch` was told of are not wanted any more. Never fails."""
+
 
 def in_threads(read: Callable[[str], Content], keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
     """``read`` every key, some at a time; the results in the order of ``keys``."""
