@@ -82,7 +82,7 @@ def _read_s3(weights: str, s3: S3Config) -> dict[str, Tensor]:
     folder, _, name = weights.rpartition("/")
     store = open_store(folder, s3)
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, name)
+        path = Path(scratch, f"weights{Path(name).suffix}")  # a key may be longer than a file's name
         path.write_bytes(store.get(store.key(name)).data)
         return _read_file(path, weights)
 
