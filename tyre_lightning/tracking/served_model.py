@@ -1,10 +1,10 @@
 """The registered model: MLflow runs this file to load it (models from code; nothing is pickled).
 
-In, by any of MLflow's request forms: a column ``image`` with image files (base64 text, or bytes where there is no JSON or
-CSV between), or a column ``uri`` with their ``s3://`` addresses, below those that the environment variable
-``TYRE_SERVE_S3`` of the server lists, with spaces between them; and, if you like, a column ``tyre`` that names the tyre on
-each: all its rows of a request get one verdict. A null is a tyre of its own; without the column, addresses tell the tyre
-as file names do in predict.py.
+In, by any of MLflow's request forms: a column ``image`` with image files (base64 text; within Python their bytes), or a
+column ``uri`` with their ``s3://`` addresses, below those that the environment variable ``TYRE_SERVE_S3`` of the server
+lists, with spaces between them; and, if you like, a column ``tyre`` that names the tyre on each: all its rows of a
+request get one verdict. A null is a tyre of its own; without the column, addresses tell the tyre as file names do in
+predict.py.
 Out: for each image its ``tyre``, ``class``, the ``decision`` on the tyre (accept, review or reject) and on the picture
 by itself (``picture_decision``), the ``reason`` of a review that no score explains, a probability for every class, and
 ``error`` where there is no answer.
@@ -96,16 +96,13 @@ class ServedModel(PythonModel):
 
 
 def _without_nulls(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """What a row has; MLflow makes texts of the nulls in ``instances`` and ``inputs``."""
-    return {
-        name: value
-        for name, value in row.items()
-        if not (_is_null(value) or (isinstance(value, str) and value in ("", "None", "nan")))
-    }
+    return {name: value for name, value in row.items() if not _is_null(value)}
 
 
 def _is_null(value: Any) -> bool:
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+    if isinstance(value, str):
+        return value in ("", "None", "nan")  # which MLflow makes of nulls in ``instances`` and ``inputs``
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def _files(asked: Sequence[Mapping[str, Any]]) -> Iterator[bytes | UserError]:
