@@ -17,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from tyre_lightning.errors import hide_passwords
+
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = Path("outputs", "notebooks")
 
@@ -77,7 +79,7 @@ def _failed(notebook: nbformat.NotebookNode) -> int:
 def _last_line(error: CellExecutionError) -> str:
     """The end of a traceback; of an error that is meant for the user, only its sentence."""
     sentence = next(iter(reversed(re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip().splitlines())), "")
-    return sentence if error.ename in ("SystemExit", "UserError") else f"{error.ename}: {sentence}"
+    return hide_passwords(sentence if error.ename in ("SystemExit", "UserError") else f"{error.ename}: {sentence}")
 
 
 if __name__ == "__main__":

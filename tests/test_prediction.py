@@ -28,7 +28,6 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.operating_point import Calibration
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.overlays import overlay_path
 from tyre_lightning.evaluation.predictions import open_writer
 from tyre_lightning.lake.store import Entry, FolderStore
 from tyre_lightning.model.backbones import preset
@@ -151,20 +150,12 @@ def test_what_the_model_looked_at_is_drawn_beside_the_rows(trained: Trained, tmp
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("key")
     assert list(rows.columns) == [*COLUMNS[1:], "overlay"]
     assert rows.loc["new/line 3/a.png", "overlay"] == "rows-explained/new/line 3/a.png.jpg"
-    assert rows.loc["new/b.JPG", "overlay"] == "rows-explained/new/b.JPG"
+    assert rows.loc["new/b.JPG", "overlay"].startswith("rows-explained/new/b.JPG~")  # not b.jpg's, on any disk
     assert rows["overlay"].isna().tolist() == [key == "new/c.jpg" for key in rows.index]
     drawn = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "rows-explained").rglob("*.*")}
     assert drawn == set(rows["overlay"].dropna())
     with Image.open(tmp_path / rows.loc["new/line 3/a.png", "overlay"]) as image:
         assert image.size == (640, 160)
-
-
-def test_no_key_leads_out_of_the_folder_of_overlays(tmp_path: Path) -> None:
-    """S3 has no folders, and a key may have any name."""
-    for key in ("../../x.jpg", "/etc/x.png", "a//./../x.webp", ".."):
-        path = overlay_path(tmp_path, key)
-        assert path.resolve().is_relative_to(tmp_path.resolve()), key
-        assert path.suffix == ".jpg"
 
 
 def test_files_and_globs(tmp_path: Path) -> None:

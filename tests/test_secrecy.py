@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf, ValidationError
 
-from tests.conftest import TINY, Trained, run_script
+from tests.conftest import PROJECT, TINY, Trained, run_script, train_here, untracked_environment, write_images
 from tests.mlflow_server import MlflowServer
+from tyre_lightning.command_line import CHECKS
+from tyre_lightning.config import SCHEMAS
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.errors import hide_passwords
+from tyre_lightning.errors import UnreadableImage, UserError, first_line, hide_passwords, without_passwords
+from tyre_lightning.tracking.runs import as_params
+from tyre_lightning.tracking.secrecy import hide_in_logs
 
 PASSWORD = "planted-pass/word"
+SECRET = "pl4ntedS3cret"
 
 
 @pytest.mark.parametrize(
@@ -23,13 +40,228 @@ PASSWORD = "planted-pass/word"
         (r"root=s3\://b/v1@may,x=y", r"root=s3\://b/v1@may,x=y"),
         ("'http://token@host/a@b'", "'http://b'"),  # rather too much than too little
         ("s3://bucket/v1@may/x.jpg", "s3://bucket/v1@may/x.jpg"),
+        ("S3://bucket/v1@may/x.jpg", "S3://bucket/v1@may/x.jpg"),
         ("sqlite:////home/me@plant/mlflow.db", "sqlite:////home/me@plant/mlflow.db"),
         ("models:/tyres@champion", "models:/tyres@champion"),
         ("http://host:5000/a", "http://host:5000/a"),
+        (
+            "it does not fit the access key: check AWS_SECRET_KEY",
+            "it does not fit the access key: check AWS_SECRET_KEY",
+        ),
+        ("postgresql://db/x?sslmode=require&password=a", "postgresql://db/x?sslmode=require&password=HIDDEN"),
+        ("v1/train/x=1/a.jpg: it is cut at 12:30", "v1/train/x=1/a.jpg: it is cut at 12:30"),
+        ("without_passwords:\n  _target_: x.Y\nval/f1: 0.9", "without_passwords:\n  _target_: x.Y\nval/f1: 0.9"),
+        ('{"token": "a b", "seed": 1}', '{"token": "HIDDEN", "seed": 1}'),
+        ("seed: 1\npassword: a b\nx: 2", "seed: 1\npassword: HIDDEN\nx: 2"),
     ],
 )
-def test_addresses_lose_their_passwords(text: str, shown: str) -> None:
+def test_what_is_secret_goes_and_the_rest_stays(text: str, shown: str) -> None:
     assert hide_passwords(text) == shown
+    assert hide_passwords(shown) == shown
+
+
+PASSWORDS = ("{}", "{}@x", "x@{}", "a/{}", "{}:b", "%40{}%2F", "{}?x=1", "x#{}", "it's{}", "a;{}=b", "{}+=", "{}&b")
+NO_SLASH = ("me:", "http:/m", "s3://<")
+SCHEMES = ("http", "HTTPS", "postgresql+psycopg", "mysql", "mlflow-x", "s3")
+BASES = ("https://host/x", "s3://bucket/x", "postgresql+psycopg://db/x", "sqlite:///x.db")
+NAMES = (
+    *("password", "PWD", "token", "sig", "api_key", "key", "sslpassword", "pass%77ord", "client_secret"),
+    *("AWSAccessKeyId", "Signature", "X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Credential", "X-Goog-Signature"),
+)
+ADDRESSES = (
+    *(f"{scheme}://me:<PW>@host:5000/a" for scheme in SCHEMES),
+    *("http://<PW>@host", "redis://:<PW>@host/0", "me:<PW>@host:5000", "http:/me:<PW>@host/x", "s3://<PW>@bucket/x"),
+    "http%3A%2F%2Fme%3A<PW>%40host",
+    *(f"{base}?a=1&{name}=<PW>&z=2" for base in BASES for name in NAMES),
+)
+PLACES: dict[str, Callable[[str], str]] = {
+    "alone": str,
+    "a sentence": lambda text: f"the server {text} does not answer (twice), me@plant.com says",
+    "quoted": lambda text: f"uri='{text}', other=\"{text}\"",
+    "YAML": lambda text: yaml.safe_dump({"a": {"uri": text}, "list": [text, "x"]}, allow_unicode=True),
+    "JSON": lambda text: json.dumps({"uri": text, "text": json.dumps({"inner": text})}),
+    "Python": lambda text: str([text, {"uri": text}]),
+    "an override": lambda text: "- logger.tracking_uri=" + "".join(f"\\{c}" if c in ":=,()[]{}" else c for c in text),
+    "overrides": lambda text: f"data.root=s3://b/v1,logger.tracking_uri={text},seed=1",
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_no_form_of_an_address_keeps_a_password(password: str, place: Callable[[str], str]) -> None:
+    for address in ADDRESSES:
+        if ("?" in address and "&" in password) or ("/" in password and address.startswith(NO_SLASH)):
+            continue  # there it is no part of the password, or nobody could tell
+        text = place(address.replace("<PW>", password.format(SECRET)))
+        shown = hide_passwords(text)
+        assert SECRET not in shown, (text, shown)
+        assert hide_passwords(shown) == shown
+
+
+VARIABLES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"),
+    *("MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY", "MY_API_KEY", "client_secret"),
+)
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_secret_variable_is_found_wherever_its_value_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, secret := f"/{SECRET}+x")
+    assert hide_passwords(f"no {secret} in v1, {quote(secret, safe='')}") == "no HIDDEN in v1, HIDDEN"
+    assert hide_passwords(f"{name}={secret}") == f"{name}=HIDDEN"
+
+
+def test_variables_that_hold_no_secret_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TOKENIZERS_PARALLELISM": "false", "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity"}.items():
+        monkeypatch.setenv(name, value)
+    assert hide_passwords("false /run/identity") == "false /run/identity"
+
+
+def test_every_error_that_is_shown_is_without_passwords() -> None:
+    text = f"http://me:{SECRET}@host says no"
+    for error in (UserError(text), UnreadableImage("k", text)):
+        assert SECRET not in str(error) + first_line(error) + "".join(traceback.format_exception(error))
+    assert SECRET not in first_line(ValueError(text))
+
+
+def test_every_log_is_without_passwords(capfd: pytest.CaptureFixture[str]) -> None:
+    before = logging.getLogRecordFactory()
+    hide_in_logs()
+    hide_in_logs()
+    other = logging.getLogger("another.library")
+    other.addHandler(handler := logging.StreamHandler())
+    try:
+        other.error("%s does not answer", f"http://me:{SECRET}@host")
+        other.makeRecord("other", logging.ERROR, "", 1, "too many arguments: %s", (1, 2), None)  # is not our business
+        try:
+            raise ValueError(f"http://me:{SECRET}@host")
+        except ValueError:
+            other.exception("it failed")
+    finally:
+        other.removeHandler(handler)
+        logging.setLogRecordFactory(before)
+    said = capfd.readouterr().err
+    assert SECRET not in said and "http://host does not answer" in said and "ValueError: http://host" in said
+
+
+PLANTED = (
+    f"https://key:{SECRET}@plant:9000/x",
+    f"postgresql+psycopg://plant/x?user=me&password={SECRET}@&y=1",
+    f"s3://key:{SECRET}/+@plant/x?X-Amz-Signature={SECRET}",
+)
+
+
+def texts(schema: str) -> list[str]:
+    """The keys of a schema's values that may be texts."""
+
+    def flat(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+        for key, value in values.items():
+            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+    found = OmegaConf.to_container(OmegaConf.structured(SCHEMAS[schema]))
+    assert isinstance(found, dict)
+    return [key for key in flat(found) if _planted(schema, key, "text") is not None]
+
+
+def _planted(schema: str, key: str, text: str) -> DictConfig | None:
+    cfg: DictConfig = OmegaConf.structured(SCHEMAS[schema])
+    with suppress(ValidationError):  # a number, say
+        OmegaConf.update(cfg, key, text)
+        return cfg
+    return None
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_no_value_of_a_config_is_recorded_or_refused_with_its_password(schema: str) -> None:
+    """Each key by itself, so that none is refused in the place of another."""
+    for key in texts(schema):
+        for planted in PLANTED:
+            cfg = _planted(schema, key, planted)
+            plain = without_passwords(OmegaConf.to_container(cfg, enum_to_str=True))
+            said = [str(as_params({"config": plain})), OmegaConf.to_yaml(plain)]
+            try:
+                CHECKS[SCHEMAS[schema]](cfg)
+            except UserError as error:
+                said.append(str(error))
+            assert SECRET not in "".join(said), key
+
+
+COMMANDS = {
+    "train": ["train.py"],  # which refuses the planted names
+    "predict": ["predict.py", "batch_size=0"],
+    "audit": ["-m", "tyre_lightning.audit", "data.group_pattern='('"],
+    "promote": ["-m", "tyre_lightning.promote", "gate.margin=2"],
+}
+
+
+def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command, which ends before it has begun."""
+    program = [str(PROJECT / part) if part.endswith(".py") else part for part in COMMANDS[name]]
+    environment = {**untracked_environment(), "PYTHONPATH": str(PROJECT), "MY_TOKEN": SECRET}
+    line = [sys.executable, *program, *arguments]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_writes_or_prints_a_password_of_its_config(name: str, tmp_path: Path) -> None:
+    given = [f"{key}='{PLANTED[number % 3]}'" for number, key in enumerate(texts(name)) if key != "data.group_pattern"]
+    done = command(name, *given, cwd=tmp_path)
+    assert done.returncode in (1, 2) and done.stderr.startswith("error: "), done.stderr
+    assert len([*tmp_path.rglob("*.yaml")]) == 3
+    assert not files_with(tmp_path, SECRET)
+    assert SECRET not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"logger.tracking_uri=http://me:{SECRET} x@host"],
+        [f"logger.tracking_uri=http://me:x[{SECRET}@host"],
+        [f"'logger.tracking_uri=http://me:{SECRET}@host"],
+        [f"logger.tracking_uri=http://host/?a=(&password={SECRET}"],
+        [f"loger.tracking_uri=http://me:{SECRET}@host"],
+        [f"seed=http://me:{SECRET}@host"],
+        [f"model=http://me:{SECRET}@host"],
+        [f"http://me:{SECRET}=x@host"],
+        ["--tracking-uri", f"http://me:{SECRET}@host"],
+        [f"--tracking-uri=http://me:{SECRET}@host"],
+        ["seed=${oc.env:MY_TOKEN}", "data.root=x"],
+    ],
+)
+def test_an_override_that_cannot_be_used_is_not_quoted_with_its_password(arguments: list[str], tmp_path: Path) -> None:
+    done = command("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_whole_traceback_has_no_password(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import sys\nfrom tyre_lightning.command_line import run\n"
+        f"def main():\n    raise ValueError('http://me:{SECRET}@host')\nsys.exit(run(main))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "ValueError: http://host" in done.stderr
+    assert SECRET not in done.stderr.replace(script.read_text().splitlines()[3].strip(), "")  # but for the code itself
+
+
+def test_a_run_records_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, f"{SECRET}+{name}")
+    write_images(tmp_path / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
+    planted = (f"s3.{key}={PLANTED[0]}" for key in ("endpoint_url", "region", "profile"))
+    options = (
+        "logger.system_metrics=false",
+        "logger.registered_model=null",
+        f"data.usage.val='{SECRET}+AWS_SESSION_TOKEN'",
+    )
+    train_here(tmp_path / "run", f"data.root={tmp_path}/lake/v1", *options, *planted)
+    assert len([*(tmp_path / "run").rglob("*.yaml")]) >= 1 and (tmp_path / "run" / "mlflow.db").is_file()
+    assert not files_with(tmp_path / "run", SECRET)
+    assert SECRET not in "".join(capfd.readouterr()) + caplog.text
 
 
 def files_with(folder: Path, *secrets: str) -> list[tuple[Path, str]]:

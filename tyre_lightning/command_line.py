@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -28,7 +31,8 @@ from tyre_lightning.config import (
     to_train_config,
     unknown_key,
 )
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, hide_passwords
+from tyre_lightning.tracking.secrecy import hide_in_logs
 
 CHECKS: dict[type, Callable[[Any], Any]] = {
     TrainConfig: to_train_config,
@@ -46,23 +50,38 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
 
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
+    hide_in_logs()
     sys.argv[1:] = overrides_last(sys.argv[1:])
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        main()
-        return USER_ERROR if failed_runs else 0
+    whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
+        _check_flags(sys.argv[1:])
         main()
-    except UserError as error:
-        return _fail(str(error), code)
-    except (HydraException, OmegaConfBaseException) as error:
-        return _fail(explain(error), code)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if not whole and isinstance(error, UserError | HydraException | OmegaConfBaseException):
+            return _fail(str(error) if isinstance(error, UserError) else explain(error), code)
+        print(hide_passwords(traceback.format_exc()), file=sys.stderr)
+        return USER_ERROR
     finally:
-        del os.environ["HYDRA_FULL_ERROR"]
+        if not whole:
+            del os.environ["HYDRA_FULL_ERROR"]
     return USER_ERROR if failed_runs else 0
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse flags that Hydra does not know, before it prints them with all that belongs to them."""
+    _, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise UserError(f"there is no option {_key(unknown[0])}: --help lists those there are")
+
+
+def _key(argument: str) -> str:
+    """What of a command line's argument is surely no value."""
+    found = re.match(r"[\w+~./-]*", argument)
+    return found[0] if found else ""
 
 
 def overrides_last(arguments: list[str]) -> list[str]:
@@ -87,10 +106,11 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_E
     try:
         check_config(cfg)
         return task(cfg)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
+        found = error if isinstance(error, UserError) else UserError(explain(error))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        raise SystemExit(_fail(str(error), code)) from None
+            raise found from None
+        raise SystemExit(_fail(str(found), code)) from None
 
 
 def explain(error: Exception) -> str:
@@ -100,7 +120,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return _missing_option(texts[0], list(error.options))
     if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}' as key=value: {texts[0].splitlines()[0]}; quote special characters"
+        return _unreadable(str(error.override), texts[0].splitlines()[0])
     key = re.search(r"full_key: (\S+)", whole)
     if key and re.search(r"Key '.*' not in '", whole):
         place = re.search(r"In '(\S+)': \w+ raised while composing", whole)
@@ -108,6 +128,13 @@ def explain(error: Exception) -> str:
     if key:
         return f"{key[1]}: {texts[-1].splitlines()[0]}"
     return " ".join(line.strip() for line in texts[0].splitlines() if line and not line.startswith("See http"))
+
+
+def _unreadable(override: str, reason: str) -> str:
+    """What is wrong with an override; of one that may hold a password, which nobody can find in it, only the key."""
+    if "//" in override or "@" in override or hide_passwords(override) != override:
+        return f"cannot read '{_key(override)}=...' as key=value: quote special characters"
+    return f"cannot read '{override}' as key=value: {reason}; quote special characters"
 
 
 def _schema(text: str) -> type:
@@ -125,6 +152,14 @@ def _missing_option(text: str, options: list[str]) -> str:
     return f"there is no {group}={name}:{hint} choose from {', '.join(choices)}"
 
 
+class Parser(argparse.ArgumentParser):
+    """Of the commands without a config; it quotes no password."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and exit."""
+        super().error(hide_passwords(message))
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {hide_passwords(message)}", file=sys.stderr)
     return code

@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, hide_passwords
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -498,6 +498,15 @@ def check_ranges(config: TrainConfig) -> None:
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)
+    _check_names(config.logger)
+
+
+def _check_names(logger: LoggerConfig) -> None:
+    """MLflow shows names to everyone, and finds things by them, so that no part can be hidden."""
+    for key in ("experiment", "run_name", "registered_model"):
+        name = getattr(logger, key)
+        if name is not None and hide_passwords(name) != name:
+            raise UserError(f"logger.{key}={name} holds what looks like a password: choose another name")
 
 
 def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:

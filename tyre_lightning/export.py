@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from tyre_lightning.command_line import Parser
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.errors import UserError
 
@@ -43,7 +44,7 @@ def export(model: str, path: Path, tracking_uri: str) -> None:
 
 def main() -> int:
     """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tyre_lightning.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model", help="models:/NAME/VERSION, models:/NAME@ALIAS, a checkpoint or a saved folder")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
 
+from tyre_lightning.command_line import Parser
 from tyre_lightning.errors import UserError
 from tyre_lightning.tracking.journal import unsent
+from tyre_lightning.tracking.secrecy import hide_in_logs
 
 
 def main() -> int:
     """Send what the journals below a folder have left; gives the exit code."""
     from tyre_lightning.tracking.runs import resend
 
-    parser = argparse.ArgumentParser(prog="python -m tyre_lightning.resend", description=__doc__)
+    parser = Parser(prog="python -m tyre_lightning.resend", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="of a run, or of many")
     parser.add_argument("--tracking-uri", help="default: each run's own; a password may be in it")
     options = parser.parse_args()
+    hide_in_logs()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.folder.is_dir():
         print(f"error: there is no folder {options.folder}", file=sys.stderr)

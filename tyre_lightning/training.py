@@ -27,7 +27,7 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
+from tyre_lightning.errors import UnreadableImage, UserError, without_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
@@ -44,6 +44,7 @@ from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoi
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, Run, send_left, tracked_run
+from tyre_lightning.tracking.secrecy import hide_in_logs
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import build_trainer, checkpoints, gpus
 
@@ -111,6 +112,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def quiet() -> None:
     """Silence what libraries say to their own developers, and Lightning's second copy of every message."""
+    hide_in_logs()
     logging.getLogger("lightning.pytorch").propagate = False
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "litlogger" not in record.getMessage())
@@ -154,8 +156,6 @@ def run_tags() -> dict[str, str]:
 
 def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
     """A run's parameters: the resolved config, and what the data turned out to be."""
-    resolved = OmegaConf.to_container(_shown(cfg), resolve=True, enum_to_str=True)
-    assert isinstance(resolved, dict)
     found = {
         "root": data.store.root,
         "classes": list(data.classes),
@@ -164,20 +164,20 @@ def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catal
         "ignored": data.ignored,
         "fingerprint": fingerprint([*catalogs.values()]),
     }
-    return {**{str(key): value for key, value in resolved.items()}, "found": found}
+    return {**_shown(cfg), "found": found}
 
 
 def record_setup(run: Run, cfg: DictConfig, setup: Mapping[str, Any]) -> None:
     """Record a run's parameters, and its config as a file."""
     run.log_params(setup)
-    run.log_text(OmegaConf.to_yaml(_shown(cfg), resolve=True), "config.yaml")
+    run.log_text(OmegaConf.to_yaml(_shown(cfg)), "config.yaml")
 
 
-def _shown(cfg: DictConfig) -> DictConfig:
-    """The config without a password."""
-    shown = cfg.copy()
-    shown.logger.tracking_uri = hide_passwords(cfg.logger.tracking_uri)
-    return shown
+def _shown(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config without a password."""
+    resolved = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(resolved, dict)
+    return {str(key): without_passwords(value) for key, value in resolved.items()}
 
 
 def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> None:

@@ -18,12 +18,14 @@ from tyre_lightning.audit.labels import Shortcut, Suspects, shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, Looks, look
 from tyre_lightning.config import DataConfig, S3Config, to_audit_config
 from tyre_lightning.errors import UserError
+from tyre_lightning.files import write_whole
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.listing import read_lake
 from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
 from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import count_tyres, groups_of
+from tyre_lightning.names import csv_text
 
 PAGE = "audit.html"
 FINDINGS = "findings.csv"
@@ -94,7 +96,7 @@ def audit(cfg: DictConfig) -> Audit:
         raise UserError(f"output={config.output} cannot be made: {error.strerror}") from error
     found = examine(config.data, config.s3)
     found.images.to_parquet(output / IMAGES, index=False)
-    found.findings.to_csv(output / FINDINGS, index=False)
+    write_whole(output / FINDINGS, csv_text(found.findings))
     (output / PAGE).write_text(render(found), encoding="utf-8")
     return found
 

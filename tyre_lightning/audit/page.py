@@ -11,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from tyre_lightning.audit.audit import FINDINGS, PAGE, Audit
+from tyre_lightning.errors import hide_passwords
 from tyre_lightning.evaluation.gallery import jpeg, stream, thumbnail
 
 SHOWN = 60  # findings of a kind with pictures; the table has all
@@ -30,7 +31,7 @@ def render(audit: Audit) -> str:
     shown = [row for _, _, rows in sections for row in rows[:SHOWN]]
     keys = {key for row in shown for key in (row["key"], row.get("other_key")) if isinstance(key, str)}
     return template.render(
-        root=audit.store.root,
+        root=hide_passwords(audit.store.root),
         classes=_classes(audit),
         pixels=_PIXELS,
         summary=summary(audit),

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.saliency import explain, overlay
+from tyre_lightning.files import whole
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.names import file_name
 
 OVERLAY = "overlay"  # the column of the predictions file
+_ENDING = ".jpg"
 _QUALITY = 85
 
 
@@ -21,10 +23,11 @@ def overlay_folder(output: str) -> Path:
 
 
 def overlay_path(folder: Path, key: str) -> Path:
-    """Where the overlay of a key goes: below the folder, whatever the key says."""
-    parts = ["_" if part in ("", ".", "..") else part for part in key.split("/")]
-    name = parts[-1] if parts[-1].lower().endswith(".jpg") else f"{parts[-1]}.jpg"
-    return folder.joinpath(*parts[:-1], name)
+    """Where the overlay of a key goes: below the folder, whatever the key says, and where no other key's goes."""
+    *folders, name = key.split("/")
+    # A folder may be called as a file is: x.png.jpg/y.png beside x.png.
+    named = [file_name(part, "~" if part.lower().endswith(_ENDING) else "") for part in folders]
+    return folder.joinpath(*named, file_name(name, _ENDING))
 
 
 def write_overlays(
@@ -44,9 +47,6 @@ def write_overlays(
     """
     paths = [overlay_path(folder, key) for key in keys]
     for path, picture, heat in zip(paths, pictures, explain(inspector, views), strict=True):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            overlay(picture, heat, inspector.preprocessing).save(path, "JPEG", quality=_QUALITY)
-        except OSError as error:
-            raise UserError(f"the overlay {path} cannot be written: {error.strerror or error}") from error
+        with whole(path) as unfinished:
+            overlay(picture, heat, inspector.preprocessing).save(unfinished, "JPEG", quality=_QUALITY)
     return [str(path) for path in paths]

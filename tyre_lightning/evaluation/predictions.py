@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tyre_lightning.errors import UserError
+from tyre_lightning.files import whole
+from tyre_lightning.names import csv_cell
 
 Row = Mapping[str, Any]
 
@@ -60,7 +61,7 @@ class _Csv(_Text):
         self._writer.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:
-        self._writer.writerows(rows)
+        self._writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
 
 
 class _Jsonl(_Text):
@@ -91,15 +92,7 @@ def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
     kind = _WRITERS.get(Path(output).suffix.lower())
     if kind is None:
         raise UserError(f"output={output} must end in one of {', '.join(_WRITERS)}")
-    partial = Path(f"{output}.part")
-    try:
-        partial.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            writer = kind(file, columns)
-            yield writer
-            writer.close()
-        os.replace(partial, output)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as unfinished, open(unfinished, "wb") as file:
+        writer = kind(file, columns)
+        yield writer
+        writer.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import StoreUnavailable, UserError
+from tyre_lightning.errors import StoreUnavailable, UserError, hide_passwords
 from tyre_lightning.lake.fetch import Fetcher, can_serve, may_fetch
 from tyre_lightning.lake.patience import Patience
 from tyre_lightning.lake.s3_errors import is_expiry, is_passing, reason
@@ -56,7 +56,7 @@ class S3Store(Store):
         self._base = as_folder(prefix)
         self._parent = as_folder(prefix.rpartition("/")[0])
         self._config = config
-        self.address = f"{_without_secrets(_configured_endpoint(config) or 'aws')} s3://{self._bucket}/{self._parent}"
+        self.address = f"{hide_passwords(_configured_endpoint(config) or 'aws')} s3://{self._bucket}/{self._parent}"
         self._made: _Connection | None = None
         self._lock = threading.Lock()
 
@@ -169,7 +169,7 @@ class S3Store(Store):
             yield
         except (BotoCoreError, ClientError) as error:
             endpoint = _configured_endpoint(self._config)
-            where = f" at {_without_secrets(endpoint)}" if endpoint else ""
+            where = f" at {hide_passwords(endpoint)}" if endpoint else ""
             kind = StoreUnavailable if is_passing(error) else UserError
             raise kind(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {reason(error)}") from error
 
@@ -179,13 +179,9 @@ def _parse_s3(root: str) -> tuple[str, str]:
     scheme, _, rest = root.partition("://")
     bucket, _, prefix = rest.partition("/")
     if scheme != "s3" or not _BUCKET.fullmatch(bucket):
-        raise UserError(f"'{_without_secrets(root)}' is not an address of images: write s3://bucket/prefix or a folder")
+        shown = hide_passwords(root).partition("?")[0]
+        raise UserError(f"'{shown}' is not an address of images: write s3://bucket/prefix or a folder")
     return bucket, prefix.strip("/")
-
-
-def _without_secrets(url: str) -> str:
-    """A URL without user, password and query."""
-    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
 
 
 def _configured_endpoint(config: S3Config) -> str | None:
@@ -208,7 +204,7 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
             config=_client_config(path_style, config.anonymous),
         )
     except ValueError as error:
-        endpoint = _without_secrets(_configured_endpoint(config) or "")
+        endpoint = hide_passwords(_configured_endpoint(config) or "")
         raise UserError(f"the S3 endpoint '{endpoint}' is not a URL: write http://host:port") from error
     register(client)
     url, region = client.meta.endpoint_url, client.meta.region_name

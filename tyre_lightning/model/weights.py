@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import Tensor
@@ -18,6 +23,9 @@ _WAYS_OUT = (
     "choose model=efficientnet_lite0 (its weights come with the installation), "
     "model.weights=PATH or s3://... of a saved copy, or model.weights=none"
 )
+_SILENCE = 30.0  # seconds, of a server; without a bound torch waits for ever
+_COUNTER = "num_batches_tracked"  # of a BatchNorm, which old files lack, and which nothing here reads
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def load_weights(network: Network, name: str, weights: str, s3: S3Config) -> None:
@@ -38,14 +46,15 @@ def load_weights(network: Network, name: str, weights: str, s3: S3Config) -> Non
     backbone = {key: value for key, value in state.items() if not key.startswith(("classifier.", "head."))}
     problem = _mismatch(network.backbone.state_dict(), backbone)
     if problem:
-        raise UserError(f"model.weights={weights} does not fit {name}: {problem}")
+        origin = _cached(name) if weights == "imagenet" and "_lite" not in name else f"model.weights={weights}"
+        raise UserError(f"{origin} does not fit {name}: {problem}")
     network.backbone.load_state_dict(backbone)
     _load_head(network, state)
 
 
 def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """How the tensors differ from the network's own; empty when they fit."""
-    missing = sorted(own.keys() - given.keys())
+    missing = sorted(key for key in own.keys() - given.keys() if not key.endswith(_COUNTER))
     unknown = sorted(given.keys() - own.keys())
     shapes = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
     if not missing + unknown + shapes:
@@ -82,7 +91,7 @@ def _read_s3(weights: str, s3: S3Config) -> dict[str, Tensor]:
     folder, _, name = weights.rpartition("/")
     store = open_store(folder, s3)
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, name)
+        path = Path(scratch, f"weights{Path(name).suffix}")  # a key may be longer than a file's name
         path.write_bytes(store.get(store.key(name)).data)
         return _read_file(path, weights)
 
@@ -96,9 +105,13 @@ def _read_file(path: Path, weights: str) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"model.weights={weights} cannot be read as a weights file: {first_line(error)}") from error
+    return _tensors(content, f"model.weights={weights}")
+
+
+def _tensors(content: Any, origin: str) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.weights={weights} holds no tensors by name")
+        raise UserError(f"{origin} holds no tensors by name")
     return state
 
 
@@ -112,14 +125,53 @@ def _imagenet(name: str) -> dict[str, Tensor]:
 
 
 def _torchvision_imagenet(name: str) -> dict[str, Tensor]:
+    """From torch's cache folder, or else from torchvision's address to there."""
+    path = _cached(name)
+    kept = path.is_file()
+    try:
+        with _impatient():
+            content = _published(name).get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:
+        problem = _unreadable(path, error) if kept else _not_downloaded(_published(name).url, path, error)
+        raise UserError(f"the ImageNet weights of {name} {problem}, {_WAYS_OUT}") from error
+    return _tensors(content, str(path))
+
+
+def _published(name: str) -> Any:
+    """What torchvision says of a backbone's best ImageNet weights."""
     from torchvision.models import get_model_weights
 
-    weights = get_model_weights(name).DEFAULT
+    return get_model_weights(name).DEFAULT
+
+
+def _cached(name: str) -> Path:
+    """Where torch keeps these once it has them."""
+    return Path(torch.hub.get_dir(), "checkpoints", _published(name).url.rpartition("/")[2])
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"in {path} cannot be read ({first_line(error)}): delete the file, so that it is downloaded again"
+
+
+def _not_downloaded(url: str, path: Path, error: Exception) -> str:
+    """What went wrong on the way from an address to a file, and the first of the ways out."""
+    why = first_line(error)
+    if isinstance(error, OSError) and not isinstance(error, URLError) and (error.filename or error.errno in _DISK):
+        return f"cannot be kept in {path.parent} ({why}): let TORCH_HOME name a folder that can be written"
+    if "invalid hash" in why:
+        why = "what came is another file: the download was cut, or a proxy sent a page of its own"
+    return f"cannot be downloaded from {url} ({why}): put a copy of that file into {path.parent}"
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """No connection made meanwhile waits longer for a byte."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
-    except Exception as error:  # URLError, a cut-off download, a proxy's page with the wrong hash, a full disk
-        raise UserError(f"the ImageNet weights of {name} cannot be downloaded ({error}): {_WAYS_OUT}") from error
-    return state
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _lite_imagenet(name: str) -> dict[str, Tensor]:

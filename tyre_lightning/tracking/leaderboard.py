@@ -17,7 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tyre_lightning.command_line import failed_runs
-from tyre_lightning.errors import Pruned, UserError, hide_passwords
+from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords
+from tyre_lightning.names import csv_text
 from tyre_lightning.tracking.studies import PRUNED
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
     if not runs:
         return
     found = leaderboard(runs)
-    client.log_text(parent, found.to_csv(index=False), "leaderboard.csv")
+    client.log_text(parent, csv_text(found), "leaderboard.csv")
     chosen = [name for name in found.columns[3:] if name not in METRICS and name != "pareto"]
     client.log_figure(parent, parallel_figure(found, chosen, QUALITY), "parallel_coordinates.png")
     client.log_figure(parent, cost_figure(found, QUALITY, COSTS), "quality_and_cost.png")
@@ -126,7 +127,7 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
             path = client.download_artifacts(best.info.run_id, "config.yaml", folder)
             client.log_text(parent, Path(path).read_text(encoding="utf-8"), "best_config.yaml")
     except (MlflowException, OSError) as error:
-        print(f"the config of the best run cannot be had: {error}", file=sys.stderr)
+        print(f"the config of the best run cannot be had: {first_line(error)}", file=sys.stderr)
 
 
 def challenge(client: MlflowClient, runs: list[Run]) -> None:

@@ -26,7 +26,8 @@ MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
     "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
-    "simplejpeg", "onnx", "onnxruntime", "numpy", "scipy", "pyarrow", "pandas", "boto3",
+    "simplejpeg", "onnx", "onnxruntime", "numpy", "scipy", "pyarrow", "pandas", "boto3", "obstore", "xxhash",
+    "platformdirs", "filelock",
 )  # fmt: skip
 
 
@@ -107,12 +108,15 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
 
 
 def signature(inspector: Inspector) -> ModelSignature:
-    """Image bytes or addresses in, and names of tyres; :func:`answer_columns` out."""
+    """Images or addresses in, and names of tyres; :func:`answer_columns` out.
+
+    Images are text: of a column of bytes MLflow would decode the base64 itself, in some of its request forms, and
+    refuse a whole request for one row.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    given: list[Any] = [ColSpec("binary", "image", required=False)]
-    given += [ColSpec("string", name, required=False) for name in ("uri", "tyre")]
+    given: list[Any] = [ColSpec("string", name, required=False) for name in ("image", "uri", "tyre")]
     numbers = inspector.columns()
     answers: list[Any] = [
         ColSpec("double" if name in numbers else "string", name, required=False) for name in answer_columns(numbers)

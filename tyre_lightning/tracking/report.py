@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.errors import UnreadableImage, first_line
+from tyre_lightning.errors import UnreadableImage, first_line, hide_passwords
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
@@ -85,7 +85,7 @@ def _facts(run: Run, data: TyreDataModule) -> Facts:
         id=run.id,
         started=_date(datetime.fromtimestamp(about["start_time"])),
         reported=_date(datetime.now()),
-        root=data.store.root,
+        root=hide_passwords(data.store.root),
         counts={usage: catalog.counts() for usage, catalog in catalogs.items()},
         ignored=data.ignored,
         shared=len(data.shared_with_train("test")),

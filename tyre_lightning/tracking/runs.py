@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.config import LoggerConfig
-from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords
+from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords, without_passwords
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.sender import Sender
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
@@ -102,10 +102,11 @@ class Run:
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as an artifact."""
-        self.journal.add_text(text, name)
+        self.journal.add_text(hide_passwords(text), name)
 
     def log_dataset(self, usage: str, digest: str, root: str, counts: Mapping[str, int]) -> None:
         """Record a set of images as an input of the run."""
+        root = hide_passwords(root)
         dataset = {
             "name": f"{root.rstrip('/').rpartition('/')[2]}/{usage}",
             "digest": digest,
@@ -149,8 +150,8 @@ class Run:
 
 
 def as_params(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested values as MLflow has them: texts by dotted names."""
-    return {key: str(value) for key, value in flatten(values)}
+    """Nested values as MLflow has them: texts by dotted names, without passwords."""
+    return {key: hide_passwords(str(value)) for key, value in flatten(values)}
 
 
 def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
@@ -222,7 +223,7 @@ def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, 
         raise UserError(f"{where} does not take a new run: {first_line(error)}") from error
     put_aside(folder)
     run = Run(run_id, client, config, Journal(folder / FOLDER))
-    run.journal.begin(run_id, name, hide_passwords(config.tracking_uri))
+    run.journal.begin(run_id, hide_passwords(name), hide_passwords(config.tracking_uri))
     return run
 
 
@@ -285,7 +286,8 @@ def _create(client: MlflowClient, config: LoggerConfig, name: str, tags: Mapping
     parent = parent_of(client, experiment, tags[SWEEP_TAG]) if SWEEP_TAG in tags else None
     nested = {} if parent is None else {"mlflow.parentRunId": parent.info.run_id}
     source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL", "mlflow.user": _user(), **_commit()}
-    run_id: str = client.create_run(experiment, run_name=name, tags={**source, **tags, **nested}).info.run_id
+    shown = without_passwords({**source, **tags, **nested})
+    run_id: str = client.create_run(experiment, run_name=hide_passwords(name), tags=shown).info.run_id
     return run_id
 
 

@@ -1,8 +1,10 @@
-"""Passwords stay out of what Hydra writes beside a run: its copies of the config and of the command line."""
+"""Passwords stay out of what others write: Hydra's copies of the config and of the command line, and all logs."""
 
 from __future__ import annotations
 
 import logging
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tyre_lightning.errors import hide_passwords
+from tyre_lightning.files import write_whole
 
 
 class WithoutPasswords(Callback):
@@ -19,6 +22,7 @@ class WithoutPasswords(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take passwords out of them, and out of those of the sweep, if the run belongs to one."""
+        hide_in_logs()  # where a launcher has started a process for the run
         hydra = config.hydra
         paths = [Path(hydra.sweep.dir, "multirun.yaml")] if hydra.mode == RunMode.MULTIRUN else []
         if hydra.output_subdir is not None:
@@ -31,17 +35,28 @@ class WithoutPasswords(Callback):
         job_return.overrides = [hide_passwords(override) for override in job_return.overrides or ()]
 
 
-class PasswordFilter(logging.Filter):
-    """Takes passwords out of what Hydra logs: the command line of each run of a sweep."""
+def hide_in_logs() -> None:
+    """Take passwords out of whatever is logged in this process from now on, with its tracebacks; idempotent."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "hides_passwords", False):
+        return
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record; none is dropped."""
-        record.msg, record.args = hide_passwords(record.getMessage()), None
-        return True
+    def make_clean(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
+            record.exc_text = hide_passwords("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        with suppress(Exception):  # a message that does not fit its arguments is for logging to report
+            text = record.getMessage()
+            if (clean := hide_passwords(text)) != text:
+                record.msg, record.args = clean, None
+        return record
+
+    make_clean.hides_passwords = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make_clean)
 
 
 def _clean(path: Path) -> None:
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         if (clean := hide_passwords(text)) != text:
-            path.write_text(clean, encoding="utf-8")
+            write_whole(path, clean)

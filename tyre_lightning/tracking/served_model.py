@@ -1,9 +1,10 @@
 """The registered model: MLflow runs this file to load it (models from code; nothing is pickled).
 
-In: a column ``image`` with the bytes of image files (base64 over HTTP), or a column ``uri`` with their ``s3://``
-addresses, below those that the environment variable ``TYRE_SERVE_S3`` of the server lists, with spaces between them;
-and, if you like, a column ``tyre`` that names the tyre on each: all its rows of a request get one verdict. A null is a
-tyre of its own; without the column, addresses tell the tyre as file names do in predict.py.
+In, by any of MLflow's request forms: a column ``image`` with image files (base64 text; within Python their bytes), or a
+column ``uri`` with their ``s3://`` addresses, below those that the environment variable ``TYRE_SERVE_S3`` of the server
+lists, with spaces between them; and, if you like, a column ``tyre`` that names the tyre on each: all its rows of a
+request get one verdict. A null is a tyre of its own; without the column, addresses tell the tyre as file names do in
+predict.py.
 Out: for each image its ``tyre``, ``class``, the ``decision`` on the tyre (accept, review or reject) and on the picture
 by itself (``picture_decision``), the ``reason`` of a review that no score explains, a probability for every class, and
 ``error`` where there is no answer.
@@ -11,17 +12,20 @@ by itself (``picture_decision``), the ``reason`` of a review that no score expla
 
 from __future__ import annotations
 
+import binascii
 import os
-from collections.abc import Iterator, Sequence
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.lake.store import check_size, open_store
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
@@ -29,6 +33,11 @@ from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
 ALLOWED = "TYRE_SERVE_S3"
 _LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
 _TOGETHER = 8  # images that are in memory at a time
+_SEND = "send an image file's bytes as base64 text in the column image, or its s3:// address in the column uri"
+_NO_COLUMN = (
+    f"the request has neither a column 'image' nor a column 'uri': {_SEND}, such as "
+    '{"dataframe_records": [{"image": "/9j/4AAQ..."}]}, and the column tyre too where one tyre has several pictures'
+)
 
 
 class ServedModel(PythonModel):
@@ -41,21 +50,27 @@ class ServedModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A row for each image."""
-        files = model_input["image"] if "image" in model_input else _fetch(list(model_input["uri"]))
-        rows = [self._row(data, f"row {index}") for index, data in enumerate(files)]
-        for row, tyre in zip(rows, self._tyres(model_input), strict=True):
-            row["tyre"] = tyre
+        """A row for each image.
+
+        Raises:
+            MlflowException: the request has no column of images; MLflow answers with its sentence.
+        """
+        if not {"image", "uri"} & {*model_input.columns}:
+            raise MlflowException.invalid_parameter_value(_NO_COLUMN)
+        given: list[dict[str, Any]] = [_without_nulls(row) for row in model_input.to_dict("records")]
+        rows = [self._row(data, f"row {index}") for index, data in enumerate(_files(given))]
+        for row, asked in zip(rows, given, strict=True):
+            row["tyre"] = self._tyre(asked, named="tyre" in model_input)
         self._decide(rows)
         table = pd.DataFrame(rows, columns=answer_columns(self.inspector.columns()))
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
-    def _tyres(self, model_input: pd.DataFrame) -> list[str | None]:
-        if "tyre" in model_input:
-            return [None if pd.isna(name) else str(name) for name in model_input["tyre"]]
-        if "uri" in model_input and "image" not in model_input:
-            return [find_tyre(uri, self.inspector.group_pattern) for uri in model_input["uri"]]
-        return [None] * len(model_input)
+    def _tyre(self, asked: Mapping[str, Any], *, named: bool) -> str | None:
+        if named:
+            name = asked.get("tyre")
+            whole = isinstance(name, float) and name.is_integer()  # pandas makes 7.0 of a 7 beside a null
+            return None if name is None else str(int(name) if whole else name)
+        return find_tyre(str(asked["uri"]), self.inspector.group_pattern) if "uri" in asked else None
 
     def _decide(self, rows: list[dict[str, Any]]) -> None:
         """Give all rows of a tyre its verdict."""
@@ -80,17 +95,50 @@ class ServedModel(PythonModel):
         return {**self.inspector.answers([image])[0], "error": None}
 
 
-def _fetch(uris: Sequence[str]) -> Iterator[bytes | UserError]:
-    """The files at some addresses, or why they are not read, a few at a time."""
+def _without_nulls(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not _is_null(value)}
+
+
+def _is_null(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ("", "None", "nan")  # which MLflow makes of nulls in ``instances`` and ``inputs``
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _files(asked: Sequence[Mapping[str, Any]]) -> Iterator[bytes | UserError]:
+    """The files that rows have or name, or why there is none, a few at a time."""
     with ThreadPoolExecutor(_TOGETHER) as pool:
-        for start in range(0, len(uris), _TOGETHER):
-            yield from pool.map(_read, uris[start : start + _TOGETHER])
+        for start in range(0, len(asked), _TOGETHER):
+            yield from pool.map(_file, asked[start : start + _TOGETHER])
+
+
+def _file(asked: Mapping[str, Any]) -> bytes | UserError:
+    match asked:
+        case {"image": _, "uri": _}:
+            return UserError("the row has both an image and a uri: give one, and null for the other")
+        case {"image": bytes() | bytearray() as data}:
+            return bytes(data)
+        case {"image": str() as text}:
+            return _decoded(text)
+        case {"uri": str() as uri}:
+            return _read(uri)
+        case {"image": _} | {"uri": _}:
+            return UserError(f"the row's {'image' if 'image' in asked else 'uri'} is no text: {_SEND}")
+    return UserError(f"the row has no image and no uri: {_SEND}")
+
+
+def _decoded(text: str) -> bytes | UserError:
+    try:
+        return b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        return UserError(f"the row's image is not base64 ({error}): {_SEND}")
 
 
 def _read(uri: str) -> bytes | UserError:
     folders = [folder.rstrip("/") + "/" for folder in os.environ.get(ALLOWED, "").split()]
     if not any(uri.startswith(folder) for folder in folders):
-        return UserError(f"{uri} is below none of the addresses that {ALLOWED} lists where the model is served")
+        shown = hide_passwords(uri)
+        return UserError(f"{shown} is below none of the addresses that {ALLOWED} lists where the model is served")
     root, _, name = uri.rpartition("/")
     try:
         store = open_store(root, S3Config())
