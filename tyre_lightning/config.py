@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
+from tyre_lightning.written import keep_texts
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -333,10 +334,11 @@ SCHEMAS: dict[str, type] = {
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra; idempotent."""
+    """Make the schemas known to Hydra, and have it leave their texts as they are written; idempotent."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
+    keep_texts()
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:
@@ -498,7 +500,7 @@ def _check_names(logger: LoggerConfig) -> None:
 
 def _check_name(key: str, name: str, fault: Callable[[str], str | None]) -> None:
     if (found := fault(name)) is not None:
-        raise UserError(f"{key}='{name}' {found}, which MLflow does not take: give another name")
+        raise UserError(f"{key}={name!r} {found}, which MLflow does not take: give another name")
 
 
 def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:
