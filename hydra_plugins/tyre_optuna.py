@@ -130,8 +130,10 @@ def search_space(arguments: Sequence[str]) -> tuple[dict[str, BaseDistribution],
     for text, override in zip(arguments, OverridesParser.create().parse_overrides(list(arguments)), strict=True):
         if override.is_sweep_override():
             space[override.get_key_element()] = _distribution(override, text)
-        else:
+        elif override.is_delete():
             fixed.append(text)
+        else:  # as it was read here: a launcher's processes read it anew
+            fixed.append(f"{override.get_key_element()}={override.get_value_element_as_str()}")
     if not space:
         raise UserError("a study needs something to choose from: give key=a,b or key=interval(0,1)")
     return space, fixed

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.conftest import PROJECT, run_script
 from tyre_lightning.command_line import check_config
 from tyre_lightning.config import (
     BACKBONES,
+    SCHEMAS,
     TrainConfig,
     known_keys,
     register_schemas,
@@ -23,6 +24,7 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.errors import UserError
+from tyre_lightning.written import text_keys
 
 CONF = PROJECT / "conf"
 OWN = ("predict", "promote")  # commands with a folder of their own
@@ -217,3 +219,113 @@ def test_what_no_training_can_use_is_refused(override: str, message: str) -> Non
         cfg = compose("train", overrides=[override, "data.root=lake"])
     with pytest.raises(UserError, match=message):
         to_train_config(cfg)
+
+
+LIKE_NUMBERS = [
+    "2024_11",
+    "2024_11_25",
+    "1e3",
+    "0x10",
+    "on",
+    "007",
+    "1_000.5",
+    "1.50",
+    "true",
+    "TRUE",
+    "+5",
+    ".5",
+    "1:30",
+]
+
+
+def texts(name: str) -> Iterator[str]:
+    """The keys of a command that take a text or several."""
+    schema = OmegaConf.structured(SCHEMAS[name])
+    for key in sorted(text_keys(SCHEMAS[name])):
+        if not OmegaConf.is_dict(OmegaConf.select(schema, key)):
+            yield key
+
+
+def config_dir(name: str) -> str:
+    return str(CONF / name if name in OWN else CONF)
+
+
+@pytest.mark.parametrize("value", LIKE_NUMBERS)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_text_stays_as_it_is_written(name: str, value: str) -> None:
+    register_schemas()
+    written = {key: [value, "x"] if key == "data.classes" else value for key in texts(name)}
+    overrides = [f"{key}={value}" if key != "data.classes" else f"{key}=[{value},x]" for key in written]
+    with initialize_config_dir(config_dir(name), version_base="1.3"):
+        cfg = compose(name, overrides=overrides)
+    assert {key: OmegaConf.select(cfg, key) for key in written} == written
+    assert len(written) > 4
+
+
+@pytest.mark.parametrize("value", LIKE_NUMBERS)
+def test_a_text_in_a_file_stays_as_it_is_written(value: str, tmp_path: Path) -> None:
+    register_schemas()
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "logger").mkdir()
+    (tmp_path / "experiment" / "2024_11.yaml").write_text(
+        f"# @package _global_\ndata:\n  root: {value}\n  classes:\n  - {value}\n  - x\n  folds: 1_0\nseed: 0x10\n"
+    )
+    (tmp_path / "logger" / "ours.yaml").write_text(f"defaults: [mlflow]\nrun_name: {value}\nsystem_metrics: off\n")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"hydra.searchpath=[file://{tmp_path}]", "logger=ours", "experiment=2024_11"]
+        cfg = compose("train", overrides=overrides)
+    assert (cfg.data.root, [*cfg.data.classes], cfg.logger.run_name) == (value, [value, "x"], value)
+    assert (cfg.data.folds, cfg.seed, cfg.logger.system_metrics) == (10, 16, False)
+
+
+def test_what_is_no_text_is_read_as_before() -> None:
+    register_schemas()
+    overrides = [
+        "data.root=null", "seed=1_000", "data.near_copies=false", "trainer.devices=[0,1]", "data.cache_gb=1e2",
+        "+data={prefix:2024_11,folds:1_0}", "logger.run_name='null'",
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+    assert (cfg.data.root, cfg.seed, cfg.data.near_copies, cfg.data.cache_gb) == (None, 1000, False, 100.0)
+    assert (cfg.data.prefix, cfg.data.folds, [*cfg.trainer.devices]) == ("2024_11", 10, [0, 1])
+    assert cfg.logger.run_name == "null"
+
+
+def test_texts_stay_as_they_are_written_in_a_sweep() -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    register_schemas()
+    given = ["data.root=2024_11", "logger.run_name=choice(2024_11_25,007)", "data.prefix=1e3,true", "seed=range(0,2)"]
+    parse = OverridesParser.create().parse_overrides
+    (jobs,) = BasicSweeper.split_arguments(parse(given), None)
+    assert len(jobs) == 8
+    read = [{one.key_or_group: one.value() for one in parse(list(job))} for job in jobs]
+    assert {one["data.root"] for one in read} == {"2024_11"}
+    assert {one["logger.run_name"] for one in read} == {"2024_11_25", "007"}
+    assert {one["data.prefix"] for one in read} == {"1e3", "true"}
+    assert {one["seed"] for one in read} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["plant/tyres", "it's", "a:b", 'a"b', "", " ", "..", "x" * 300, "a\nb", "a?b", "a#b"])
+@pytest.mark.parametrize("command", ["train", "promote"])
+def test_a_model_name_that_mlflow_refuses_is_refused_at_once(command: str, name: str) -> None:
+    register_schemas()
+    with initialize_config_dir(config_dir(command), version_base="1.3"):
+        cfg = compose(command)
+    key = "logger.registered_model" if command == "train" else "model"
+    OmegaConf.update(cfg, key, name)
+    if command == "train":
+        cfg.data.root = "lake"
+    with pytest.raises(UserError, match=rf"^{key}.*(holds|is|has) .*|model is not set"):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(("key", "name"), [("experiment", ""), ("experiment", "x" * 600), ("run_name", "x" * 300)])
+def test_a_name_that_mlflow_refuses_is_refused_at_once(key: str, name: str) -> None:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["data.root=lake"])
+    cfg.logger[key] = name
+    with pytest.raises(UserError, match=rf"^logger\.{key}='"):
+        check_config(cfg)

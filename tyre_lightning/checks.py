@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.tracking.runs import connect
+from tyre_lightning.tracking.runs import check_experiment, connect
 from tyre_lightning.trainer import processes
 
 
@@ -21,11 +22,12 @@ def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a GPU is missing, or the tracking server does not answer.
+        UserError: a GPU is missing, the tracking server does not answer, or the experiment is deleted there.
     """
     processes(config.trainer)
-    if not config.logger.tracking_uri.startswith("sqlite:"):  # a file cannot be away, and takes seconds to make
-        connect(config.logger.tracking_uri)
+    uri = config.logger.tracking_uri
+    if not uri.startswith("sqlite:") or os.path.exists(uri.partition("///")[2]):  # making one takes seconds
+        check_experiment(connect(uri), config.logger.experiment)
 
 
 def check_monitors(options: CallbacksConfig, data: TyreDataModule, occur: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +18,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError, hide_passwords
+from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
+from tyre_lightning.written import keep_texts
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -335,10 +337,11 @@ SCHEMAS: dict[str, type] = {
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra; idempotent."""
+    """Make the schemas known to Hydra, and have it leave their texts as they are written; idempotent."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
+    keep_texts()
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:
@@ -400,6 +403,9 @@ def to_train_config(cfg: Any) -> TrainConfig:
         raise UserError("data.catalog and data.from_run both say which images to train on: give one of them")
     if config.data.root or config.data.bucket or not (config.data.catalog or config.data.from_run):
         config.data.root = data_root(config.data)
+    _check_names(config.logger)
+    for watched in (config.callbacks.checkpoint, config.callbacks.early_stopping):
+        watched.monitor = one_form(watched.monitor)  # it may name a class
     check_ranges(config)
     return config
 
@@ -432,6 +438,7 @@ def to_promote_config(cfg: Any) -> PromoteConfig:
     assert isinstance(config, PromoteConfig)
     if not config.model:
         raise UserError("model is not set: give model=NAME of a registered model")
+    _check_name("model", config.model, model_fault)
     if config.rollback and config.anchor:
         raise UserError("rollback and anchor are two commands: give one of them")
     gate = config.gate
@@ -502,11 +509,19 @@ def check_ranges(config: TrainConfig) -> None:
 
 
 def _check_names(logger: LoggerConfig) -> None:
-    """MLflow shows names to everyone, and finds things by them, so that no part can be hidden."""
-    for key in ("experiment", "run_name", "registered_model"):
-        name = getattr(logger, key)
-        if name is not None and hide_passwords(name) != name:
-            raise UserError(f"logger.{key}={name} holds what looks like a password: choose another name")
+    """Refuse now what MLflow would refuse when the training is done."""
+    _check_name("logger.experiment", logger.experiment, experiment_fault)
+    if logger.run_name:
+        _check_name("logger.run_name", logger.run_name, run_fault)
+    if logger.registered_model is not None:
+        _check_name("logger.registered_model", logger.registered_model, model_fault)
+
+
+def _check_name(key: str, name: str, fault: Callable[[str], str | None]) -> None:
+    if hide_passwords(name) != name:  # MLflow shows names to everyone, and finds things by them
+        raise UserError(f"{key}={name} holds what looks like a password: choose another name")
+    if (found := fault(name)) is not None:
+        raise UserError(f"{key}={name!r} {found}, which MLflow does not take: give another name")
 
 
 def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:
@@ -519,7 +534,7 @@ def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) ->
 
 
 def _check_classes(data: DataConfig) -> None:
-    if data.classes is not None and len(set(data.classes)) < max(2, len(data.classes)):
+    if data.classes is not None and len(set(map(one_form, data.classes))) < max(2, len(data.classes)):
         raise UserError(f"data.classes={data.classes} must name at least two classes, each once")
 
 

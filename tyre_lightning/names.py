@@ -1,10 +1,10 @@
-"""Keys, classes and tyres are free text inside; one function for each border makes of it what the other side takes."""
+"""Names at the borders: text that is free inside becomes what another system takes, readably, and no two become one."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from hashlib import blake2b
+from hashlib import blake2b, blake2s
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -18,6 +18,13 @@ _UNFIT = re.compile(rf'[<>:"/\\|?*{_MARK}]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$|clock\$) *(\.|$)", re.IGNORECASE)  # Windows'
 # As OWASP has it ("CSV Injection"), with the wide forms. What looks as if it were marked already is marked once more.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_MLFLOW = re.compile(r"[\w.\- :]+")  # of a parameter, metric or tag, between slashes
+_MLFLOW_LENGTH = 200  # MLflow takes 250 characters; a class has words before it
+_EXPERIMENT_LENGTH = 256
+_RUN_LENGTH = 250
+_MODEL_LENGTH = 200  # the gate makes longer ones of it
+_NOT_IN_MODELS = "/:'\"?#%\\"  # MLflow refuses them, or its filters and models:/ addresses cannot hold them
+_FIGURE_LENGTH = 40
 
 
 def file_name(text: str, ending: str = "") -> str:
@@ -54,3 +61,62 @@ def csv_text(table: DataFrame) -> str:
 def _alone(text: str) -> bool:
     """Whether a text is, of all that look like it, the one in lower case and in composed form."""
     return unicodedata.normalize("NFKC", text).upper().lower() == text == unicodedata.normalize("NFC", text)
+
+
+def one_form(text: str) -> str:
+    """A text in the one Unicode form (NFC) in which texts that look the same are the same."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def mlflow_name(name: str) -> str:
+    """A name of a parameter, metric or tag that MLflow accepts; one that it accepts anyway stays as it is.
+
+    In each part between slashes, other characters become ``_``, and a digest of the part tells it from its like:
+    ``val/recall/cracks (deep)`` becomes ``val/recall/cracks _deep_-c32e0407``.
+    """
+    return "/".join(map(_mlflow_part, name.split("/")))
+
+
+def _mlflow_part(part: str) -> str:
+    if _MLFLOW.fullmatch(part) and len(part) <= _MLFLOW_LENGTH and part not in (".", ".."):
+        return part
+    digest = blake2s(part.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    readable = re.sub(r"[^\w.\- :]", "_", part)[: _MLFLOW_LENGTH - len(digest) - 1]
+    return f"{readable}-{digest}"
+
+
+def model_fault(name: str) -> str | None:
+    """Why a model cannot be registered under a name; None where it can."""
+    found = sorted({character for character in name if character in _NOT_IN_MODELS or not character.isprintable()})
+    if found:
+        return f"holds {' '.join(map(_visible, found))}"
+    if name in (".", ".."):
+        return "is a path"
+    return _length_fault(name, _MODEL_LENGTH)
+
+
+def experiment_fault(name: str) -> str | None:
+    """Why an experiment cannot have a name; None where it can."""
+    return _length_fault(name, _EXPERIMENT_LENGTH)
+
+
+def run_fault(name: str) -> str | None:
+    """Why a run cannot have a name; None where it can."""
+    return _length_fault(name, _RUN_LENGTH)
+
+
+def _length_fault(name: str, longest: int) -> str | None:
+    if not name.strip():
+        return "is empty"
+    return f"has {len(name)} characters, and {longest} are the most" if len(name) > longest else None
+
+
+def _visible(character: str) -> str:
+    """A character that can be seen."""
+    return character if character.isprintable() else ascii(character)
+
+
+def figure_text(text: str) -> str:
+    """A text for a figure: not too long, and no formula, which matplotlib takes text between dollars for."""
+    short = text if len(text) <= _FIGURE_LENGTH else f"{text[: _FIGURE_LENGTH - 1]}…"
+    return short.replace("$", r"\$")

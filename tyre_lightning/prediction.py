@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tyre_lightning.config import (
     Changed,
@@ -250,15 +251,15 @@ def show(summary: Summary, inspector: Inspector) -> None:
     table.add_column("share", justify="right")
     rows = [(name, summary.classes[name]) for name in inspector.classes]
     for name, count in [*rows, ("unreadable", summary.unreadable)]:
-        table.add_row(name, str(count), f"{count / max(1, summary.images):.1%}")
+        table.add_row(Text(name), str(count), f"{count / max(1, summary.images):.1%}")
     console = Console()
     console.print(table)
     point = inspector.point
     decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
-    console.print(decisions, highlight=False)
-    console.print(f"a row for each image is in {summary.output}", highlight=False)
+    console.print(decisions, highlight=False, markup=False)
+    console.print(f"a row for each image is in {summary.output}", highlight=False, markup=False)
     if summary.tyres_output is not None:
-        console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False)
+        console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False, markup=False)
 
 
 def _decisions(summary: Summary, point: OperatingPoint) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tyre_lightning.names import figure_text
+
 _BINS = 10  # of the calibration curve
 
 if TYPE_CHECKING:
@@ -25,8 +27,9 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    names = [figure_text(name) for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
     for row, column in np.ndindex(*matrix.shape):
         color = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color)

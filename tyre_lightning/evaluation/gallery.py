@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.store import Store
+from tyre_lightning.names import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,14 +66,14 @@ def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: 
     rows = max(1, -(-len(tiles) // columns))
     lines = max((title.count("\n") + 1 for title in titles), default=1)
     figure = Figure(figsize=(1.9 * columns, (1.75 + 0.16 * lines) * rows + 0.4))
-    figure.suptitle(heading)
+    figure.suptitle(heading.replace("$", r"\$"))
     figure.set_layout_engine("constrained", h_pad=0.08)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, tile, title in zip(grid, tiles, titles, strict=False):
         axes.imshow(tile)
-        axes.set_title("\n".join(_short(line) for line in title.splitlines()), fontsize=8)
+        axes.set_title("\n".join(figure_text(_short(line)) for line in title.splitlines()), fontsize=8)
     return figure
 
 

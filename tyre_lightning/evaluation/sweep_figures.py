@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from tyre_lightning.names import figure_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -33,7 +35,8 @@ def cost_figure(table: pd.DataFrame, quality: str, costs: Mapping[str, str]) -> 
         axes.scatter(front[column], front[quality], color="tab:blue", zorder=3, label="Pareto front")
         for place, (_, row) in enumerate(front.drop_duplicates("run").iterrows()):
             offset = 5, (-12, 5)[place % 2]  # neighbours would lie on each other
-            axes.annotate(row["run"], (row[column], row[quality]), xytext=offset, textcoords="offset points")
+            name, point = figure_text(row["run"]), (row[column], row[quality])
+            axes.annotate(name, point, xytext=offset, textcoords="offset points")
         axes.set(xlabel=title, ylabel=quality)
         axes.grid(alpha=0.3)
         axes.margins(x=0.2, y=0.15)
@@ -64,7 +67,7 @@ def parallel_figure(table: pd.DataFrame, columns: Sequence[str], quality: str) -
     for place, name in enumerate(names):
         axes.axvline(place, color="grey", linewidth=0.8)
         for text, height in _apart(_texts(table[name]), heights[:, place]):
-            axes.text(place + 0.02, height, text, fontsize=8, va="center")
+            axes.text(place + 0.02, height, figure_text(text), fontsize=8, va="center")
     axes.set_xticks(range(len(names)), [name.replace(".", ".\n") for name in names])
     axes.set_yticks([])
     axes.set_xlim(-0.2, len(names) - 0.6)

@@ -144,6 +144,7 @@ def challenge(client: MlflowClient, runs: list[Run]) -> None:
 def table(runs: list[Run]) -> Any:
     """A table of runs with the parameters in which they differ."""
     from rich.table import Table
+    from rich.text import Text
 
     from tyre_lightning.tracking.sweeps import METRICS, differing, repetitions
 
@@ -158,11 +159,11 @@ def table(runs: list[Run]) -> Any:
         cells = [f"{run.data.metrics[name]:{_format(name)}}" if name in run.data.metrics else "" for name in metrics]
         minutes = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 60_000
         chosen = [run.data.params.get(name, "") for name in parameters]
-        view.add_row(run.info.run_name, run.info.status, *chosen, *cells, f"{minutes:.1f}")
+        view.add_row(*map(Text, (run.info.run_name, run.info.status, *chosen, *cells, f"{minutes:.1f}")))
     for group in repetitions(runs):
         cells = [group.mean(name, _format(name)) for name in metrics]
         chosen = [group.common.get(name, "") for name in parameters]
-        view.add_row(f"mean of {len(group.runs)}", "", *chosen, *cells, "", style="bold")
+        view.add_row(*map(Text, (f"mean of {len(group.runs)}", "", *chosen, *cells, "")), style="bold")
     return view
 
 

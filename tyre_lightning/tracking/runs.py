@@ -16,16 +16,21 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from filelock import FileLock
+
 from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords, without_passwords
+from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
-from tyre_lightning.tracking.sender import Sender
+from tyre_lightning.tracking.refusals import why_gone
+from tyre_lightning.tracking.sender import Sender, UnderWay
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
 from tyre_lightning.tracking.system import SystemMonitor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
@@ -51,15 +56,30 @@ def connect(tracking_uri: str) -> MlflowClient:
 
     uri = hand_over_password(tracking_uri)
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient(uri)
     try:
-        client.search_experiments(max_results=1)
+        with _alone(uri):
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
     except Exception as error:
         raise UserError(
             f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or database "
             f"({_explain(error)}): start it, or use sqlite:///mlflow.db"
         ) from error
     return client
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time on a database in a file: of several that lay its tables at once, all but one would fail."""
+    from sqlalchemy.engine import make_url
+
+    path = make_url(uri).database if uri.startswith("sqlite") else None
+    folder = None if path is None else os.path.dirname(os.path.abspath(path))
+    if path in (None, "", ":memory:") or not os.access(str(folder), os.W_OK):
+        yield
+        return
+    with FileLock(f"{path}.lock"):
+        yield
 
 
 class Run:
@@ -112,7 +132,7 @@ class Run:
             "digest": digest,
             "source_type": "s3" if root.startswith("s3:") else "local",
             "source": json.dumps({"uri": root}),
-            "profile": json.dumps({"images": sum(counts.values()), **counts}),
+            "profile": json.dumps({"images": sum(counts.values()), "classes": counts}),
         }
         self.journal.append("dataset", usage=usage, dataset=dataset)
 
@@ -136,10 +156,10 @@ class Run:
         """End the run, and wait until MLflow has everything.
 
         Raises:
-            UserError: the server is away; what it lacks is kept.
+            UserError: the server is away, and what it lacks is kept; or the disk is full.
         """
-        self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
         try:
+            self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
             self.flush(_PATIENCE)
         finally:
             self.close()
@@ -221,10 +241,15 @@ def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, 
     except MlflowException as error:
         where = hide_passwords(config.tracking_uri)
         raise UserError(f"{where} does not take a new run: {first_line(error)}") from error
-    put_aside(folder)
-    run = Run(run_id, client, config, Journal(folder / FOLDER))
-    run.journal.begin(run_id, hide_passwords(name), hide_passwords(config.tracking_uri))
-    return run
+    journal = Journal(folder / FOLDER)
+    try:
+        put_aside(folder)
+        journal.begin(run_id, hide_passwords(name), hide_passwords(config.tracking_uri))
+        return Run(run_id, client, config, journal)
+    except UserError:
+        with suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
 
 
 def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
@@ -237,8 +262,8 @@ def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
         raise UserError(f"run {run_id} of {folder} cannot go on: {first_line(error)}") from error
-    run = Run(run_id, client, config, journal)
     journal.mend()
+    run = Run(run_id, client, config, journal)
     log.info("run %s goes on", run_id)
     return run
 
@@ -248,6 +273,9 @@ def _end(run: Run, status: str) -> None:
     try:
         run.end(status)
     except UserError as error:
+        if run.journal.status() is None:  # the disk is full: MLflow is to know all the same
+            with suppress(Exception):
+                run.client.set_terminated(run.id, "FAILED")
         if status == "FINISHED":
             raise
         log.warning("%s", error)
@@ -257,14 +285,19 @@ def resend(journal: Journal, tracking_uri: str | None = None) -> None:
     """Send what a run has left; a run whose process is gone without an end is ended as KILLED.
 
     Raises:
-        UserError: the server does not answer, or the run is under way.
+        UnderWay: the run is.
+        UserError: the server does not answer, another one than before does not have the run, or the journal cannot be
+            written.
     """
     about = journal.run()
     uri = tracking_uri or about["tracking_uri"]
     config = LoggerConfig(tracking_uri=hand_over_password(uri))
-    run = Run(about["run_id"], connect(uri), config, journal)
+    client = connect(uri)
+    if hide_passwords(uri) != about["tracking_uri"] and (gone := why_gone(client, about["run_id"])):
+        raise UserError(f"{hide_passwords(uri)}: {gone}: give the address of the server that has it")
+    journal.mend()
+    run = Run(about["run_id"], client, config, journal)
     try:
-        journal.mend()
         if journal.status() is None:
             journal.append("end", status="KILLED", timestamp=int(time.time() * 1000))
         run.flush()
@@ -277,8 +310,12 @@ def send_left(folder: Path, tracking_uri: str) -> None:
     """Send what other runs below a folder could not send to this server; what cannot be sent now stays."""
     for journal in unsent(folder):
         if journal.run()["tracking_uri"] == hide_passwords(tracking_uri):
-            with suppress(UserError):  # under way, or still no answer
+            try:
                 resend(journal, tracking_uri)
+            except UnderWay:
+                pass
+            except UserError as error:
+                log.warning("what an earlier run recorded is not sent: %s", error)
 
 
 def _create(client: MlflowClient, config: LoggerConfig, name: str, tags: Mapping[str, str]) -> str:
@@ -307,9 +344,28 @@ def open_experiment(client: MlflowClient, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
-    if experiment.lifecycle_stage == "deleted":
-        raise UserError(f"logger.experiment='{name}' is deleted in MLflow: restore it or choose another name")
+    _check_active(experiment)
     return str(experiment.experiment_id)
+
+
+def check_experiment(client: MlflowClient, name: str) -> None:
+    """Refuse an experiment that takes no run, long before there is one.
+
+    Raises:
+        UserError: it has been deleted, or the server refuses to say.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _check_active(client.get_experiment_by_name(name))
+    except MlflowException as error:
+        raise UserError(f"logger.experiment='{name}' cannot be used: {first_line(error)}") from error
+
+
+def _check_active(experiment: Experiment | None) -> None:
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        name = experiment.name
+        raise UserError(f"logger.experiment='{name}' is deleted in MLflow: restore it or choose another name")
 
 
 def _commit() -> dict[str, str]:
@@ -346,9 +402,10 @@ def hand_over_password(uri: str) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as pairs of dotted name and value."""
+    """Nested mappings as pairs of a dotted name that MLflow accepts, and value."""
     for key, value in values.items():
+        name = prefix + mlflow_name(str(key))
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{name}.")
         else:
-            yield f"{prefix}{key}", value
+            yield name, value

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from tyre_lightning.errors import UserError, first_line
+from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.journal import Journal, Record
+from tyre_lightning.tracking.refusals import refusal, why_gone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,12 +24,19 @@ _POLL_SECONDS = 1.0  # other processes append too
 _LONGEST_PAUSE = 30.0  # between two tries
 _TOGETHER = 500  # metrics in a request; MLflow takes 1,000
 _PARAMS_TOGETHER = 100  # MLflow's own limit
+_NAMES = ("name", "path", "usage", "status")  # what tells a record from others of its kind
 
 log = logging.getLogger(__name__)
 
 
+class UnderWay(UserError):
+    """Another process sends this journal."""
+
+
 class Sender:
     """Sends what a journal has, in order, each record at least once; MLflow knows those that come twice as one.
+
+    What MLflow will never take is set aside in the journal's folder, so that nothing waits for it.
 
     Args:
         journal: of the run; no other process may send it at the same time.
@@ -35,7 +44,8 @@ class Sender:
         run_id: MLflow's.
 
     Raises:
-        UserError: another process sends this journal.
+        UnderWay: another process sends this journal.
+        UserError: it cannot be written.
     """
 
     def __init__(self, journal: Journal, client: MlflowClient, run_id: str) -> None:
@@ -43,6 +53,7 @@ class Sender:
         self._client = client
         self._run_id = run_id
         self.version: str | None = None  # of the registered model, once there is one
+        self._gone: str | None = None  # why MLflow takes nothing of this run any more
         self._failing_since: float | None = None
         self._reason = ""
         self._wake = threading.Event()
@@ -52,7 +63,9 @@ class Sender:
         try:
             self._lock.acquire()
         except Timeout:
-            raise UserError(f"{journal.folder} belongs to a run that is under way") from None
+            raise UnderWay(f"{journal.folder} belongs to a run that is under way") from None
+        except OSError as error:
+            raise UserError(f"cannot write in {journal.folder}: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
         self._thread.start()
 
@@ -112,20 +125,51 @@ class Sender:
         self._reason = shorten(first_line(error), 160, placeholder=" ...")
         if self._failing_since is None:
             self._failing_since = time.monotonic()
+            what = "the tracking server does not answer as it should"
+            if isinstance(error, UserError):  # this disk's
+                what = "MLflow cannot be told more at present"
             log.warning(
-                "the tracking server does not answer as it should (%s: %s); training goes on, and what it records "
-                "waits in %s", type(error).__name__, self._reason, self._journal.folder,
+                "%s (%s: %s); training goes on, and what it records waits in %s",
+                what, type(error).__name__, self._reason, self._journal.folder,
             )  # fmt: skip
 
     def _send_all(self) -> None:
         while (batch := [*islice(self._journal.records(self._journal.sent), _TOGETHER)]) and not self._closing:
             metrics = [*takewhile(lambda item: item[0]["kind"] == "metrics", batch)]
             part = metrics or batch[:1]
-            self._send([record for record, _ in part])
+            self._send_or_set_aside([record for record, _ in part])
             self._journal.sent = part[-1][1]
             if self._failing_since is not None:
                 log.warning("the tracking server answers again after %.0f s", time.monotonic() - self._failing_since)
                 self._failing_since = None
+
+    def _send_or_set_aside(self, records: list[Record]) -> None:
+        """Send records; of those that MLflow refuses, set no more aside than need be."""
+        reason = self._gone or self._refused(records)
+        if reason is None:
+            return
+        parts = _halves(records)
+        if self._gone is None and len(parts) > 1:
+            for part in parts:
+                self._send_or_set_aside(part)
+            return
+        if self._gone is None:
+            log.warning("%s: it is set aside in %s", _describe(records[0], reason), self._journal.folder)
+        for record in records:
+            self._journal.set_aside(record, reason)
+
+    def _refused(self, records: list[Record]) -> str | None:
+        """Send records; gives why MLflow will never take them, if it will not."""
+        try:
+            self._send(records)
+        except Exception as error:
+            if (reason := refusal(error)) is None:
+                raise
+            if self._gone is None and (gone := why_gone(self._client, self._run_id)):
+                log.warning("%s: what it has recorded since is set aside in %s", gone, self._journal.folder)
+                self._gone = gone
+            return self._gone or reason
+        return None
 
     def _send(self, records: list[Record]) -> None:
         """Send one record, or several of metrics."""
@@ -133,6 +177,9 @@ class Sender:
 
         record, client, run_id = records[0], self._client, self._run_id
         match record["kind"]:
+            case "unreadable":
+                log.warning("a line of %s cannot be read: it is set aside", self._journal.folder)
+                self._journal.set_aside(record, "it cannot be read")
             case "metrics":
                 self._send_metrics(records)
             case "params":
@@ -163,7 +210,7 @@ class Sender:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(name, value, record["timestamp"], record["step"])
+            Metric(mlflow_name(name), value, record["timestamp"], record["step"])
             for record in records
             for name, value in record["values"].items()
         ]
@@ -173,7 +220,7 @@ class Sender:
     def _send_params(self, record: Record) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, value) for name, value in record["values"].items()]
+        params = [Param(mlflow_name(name), value) for name, value in record["values"].items()]
         for start in range(0, len(params), _PARAMS_TOGETHER):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_TOGETHER])
 
@@ -184,3 +231,21 @@ class Sender:
         self._client.log_inputs(
             self._run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", record["usage"])])]
         )
+
+
+def _halves(records: list[Record]) -> list[list[Record]]:
+    """Several records in two parts; one of several values too; else as they are."""
+    if len(records) > 1:
+        middle = len(records) // 2
+        return [records[:middle], records[middle:]]
+    record, values = records[0], [*records[0].get("values", {}).items()]
+    middle = len(values) // 2
+    return [[record | {"values": dict(part)}] for part in (values[:middle], values[middle:])] if middle else [records]
+
+
+def _describe(record: Record, reason: str) -> str:
+    """The sentence about a record that MLflow refuses."""
+    file = {"path": Path(record["path"]).name} if "path" in record else {}
+    named = [*record.get("values", {}), *(value for key, value in (record | file).items() if key in _NAMES)]
+    what = {"version": "registered model"}.get(record["kind"], record["kind"])
+    return f"MLflow refuses the {what} '{', '.join(named)}' for good ({shorten(reason, 200, placeholder=' ...')})"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from tyre_lightning.errors import UserError
 from tyre_lightning.tracking.journal import Journal
+
+log = logging.getLogger(__name__)
 
 
 class SystemMonitor:
@@ -30,7 +33,11 @@ class SystemMonitor:
                     self.collect_metrics()
                     self._shutdown_event.wait(self.sampling_interval)
                     values = {f"system/{name}": float(value) for name, value in self.aggregate_metrics().items()}
-                    journal.add_metrics(values, self._logging_step)
+                    try:
+                        journal.add_metrics(values, self._logging_step)
+                    except UserError as error:  # the training comes upon it too
+                        log.warning("system metrics end here: %s", error)
+                        return
                     self._logging_step += 1
                     for part in self.monitors:
                         part.clear_metrics()

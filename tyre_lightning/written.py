@@ -1,0 +1,118 @@
+"""Values stay as they were written: of a key of text, Hydra and YAML would read ``2024_11`` as the number 202411."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydrasOwn
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.conf import HydraConf
+from hydra.core.override_parser import overrides_parser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+
+_OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
+_OF_STUDIES = ("study", "storage", "metric", "direction")  # what hydra_plugins/tyre_optuna.py takes as text
+_NULL = "tag:yaml.org,2002:null"
+
+
+def keep_texts() -> None:
+    """From now on, leave what is written for keys of text as it is: in overrides, from Python too, and in files."""
+    setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)
+    Plugins.instance()  # registers Hydra's own
+    SourcesRegistry.instance().types[HydrasOwn.scheme()] = FileConfigSource
+
+
+@cache
+def _texts() -> set[str]:
+    """All keys of text, of all commands: one that is of text in any is in none of another kind."""
+    from tyre_lightning.config import SCHEMAS
+
+    ours = {"experiment"}.union(*(text_keys(schema) for schema in SCHEMAS.values()))
+    hydra = [*text_keys(HydraConf), *(f"sweeper.{key}" for key in _OF_STUDIES)]
+    return ours | {f"hydra.{key}" for key in hydra}
+
+
+def text_keys(schema: type, prefix: str = "") -> set[str]:
+    """The dotted keys of a schema whose values are texts or lists of them, and its nodes, which are named by texts."""
+    hints, found = get_type_hints(schema), set()
+    for item in fields(schema):
+        key, hint = prefix + item.name, hints[item.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            found |= {key} | text_keys(hint, f"{key}.")
+        elif _is_text(hint):
+            found.add(key)
+    return found
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is str or (get_origin(hint) is not dict and any(map(_is_text, get_args(hint))))
+
+
+class _Overrides(HydraOverrideVisitor):
+    """Hydra's reader of overrides, which knows what it reads a value for."""
+
+    _key = ""
+
+    def visitOverride(self, ctx: Any) -> Any:  # noqa: N802 (as its parser calls them)
+        self._key = ctx.key().packageOrGroup().getText()
+        return super().visitOverride(ctx)
+
+    def visitDictKeyValuePair(self, ctx: Any) -> Any:  # noqa: N802
+        return self._within(f"{self._key}.{ctx.dictKey().getText()}", super().visitDictKeyValuePair, ctx)
+
+    def visitFunction(self, ctx: Any) -> Any:  # noqa: N802
+        calculates = ctx.ID().getText() in _OF_NUMBERS
+        return self._within("" if calculates else self._key, super().visitFunction, ctx)
+
+    def visitPrimitive(self, ctx: Any) -> Any:  # noqa: N802
+        value, text = super().visitPrimitive(ctx), ctx.getText().strip()
+        changed = self._key in _texts() and isinstance(value, int | float) and str(value) != text
+        return QuotedString(text, Quote.single) if changed else value
+
+    def _within(self, key: str, visit: Any, ctx: Any) -> Any:
+        outer, self._key = self._key, key
+        try:
+            return visit(ctx)
+        finally:
+            self._key = outer
+
+
+class FileConfigSource(HydrasOwn):
+    """Hydra's reader of config files, which does not register its own beside one that is called alike."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """A file's values, with the texts of keys of text."""
+        result = super().load_config(config_path)
+        path = Path(self.path, self._normalize_file_name(config_path))
+        package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
+        for key, text in _scalars(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""):
+            if package + key.partition("[")[0] in _texts():
+                OmegaConf.update(result.config, key, text)
+        return result
+
+
+def _package(header: str | None, group: str) -> str:
+    """Where a file's values go, as the beginning of their keys."""
+    found = (header or "_group_").replace("_group_", group).removeprefix("_global_").removeprefix(".")
+    return found and f"{found}."
+
+
+def _scalars(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """What YAML may take for numbers and truth values, as it is written, by key."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _scalars(value, f"{key}.{name.value}" if key else str(name.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for place, value in enumerate(node.value):
+            yield from _scalars(value, f"{key}[{place}]")
+    elif isinstance(node, yaml.ScalarNode) and node.tag != _NULL and node.style is None:
+        yield key, node.value
