@@ -24,7 +24,7 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.store import check_size, open_store
 from tyre_lightning.lake.tyres import find_tyre
-from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
+from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
 
 ALLOWED = "TYRE_SERVE_S3"
 _LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
@@ -46,7 +46,7 @@ class ServedModel(PythonModel):
         rows = [self._row(data, f"row {index}") for index, data in enumerate(files)]
         for row, tyre in zip(rows, self._tyres(model_input), strict=True):
             row["tyre"] = tyre
-        self._decide(rows)
+        decide_on_tyres(self.inspector, rows)
         table = pd.DataFrame(rows, columns=answer_columns(self.inspector.columns()))
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
@@ -56,16 +56,6 @@ class ServedModel(PythonModel):
         if "uri" in model_input and "image" not in model_input:
             return [find_tyre(uri, self.inspector.group_pattern) for uri in model_input["uri"]]
         return [None] * len(model_input)
-
-    def _decide(self, rows: list[dict[str, Any]]) -> None:
-        """Give all rows of a tyre its verdict."""
-        tyres: dict[Any, Sighting] = {}
-        for index, row in enumerate(rows):
-            tyres.setdefault(row["tyre"] or index, Sighting()).add(self.inspector, row)
-        for index, row in enumerate(rows):
-            verdict = self.inspector.verdict(tyres[row["tyre"] or index])
-            alone = row["tyre"] is None and row["error"] is not None
-            row |= {"decision": None, "reason": None} if alone else verdict._asdict()
 
     def _row(self, data: bytes | UserError, key: str) -> dict[str, Any]:
         try:
