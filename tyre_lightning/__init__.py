@@ -1,3 +1,36 @@
-"""Tell good tyres from defective ones, from the pictures in the plant's data lake."""
+"""Tell good tyres from defective ones, from the pictures in the plant's data lake.
+
+In a notebook::
+
+    import tyre_lightning as tl
+
+    model = tl.load("models:/tyre-defects@champion")
+    model.predict("new/*.jpg")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tyre_lightning.api import Model as Model
+    from tyre_lightning.api import compose as compose
+    from tyre_lightning.api import load as load
+    from tyre_lightning.api import open_data as open_data
+    from tyre_lightning.errors import UserError as UserError
 
 __version__ = "0.1.0"
+_HOMES = {"Model": "api", "compose": "api", "load": "api", "open_data": "api", "UserError": "errors"}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for: the heavy libraries behind it take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -103,7 +103,7 @@ def predict(cfg: DictConfig) -> Summary:
         raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
-    _check_names(inspector, source, total)
+    check_names(inspector, source, total)
     inspector.network.to(_device(config))
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
@@ -122,7 +122,7 @@ def predict(cfg: DictConfig) -> Summary:
     return summary
 
 
-def _check_names(inspector: Inspector, source: Source, total: int) -> None:
+def check_names(inspector: Inspector, source: Source, total: int) -> None:
     """Refuse files of which none is named as the model's training images were: no verdict would be on a tyre.
 
     Raises:

@@ -278,6 +278,22 @@ class Inspector:
         return self.point.decide(float(1 - row[self.classes.index(self.good_class)]))
 
 
+def decide_on_tyres(inspector: Inspector, rows: Sequence[dict[str, Any]]) -> None:
+    """Give all rows of a tyre its ``decision`` and ``reason``.
+
+    Args:
+        inspector: the model.
+        rows: as :meth:`Sighting.add` takes, with ``tyre``; one without a name is a tyre of its own, of which nothing is
+            said where it cannot be read.
+    """
+    tyres: dict[Any, Sighting] = {}
+    for index, row in enumerate(rows):
+        tyres.setdefault(row["tyre"] or index, Sighting()).add(inspector, row)
+    for index, row in enumerate(rows):
+        alone = row["tyre"] is None and row["error"] is not None
+        row |= (Verdict(None, None) if alone else inspector.verdict(tyres[row["tyre"] or index]))._asdict()
+
+
 def answer_columns(probabilities: Sequence[str]) -> list[str]:
     """What is said of a picture, by predict.py and the served model."""
     return ["tyre", "class", "decision", "picture_decision", "reason", *probabilities, "error"]

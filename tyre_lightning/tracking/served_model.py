@@ -28,7 +28,7 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.lake.store import check_size, open_store
 from tyre_lightning.lake.tyres import find_tyre
-from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
+from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
 
 ALLOWED = "TYRE_SERVE_S3"
 _LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
@@ -61,7 +61,7 @@ class ServedModel(PythonModel):
         rows = [self._row(data, f"row {index}") for index, data in enumerate(_files(given))]
         for row, asked in zip(rows, given, strict=True):
             row["tyre"] = self._tyre(asked, named="tyre" in model_input)
-        self._decide(rows)
+        decide_on_tyres(self.inspector, rows)
         table = pd.DataFrame(rows, columns=answer_columns(self.inspector.columns()))
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
@@ -71,16 +71,6 @@ class ServedModel(PythonModel):
             whole = isinstance(name, float) and name.is_integer()  # pandas makes 7.0 of a 7 beside a null
             return None if name is None else str(int(name) if whole else name)
         return find_tyre(str(asked["uri"]), self.inspector.group_pattern) if "uri" in asked else None
-
-    def _decide(self, rows: list[dict[str, Any]]) -> None:
-        """Give all rows of a tyre its verdict."""
-        tyres: dict[Any, Sighting] = {}
-        for index, row in enumerate(rows):
-            tyres.setdefault(row["tyre"] or index, Sighting()).add(self.inspector, row)
-        for index, row in enumerate(rows):
-            verdict = self.inspector.verdict(tyres[row["tyre"] or index])
-            alone = row["tyre"] is None and row["error"] is not None
-            row |= {"decision": None, "reason": None} if alone else verdict._asdict()
 
     def _row(self, data: bytes | UserError, key: str) -> dict[str, Any]:
         try:

@@ -1,0 +1,143 @@
+"""``import tyre_lightning`` in a notebook: few names, quick to load, the numbers of predict.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import tyre_lightning as tl
+from tests.conftest import PROJECT, Trained, run_script
+from tyre_lightning.api import Model
+
+
+@pytest.fixture(scope="module")
+def model(trained: Trained) -> Model:
+    return tl.load(trained.model, tracking_uri=trained.tracking_uri)
+
+
+@pytest.fixture(scope="module")
+def files(trained: Trained) -> list[Path]:
+    return sorted(trained.local.glob("test/*/*"))
+
+
+def test_the_import_is_quick_and_misspelt_names_are_told() -> None:
+    code = (
+        "import sys, tyre_lightning as tl; assert 'load' in dir(tl); tl.UserError; "
+        "assert not {'torch', 'lightning', 'mlflow', 'hydra', 'pandas'} & {*sys.modules}; tl.lode"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert "AttributeError: module 'tyre_lightning' has no attribute 'lode'" in done.stderr
+
+
+def test_every_name_that_is_offered_is_there() -> None:
+    for name in tl.__all__:
+        assert getattr(tl, name).__doc__
+
+
+def test_a_folder_gets_the_rows_of_predict(trained: Trained, model: Model, tmp_path: Path) -> None:
+    output = tmp_path / "rows.parquet"
+    arguments = (f"model={trained.model}", f"input={trained.local}/test", f"output={output}")
+    done = run_script("predict.py", *arguments, cwd=tmp_path, environment=trained.environment)
+    assert done.returncode == 0, done.stderr
+    rows, written = model.predict(trained.local / "test"), pd.read_parquet(output)
+    pd.testing.assert_frame_equal(rows, written, check_exact=True, check_dtype=False)  # of columns of text
+
+
+def test_each_form_of_a_picture_gives_the_same_answer(model: Model, files: list[Path]) -> None:
+    path = files[0]
+    pixels = np.array(Image.open(path).convert("RGB"))
+    forms: dict[str, Any] = {
+        "path": path,
+        "text": str(path),
+        "bytes": path.read_bytes(),
+        "PIL": Image.open(path),
+        "array": pixels,
+        "tensor": torch.from_numpy(pixels).permute(2, 0, 1),
+        "list": [path],
+        "glob": str(path.with_suffix(".*")),
+    }
+    rows = {name: model.predict(form).drop(columns=["key", "tyre"]) for name, form in forms.items()}
+    for name, row in rows.items():
+        assert len(row) == 1, name
+        pd.testing.assert_frame_equal(row, rows["path"], check_exact=True)
+
+
+def test_rows_keep_the_order_of_what_was_given(model: Model, files: list[Path]) -> None:
+    given: list[Any] = [files[0].read_bytes(), files[1], Image.open(files[2]), b"no image", str(files[3].parent)]
+    rows = model.predict(given)
+    own = model.predict([*files[:3]])
+    assert rows["key"].tolist()[:4] == ["picture 0", own["key"][1], str(files[2]), "picture 3"]
+    assert rows["p_good"].tolist()[:3] == own["p_good"].tolist()
+    assert rows["error"].notna().tolist()[:5] == [False, False, False, True, False]
+    assert len(rows) == 4 + len([*files[3].parent.iterdir()])
+
+
+def test_pictures_of_one_tyre_get_one_decision(model: Model, files: list[Path]) -> None:
+    alone = model.predict([path.read_bytes() for path in files])
+    worst, best = alone["p_good"].idxmin(), alone["p_good"].idxmax()
+    pair = [files[worst], files[best]]
+    rows = model.predict(pair, tyres=["T1", "T1"])
+    assert rows["tyre"].tolist() == ["T1", "T1"]
+    assert {*rows["decision"]} == {alone["decision"][worst]}
+    assert rows["picture_decision"].tolist() == alone["picture_decision"][[worst, best]].tolist()
+    apart = model.predict(pair, tyres=[None, None])
+    assert apart["decision"].tolist() == rows["picture_decision"].tolist()
+    with pytest.raises(tl.UserError, match="2 pictures and 1 names of tyres"):
+        model.predict(pair, tyres=["T1"])
+
+
+def test_a_model_that_tells_tyres_reads_them_from_file_names(model: Model, files: list[Path]) -> None:
+    telling = Model(replace(model.inspector, group_pattern=r"^(\d)"), "telling")
+    rows = telling.predict(str(files[0].parents[1]))
+    assert (rows.groupby("tyre")["decision"].nunique() == 1).all()
+    assert rows["tyre"].nunique() < len(rows)
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), torch.zeros(4, 4), 7, {"a": 1}.items]
+)
+def test_what_is_no_picture_is_one_sentence(model: Model, picture: object) -> None:
+    with pytest.raises(tl.UserError, match=r"picture 0 is no picture but .*: give uint8 pixels"):
+        model.predict([picture])  # type: ignore[list-item]
+
+
+def test_what_is_not_there_is_one_sentence(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(tl.UserError, match="neither a models:/"):
+        tl.load(tmp_path / "nowhere")
+    with pytest.raises(tl.UserError, match=r"missing\.jpg is no file"):
+        model.predict(tmp_path / "missing.jpg")
+    with pytest.raises(tl.UserError, match="holds no images"):
+        model.predict(tmp_path)
+
+
+def test_it_shows_what_it_looked_at_and_what_it_is(model: Model, files: list[Path]) -> None:
+    shown = [model.explain(form) for form in (files[0], files[0].read_bytes(), Image.open(files[0]))]
+    assert {(picture.size, picture.tobytes()) for picture in shown} == {(shown[0].size, shown[0].tobytes())}
+    with pytest.raises(tl.UserError, match="cannot decode"):
+        model.explain(b"no image")
+    assert "at most 0.25 of defective tyres escape" in repr(model)
+    assert "crack" in model._repr_html_()
+
+
+def test_compose_gives_what_training_takes_and_open_data_its_images(trained: Trained) -> None:
+    config = tl.compose("experiment=demo", f"data.root={trained.local}", "data.num_workers=0")
+    assert (config.data.root, config.logger.experiment) == (str(trained.local), "tyre-demo")
+    data = tl.open_data(config)
+    assert (len(data.train) + len(data.val), len(data.test or ())) == (48, 20)
+    for override, sentence in (
+        ("data.rot=x", "did you mean 'data.root'"),
+        ("+data.rot=x", "did you mean 'data.root'"),
+        ("data.batch_size=0", "at least 1"),
+        ("model=efficientnet_b99", "there is no model=efficientnet_b99"),
+    ):
+        with pytest.raises(tl.UserError, match=sentence):
+            tl.compose(f"data.root={trained.local}", override)

@@ -1,0 +1,228 @@
+"""What a notebook uses; ``import tyre_lightning`` offers it by name and loads it when it is first used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import hydra
+import numpy as np
+import pandas as pd
+import torch
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tyre_lightning.command_line import explain as explain_error
+from tyre_lightning.config import DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
+from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.data.decoding import to_rgb, try_decode
+from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.evaluation.saliency import explain, overlay
+from tyre_lightning.evaluation.scoring import batched
+from tyre_lightning.lake.tyres import tyre_of
+from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
+from tyre_lightning.opening import open_data as _open_data
+from tyre_lightning.prediction import check_names, open_source, predict_batches
+from tyre_lightning.tracking.registry import load_inspector
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+_TOGETHER = 32  # pictures
+
+Pixels: TypeAlias = Image.Image | NDArray[Any] | Tensor  # in memory
+Picture: TypeAlias = str | Path | bytes | Pixels
+Rows: TypeAlias = list[dict[str, Any]]
+
+
+def load(model: str | Path, *, tracking_uri: str | None = None) -> Model:
+    """A trained model: ``models:/tyre-defects@champion``, ``runs:/...``, a checkpoint, or a saved folder.
+
+    Args:
+        model: which.
+        tracking_uri: of MLflow; None: as ``MLFLOW_TRACKING_URI`` has it, or the database ``mlflow.db`` in this folder.
+
+    Raises:
+        UserError: there is no such model, or it is not one of this project's.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    inspector = load_inspector(str(model), uri)
+    inspector.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Model(inspector, str(model))
+
+
+class Model:
+    """A trained model in a notebook's hands.
+
+    Args:
+        inspector: what predict.py uses.
+        name: for people.
+    """
+
+    def __init__(self, inspector: Inspector, name: str) -> None:
+        self.inspector = inspector
+        self.name = name
+
+    def predict(self, source: Picture | Iterable[Picture], tyres: Sequence[str | None] | None = None) -> pd.DataFrame:
+        """A row for each picture, with the numbers and the columns of predict.py's table.
+
+        Args:
+            source: a file, folder, glob or ``s3://`` address; the bytes of an image file; a PIL image; pixels, uint8
+                [H, W, 3] or [H, W] (numpy) or [3, H, W] (torch); or several of these.
+            tyres: the tyre that each of several pictures shows, where no file name says so; all pictures of one get one
+                decision, and None is a tyre of its own.
+
+        Raises:
+            UserError: there is nothing at an address, or something is no picture.
+        """
+        alone = isinstance(source, str | Path | bytes | Image.Image | np.ndarray | Tensor)
+        pictures: list[Any] = [source] if alone else list(source)  # type: ignore[arg-type]
+        rows = [*self._look(pictures)]
+        if tyres is not None:
+            _name_tyres(rows, tyres)
+        if tyres is not None or self.inspector.group_pattern is not None:
+            decide_on_tyres(self.inspector, rows)
+        return pd.DataFrame(rows, columns=["key", *answer_columns(self.inspector.columns())])
+
+    def explain(self, picture: Picture) -> Image.Image:
+        """A picture with what the model looked at: tinted, and with an outline round what counted most.
+
+        Raises:
+            UserError: it cannot be read, or is none.
+        """
+        image = _pixels(_bytes(picture) if isinstance(picture, str | Path) else picture, str(picture)[:200])
+        if isinstance(image, UnreadableImage):
+            raise image
+        preprocessing = self.inspector.preprocessing
+        (heat,) = explain(self.inspector, [preprocessing(image)])
+        return overlay(image, heat, preprocessing)
+
+    def _look(self, pictures: Sequence[Picture]) -> Iterator[dict[str, Any]]:
+        """Rows in order; pictures in memory go through the network a few at a time, and so do those of an address."""
+        waiting: list[tuple[str, bytes | Pixels]] = []
+        for number, picture in enumerate(pictures):
+            if isinstance(picture, str | Path):
+                yield from self._rows(waiting)
+                waiting = []
+                yield from self._at(str(picture))
+            else:
+                waiting.append((getattr(picture, "filename", "") or f"picture {number}", picture))
+        yield from self._rows(waiting)
+
+    def _at(self, address: str) -> Iterator[dict[str, Any]]:
+        source = open_source(address, S3Config())
+        total = sum(1 for _ in source.entries())
+        if not total:
+            raise UserError(f"{address} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
+        check_names(self.inspector, source, total)
+        for rows in predict_batches(self.inspector, source.store, source.entries(), _TOGETHER):
+            yield from rows
+
+    def _rows(self, named: Sequence[tuple[str, bytes | Pixels]]) -> Iterator[dict[str, Any]]:
+        for part in batched(named, _TOGETHER):
+            images = [_pixels(picture, key) for key, picture in part]
+            views = [self.inspector.preprocessing(image) for image in images if isinstance(image, Tensor)]
+            answers = iter(self.inspector.answers(views))
+            for (key, _), image in zip(part, images, strict=True):
+                row = next(answers) | {"error": None} if isinstance(image, Tensor) else _nothing(image)
+                names = {"key": key, "tyre": tyre_of(key, self.inspector.group_pattern), "reason": None}
+                yield names | row | {"decision": row["picture_decision"]}
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}: {self.inspector.name}, {', '.join(self.inspector.classes)}; {self._promise()})"
+
+    def _repr_html_(self) -> str:
+        inspector = self.inspector
+        rows = {
+            "network": f"{inspector.name}, {inspector.preprocessing.size} pixels",
+            "classes": ", ".join(inspector.classes),
+            "good tyres": inspector.good_class or "no class is known to be theirs",
+            "promise": self._promise(),
+        }
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table><caption>{escape(self.name)}</caption>{cells}</table>"
+
+    def _promise(self) -> str:
+        point = self.inspector.point
+        if point is None:
+            return f"none, because {self.inspector.undecided()}"
+        promised = point.promised
+        return (
+            f"at most {promised.max_escape_rate:.3g} of defective tyres escape, with a confidence of "
+            f"{promised.confidence:.3g}: P(defective) below {point.threshold:.4g}"
+        )
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The checked config of a training, by what you would write behind ``python train.py``.
+
+    Raises:
+        UserError: a key is not known, or a value is not possible.
+    """
+    register_schemas()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("train", overrides=[*overrides])
+        to_train_config(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain_error(error)) from error
+    return config
+
+
+def open_data(config: DictConfig | TrainConfig) -> TyreDataModule:
+    """The images that a config of :func:`compose` names, split as training splits them.
+
+    Raises:
+        UserError: there is no such lake, run or catalog, or the folders do not make a data set.
+    """
+    return _open_data(config if isinstance(config, TrainConfig) else to_train_config(config))
+
+
+def _name_tyres(rows: Rows, tyres: Sequence[str | None]) -> None:
+    if len(tyres) != len(rows):
+        raise UserError(f"there are {len(rows)} pictures and {len(tyres)} names of tyres: give one for each picture")
+    for row, tyre in zip(rows, tyres, strict=True):
+        row["tyre"] = tyre
+
+
+def _nothing(error: UnreadableImage) -> dict[str, Any]:
+    return {"class": None, "picture_decision": None, "error": error.reason}
+
+
+def _bytes(path: str | Path) -> bytes:
+    source = open_source(str(path), S3Config())
+    entries = [*source.entries()]
+    if len(entries) != 1:
+        raise UserError(f"{path} holds {len(entries)} images: name one")
+    return source.store.get(entries[0].key).data
+
+
+def _pixels(picture: bytes | Pixels, key: str) -> Tensor | UnreadableImage:
+    """A picture in memory as uint8 [3, H, W].
+
+    Raises:
+        UserError: it is none.
+    """
+    if isinstance(picture, bytes):
+        return try_decode(picture, key)
+    if isinstance(picture, Image.Image):
+        try:
+            return _planes(np.array(to_rgb(ImageOps.exif_transpose(picture))))
+        except (OSError, ValueError) as error:
+            return UnreadableImage(key, str(error))
+    if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
+        return picture.cpu()
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] in ((), (3,)):
+        return _planes(picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, axis=2))
+    about = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray | Tensor) else type(picture)
+    raise UserError(f"{key} is no picture but {about}: give uint8 pixels [H, W, 3], [H, W] or, of torch, [3, H, W]")
+
+
+def _planes(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
