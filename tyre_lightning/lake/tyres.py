@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tyre_lightning.errors import UserError
+from tyre_lightning.names import one_form
 
 Ints = NDArray[np.int64]
 Names = NDArray[np.object_]
@@ -43,7 +44,7 @@ def find_tyre(key: str, pattern: str | None) -> str | None:
         key: of the picture.
         pattern: a regular expression. Its first pair of parentheses is the tyre's name, or all that it matches.
     """
-    match = None if pattern is None else re.search(pattern, key.rpartition("/")[2])
+    match = None if pattern is None else re.search(one_form(pattern), one_form(key.rpartition("/")[2]))
     return None if match is None else match[bool(match.re.groups)]
 
 

@@ -25,6 +25,7 @@ from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.store import check_size, open_store
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
+from tyre_lightning.names import one_form
 
 ALLOWED = "TYRE_SERVE_S3"
 _LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
@@ -52,7 +53,7 @@ class ServedModel(PythonModel):
 
     def _tyres(self, model_input: pd.DataFrame) -> list[str | None]:
         if "tyre" in model_input:
-            return [None if pd.isna(name) else str(name) for name in model_input["tyre"]]
+            return [None if pd.isna(name) else one_form(str(name)) for name in model_input["tyre"]]
         if "uri" in model_input and "image" not in model_input:
             return [find_tyre(uri, self.inspector.group_pattern) for uri in model_input["uri"]]
         return [None] * len(model_input)
