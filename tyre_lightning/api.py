@@ -22,13 +22,15 @@ from torch import Tensor
 
 from tyre_lightning.command_line import explain as explain_error
 from tyre_lightning.config import DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
+from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.decoding import to_rgb, try_decode
+from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.saliency import explain, overlay
 from tyre_lightning.evaluation.scoring import batched
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
+from tyre_lightning.names import one_form
 from tyre_lightning.opening import open_data as _open_data
 from tyre_lightning.prediction import check_names, open_source, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
@@ -188,7 +190,7 @@ def _name_tyres(rows: Rows, tyres: Sequence[str | None]) -> None:
     if len(tyres) != len(rows):
         raise UserError(f"there are {len(rows)} pictures and {len(tyres)} names of tyres: give one for each picture")
     for row, tyre in zip(rows, tyres, strict=True):
-        row["tyre"] = tyre
+        row["tyre"] = None if tyre is None else one_form(tyre)
 
 
 def _nothing(error: UnreadableImage) -> dict[str, Any]:

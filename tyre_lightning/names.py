@@ -19,7 +19,8 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$|clock\$) 
 # As OWASP has it ("CSV Injection"), with the wide forms. What looks as if it were marked already is marked once more.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _MLFLOW = re.compile(r"[\w.\- :]+")  # of a parameter, metric or tag, between slashes
-_MLFLOW_LENGTH = 200  # MLflow takes 250 characters; a class has words before it
+MLFLOW_LENGTH = 250
+_CLASS_LENGTH = 200  # so that words may stand before a class
 _EXPERIMENT_LENGTH = 256
 _RUN_LENGTH = 250
 _MODEL_LENGTH = 200  # the gate makes longer ones of it
@@ -68,20 +69,20 @@ def one_form(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def mlflow_name(name: str) -> str:
+def mlflow_name(name: str, longest: int = _CLASS_LENGTH) -> str:
     """A name of a parameter, metric or tag that MLflow accepts; one that it accepts anyway stays as it is.
 
     In each part between slashes, other characters become ``_``, and a digest of the part tells it from its like:
-    ``val/recall/cracks (deep)`` becomes ``val/recall/cracks _deep_-c32e0407``.
+    ``val/recall/cracks (deep)`` becomes ``val/recall/cracks _deep_-c32e0407``. So does what is beyond ``longest``.
     """
-    return "/".join(map(_mlflow_part, name.split("/")))
+    return "/".join(_mlflow_part(part, longest) for part in name.split("/"))
 
 
-def _mlflow_part(part: str) -> str:
-    if _MLFLOW.fullmatch(part) and len(part) <= _MLFLOW_LENGTH and part not in (".", ".."):
+def _mlflow_part(part: str, longest: int) -> str:
+    if _MLFLOW.fullmatch(part) and len(part) <= longest and part != "." and not part.startswith(".."):
         return part
     digest = blake2s(part.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    readable = re.sub(r"[^\w.\- :]", "_", part)[: _MLFLOW_LENGTH - len(digest) - 1]
+    readable = re.sub(r"[^\w.\- :]|^\.+", "_", part)[: longest - len(digest) - 1]
     return f"{readable}-{digest}"
 
 

@@ -32,6 +32,7 @@ from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reade
 from tyre_lightning.lake.splits import split_fold, split_validation
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.tyres import Shown, count_tyres, groups_of, tyre_of
+from tyre_lightning.names import one_form
 
 FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -226,7 +227,7 @@ class TyreDataModule(L.LightningDataModule):
 
     def _read_pinned(self, pinned: Pinned) -> tuple[Catalog, Catalog, Catalog | None]:
         """A bucket is not listed for a catalog that was given as a file; a folder always is, for its files' times."""
-        if self.config.classes is not None and tuple(self.config.classes) != pinned.classes:
+        if self.config.classes is not None and tuple(map(one_form, self.config.classes)) != pinned.classes:
             raise UserError(f"data.classes={self.config.classes}, but the catalog to train on has {[*pinned.classes]}")
         self._find_good(pinned.classes)
         if self.config.from_run or not self.store.remote:

@@ -20,14 +20,14 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
     """A confusion matrix [classes, classes] with counts; colour is the share of the true class (the row)."""
     from matplotlib.figure import Figure
 
-    side = 2.5 + 0.7 * len(classes)
+    names = [figure_text(name) for name in classes]
+    side = 2.5 + 0.7 * len(names) + 0.08 * max(0, max(map(len, names)) - 15)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
-    names = [figure_text(name) for name in classes]
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     for row, column in np.ndindex(*matrix.shape):

@@ -1,7 +1,8 @@
 """From a store's listing to catalogs.
 
 The layout of a lake is ``<usage>/<class>/<file>``, with any folders between class and file. The training split fixes
-the classes and their order.
+the classes and their order. A class is its folder's name in one Unicode form: folders whose names differ in that alone,
+as some systems' copies do, are one class.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import SequenceMatcher
-from itertools import islice
+from itertools import chain, islice
 from threading import Event
 
 import numpy as np
@@ -22,6 +23,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog, Lake
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.store import THREADS, Entry, Store
+from tyre_lightning.names import mlflow_name, one_form
 
 _CHUNK = 10_000  # entries that are Python objects at one time
 _IMAGE = rf"(?i)[^/]\.({'|'.join(IMAGE_SUFFIXES)})$"
@@ -59,16 +61,22 @@ def classes_of(store: Store, usage: str, wanted: Sequence[str] | None) -> tuple[
     """The class folders directly below ``usage``, sorted, or those ``wanted``, in the given order.
 
     Raises:
-        UserError: there is no such usage, it has no class folders, or a wanted class is not among them.
+        UserError: there is no such usage, it has no class folders, a wanted class is not among them, or two cannot be
+            told apart in MLflow.
     """
-    found = _class_folders(store, usage)
+    found = _classes(store, usage)
     if not found:
         raise UserError(_no_classes(store, usage))
-    for name in wanted or ():
+    chosen = tuple(map(one_form, wanted or found))
+    for name in chosen:
         if name not in found:
             near = _nearest_first(name, found)
             raise UserError(f"class '{name}' of data.classes is not in '{store.root}/{usage}': choose from {near}")
-    return tuple(wanted) if wanted else found
+    mapped: dict[str, str] = {}
+    for name in chosen:
+        if (other := mapped.setdefault(mlflow_name(name), name)) != name:
+            raise UserError(f"MLflow cannot tell the classes '{other}' and '{name}' apart: rename one of the folders")
+    return chosen
 
 
 def read_catalog(store: Store, usage: str, classes: Sequence[str], *, strict: bool) -> Catalog:
@@ -82,7 +90,7 @@ def read_catalog(store: Store, usage: str, classes: Sequence[str], *, strict: bo
     """
     stop = Event()
     with ThreadPoolExecutor(THREADS) as pool:
-        loose = pool.submit(lambda: sum(1 for _ in store.list(usage, deep=False)))  # beside the class folders: no label
+        loose = pool.submit(_count_loose, store, usage)
         parts = [
             pool.submit(_read_class, store, f"{usage}/{name}", classes, code, stop) for code, name in enumerate(classes)
         ]
@@ -100,11 +108,16 @@ def read_catalog(store: Store, usage: str, classes: Sequence[str], *, strict: bo
     return catalog
 
 
+def _count_loose(store: Store, usage: str) -> int:
+    """How many objects lie beside the class folders: they have no label."""
+    return sum(1 for folder in _spelt(store, usage) for _ in store.list(folder, deep=False))
+
+
 def _read_class(store: Store, folder: str, classes: Sequence[str], code: int, stop: Event) -> tuple[pa.Table, int]:
     """The images of one class folder, and how many other objects are in it."""
     tables = [_table([], classes, code)]
     ignored = 0
-    for entries in _chunks(store.list(folder)):
+    for entries in _chunks(chain.from_iterable(map(store.list, _spelt(store, folder)))):
         table = _images(_table(entries, classes, code))
         ignored += len(entries) - table.num_rows
         tables.append(table)
@@ -119,17 +132,17 @@ def good_class(classes: Sequence[str], configured: str | None) -> str | None:
     Raises:
         UserError: the configured class is not one of ``classes``.
     """
-    if configured is not None and configured not in classes:
+    if configured is not None and one_form(configured) not in classes:
         near = _nearest_first(configured, classes)
         raise UserError(f"data.good_class='{configured}' is not a class: choose from {near}")
     if configured is not None:
-        return configured
+        return one_form(configured)
     named = [name for name in classes if re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") in _GOOD_NAMES]
     return named[0] if len(named) == 1 else None
 
 
 def _read_other(store: Store, usage: str, classes: tuple[str, ...], data: DataConfig) -> Catalog | None:
-    found = _class_folders(store, usage)
+    found = _classes(store, usage)
     if not found:
         return None
     unknown = [name for name in found if name not in classes]
@@ -145,13 +158,29 @@ def _read_other(store: Store, usage: str, classes: tuple[str, ...], data: DataCo
     return catalog
 
 
-def _class_folders(store: Store, usage: str) -> tuple[str, ...]:
-    return tuple(name for name in store.prefixes(usage) if not name.startswith("."))
+def _classes(store: Store, usage: str) -> tuple[str, ...]:
+    """The classes of a usage, in the order in which their folders are listed."""
+    names = {one_form(name) for folder in _spelt(store, usage) for name in store.prefixes(folder)}
+    return tuple(sorted((name for name in names if not name.startswith(".")), key=lambda name: f"{name}/"))
+
+
+def _spelt(store: Store, path: str) -> list[str]:
+    """The folders of a path as the store spells it: in one Unicode form, another, or both."""
+    found = [""]
+    for part in path.split("/"):
+        found = [f"{above}/{name}".lstrip("/") for above in found for name in _alike(store, above, part)]
+    return found
+
+
+def _alike(store: Store, above: str, name: str) -> Sequence[str]:
+    if name.isascii():
+        return [name]
+    return [other for other in store.prefixes(above) if one_form(other) == one_form(name)]
 
 
 def _no_classes(store: Store, usage: str) -> str:
     folders = store.prefixes()
-    if usage in folders:
+    if one_form(usage) in map(one_form, folders):
         return f"'{store.root}/{usage}' has no class folders: {_LAYOUT}"
     found = "found " + ", ".join(f"'{name}'" for name in folders[:10]) if folders else "found no folders"
     return f"'{store.root}' has no folder '{usage}': {found} ({_LAYOUT})"

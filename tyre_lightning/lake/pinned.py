@@ -20,6 +20,7 @@ from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.store import Store, open_store
 from tyre_lightning.lake.tyres import Shown
+from tyre_lightning.names import one_form
 
 FORMAT = 2  # in format 1, which has no number, there are neither tyres nor groups
 _COLUMNS = ("usage", "key", "label", "size", "etag")
@@ -94,12 +95,12 @@ def load(address: str, s3: S3Config) -> Pinned:
         raise UserError(f"data.catalog={address} is not a catalog: give the catalog.parquet of a run") from error
     if (made := about.get("format", 1)) > FORMAT:
         raise UserError(f"data.catalog={address} has format {made}, and this version knows up to {FORMAT}: update")
-    classes = tuple(about["classes"])
+    classes = tuple(about["classes"])  # as an older version may have spelt them
     catalogs = {
         usage: _catalog(table.filter(pc.equal(table["usage"], usage)).drop_columns("usage"), classes)
         for usage in table["usage"].unique().to_pylist()
     }
-    return Pinned(about["root"], classes, catalogs, shown)
+    return Pinned(about["root"], tuple(map(one_form, classes)), catalogs, shown)
 
 
 def _shown(table: pa.Table) -> dict[str, Shown]:
@@ -125,7 +126,7 @@ def check(pinned: Pinned, store: Store, changed: Changed, memory: Path) -> Pinne
     Raises:
         UserError: some have gone or changed and that is an error, or a usage has none left.
     """
-    folders = {store_path.partition("/")[0] for store_path in _paths(pinned, store)}
+    folders = {one_form(store_path.partition("/")[0]) for store_path in _paths(pinned, store)}
     listed = [read_catalog(store, folder, pinned.classes, strict=False) for folder in sorted(folders)]
     tagged = [with_content_tags(store, catalog, memory) for catalog in listed]
     difference = _difference(pinned, tagged)
@@ -178,6 +179,7 @@ def _tags(catalog: Catalog) -> zip[tuple[str, str]]:
 def _catalog(table: pa.Table, classes: tuple[str, ...]) -> Catalog:
     """Labels again as places in ``classes``, whatever way parquet keeps them."""
     codes = pc.index_in(table["label"].cast(pa.string()), value_set=pa.array(classes)).combine_chunks()
-    label = pa.DictionaryArray.from_arrays(codes, pa.array(classes, pa.string()))
+    names = tuple(map(one_form, classes))
+    label = pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string()))
     table = table.set_column(table.schema.get_field_index("label"), "label", label)
-    return Catalog(table.combine_chunks(), classes)
+    return Catalog(table.combine_chunks(), names)

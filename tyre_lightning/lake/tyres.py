@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tyre_lightning.errors import UserError
+from tyre_lightning.names import one_form
 
 Ints = NDArray[np.int64]
 Names = NDArray[np.object_]
@@ -44,7 +45,7 @@ def find_tyre(key: str, pattern: str | None) -> str | None:
         pattern: a regular expression. Its first pair of parentheses that takes part in the match (of those on two
             sides of a ``|`` only one does) is the tyre's name; without any, all that it matches. No name is empty.
     """
-    match = None if pattern is None else re.search(pattern, key.rpartition("/")[2])
+    match = None if pattern is None else re.search(one_form(pattern), one_form(key.rpartition("/")[2]))
     if match is None:
         return None
     return next(filter(None, match.groups() if match.re.groups else (match[0],)), None)

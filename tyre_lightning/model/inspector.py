@@ -28,6 +28,7 @@ from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.engine import Engine
+from tyre_lightning.names import one_form
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
@@ -87,6 +88,11 @@ class Inspector:
     calibration: Calibration | None = None
     point: OperatingPoint | None = None
     group_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        """Spell classes as catalogs do, also those of models that older versions made."""
+        self.classes = [*map(one_form, self.classes)]
+        self.good_class = None if self.good_class is None else one_form(self.good_class)
 
     @classmethod
     def from_classifier(cls, classifier: TyreClassifier) -> Inspector:

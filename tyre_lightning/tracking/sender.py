@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from tyre_lightning.errors import UserError, first_line
-from tyre_lightning.names import mlflow_name
+from tyre_lightning.names import MLFLOW_LENGTH, mlflow_name
 from tyre_lightning.tracking.journal import Journal, Record
 from tyre_lightning.tracking.refusals import refusal, why_gone
 
@@ -220,7 +220,7 @@ class Sender:
     def _send_params(self, record: Record) -> None:
         from mlflow.entities import Param
 
-        params = [Param(mlflow_name(name), value) for name, value in record["values"].items()]
+        params = [Param(mlflow_name(name, MLFLOW_LENGTH), value) for name, value in record["values"].items()]
         for start in range(0, len(params), _PARAMS_TOGETHER):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_TOGETHER])
 

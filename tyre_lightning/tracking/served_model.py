@@ -29,6 +29,7 @@ from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.lake.store import check_size, open_store
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
+from tyre_lightning.names import one_form
 
 ALLOWED = "TYRE_SERVE_S3"
 _LARGEST = 64 << 20  # bytes of a file; Pillow refuses images of more than 179 million pixels
@@ -69,7 +70,7 @@ class ServedModel(PythonModel):
         if named:
             name = asked.get("tyre")
             whole = isinstance(name, float) and name.is_integer()  # pandas makes 7.0 of a 7 beside a null
-            return None if name is None else str(int(name) if whole else name)
+            return None if name is None else one_form(str(int(name) if whole else name))
         return find_tyre(str(asked["uri"]), self.inspector.group_pattern) if "uri" in asked else None
 
     def _row(self, data: bytes | UserError, key: str) -> dict[str, Any]:
