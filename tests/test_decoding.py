@@ -307,7 +307,7 @@ def test_the_memory_of_a_decode_is_bounded() -> None:
 @pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_no_image_stays_in_memory(kind: str) -> None:
     """Nor waits for the garbage collector, which in a worker that makes few objects comes late."""
-    data = encode(picture(size=(2000, 2000)), kind)
+    data = encode(picture(size=(1200, 1200)), kind)
     decode(data, "k")
     gc.disable()
     try:
