@@ -22,12 +22,13 @@ def peak(data: bytes) -> float:
     """Bytes a pixel that decoding a file takes, beside the file, with what it gives."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-    before = _status("VmRSS")
+    before = status("VmRSS")
     height, width = decode(data, "image").shape[1:]
-    return (_status("VmHWM") - before) / (height * width)
+    return (status("VmHWM") - before) / (height * width)
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes of this process's memory: VmRSS now, VmHWM at the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

@@ -202,6 +202,12 @@ def test_odd_parts_of_a_png_are_no_damage(name: str) -> None:
         assert isinstance(found, Tensor) and isinstance(whole, Tensor) and torch.equal(found, whole)
 
 
+def test_a_jpeg_of_rare_subsampling_is_refused() -> None:
+    """Its damage could not be told."""
+    data = BASE.replace(b"\x01\x22\0\x02\x11\x01", b"\x01\x42\0\x02\x11\x01")
+    assert read(data) == "its colours are subsampled in a way that is not read; save it again"
+
+
 @pytest.mark.parametrize("number", [273, 279])
 def test_a_tiff_whose_strips_are_elsewhere_or_short(number: int) -> None:
     values = np.asarray(PHOTO)

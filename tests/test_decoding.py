@@ -1,5 +1,6 @@
 """Files of every kind become correct RGB, or an error that names them."""
 
+import gc
 import io
 import itertools
 import struct
@@ -225,6 +226,24 @@ def test_lab() -> None:
     assert np.abs(decoded - [[255] * 3, [119] * 3, [0] * 3, [255, 0, 0]]).max() <= 12
 
 
+GREYS = {"black and white": [0, 255], "white and black": [255, 0], "dark": [*range(16)], "few": [*range(0, 256, 17)]}
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("greys", GREYS)
+def test_a_bmp_of_greys_is_right_or_an_error(bits: int, greys: str) -> None:
+    palette = GREYS[greys][: 2**bits]
+    values = np.arange(64).reshape(4, 16, 1) % len(palette)
+    rows = b"".join(packed(row, bits, "<").ljust(4, b"\0") for row in values[::-1])
+    colours = b"".join(bytes([grey] * 3 + [0]) for grey in palette)
+    start = 54 + len(colours)
+    header = struct.pack("<IHHI", start + len(rows), 0, 0, start)
+    about = struct.pack("<IiiHHIIiiII", 40, 16, 4, 1, bits, 0, len(rows), 0, 0, len(palette), 0)
+    with suppress(UnreadableImage):
+        decoded = pixels(decode(b"BM" + header + about + colours + rows, "k"))
+        assert decoded[..., 0].tolist() == np.array(palette)[values[..., 0]].tolist()
+
+
 PNG_DEPTHS = [*((0, bits) for bits in (1, 2, 4, 8, 16)), *((kind, bits) for kind in (2, 4, 6) for bits in (8, 16))]
 
 
@@ -283,6 +302,21 @@ def test_the_memory_of_a_decode_is_bounded() -> None:
     """As the docstring of MOST_PIXELS says; each file would take 3 bytes a pixel at least."""
     for name, data in decoding_memory.files(2500).items():
         assert decoding_memory.peak(data) < 20, name
+
+
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+def test_no_image_stays_in_memory(kind: str) -> None:
+    """Nor waits for the garbage collector, which in a worker that makes few objects comes late."""
+    data = encode(picture(size=(1200, 1200)), kind)
+    decode(data, "k")
+    gc.disable()
+    try:
+        before = decoding_memory.status("VmRSS")
+        for _ in range(6):
+            decode(data, "k")
+        assert decoding_memory.status("VmRSS") - before < 20 << 20
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,11 @@ from PIL import Image
 
 _STRIPE = 1 << 18  # pixels that are converted at a time
 
-# The pixels as they were stored, seen in the upright image, for every EXIF orientation that is not upright.
-_STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+_PIXEL = np.dtype("V3")  # three bytes that move together: twice as fast
+
+# The pixels as they were stored, seen in the upright image, for every EXIF orientation.
+_STORED: dict[int, Callable[[NDArray[np.void]], NDArray[np.void]]] = {
+    1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],
     4: lambda upright: upright[::-1],
@@ -40,10 +44,10 @@ def turned(stripes: Iterable[NDArray[np.uint8]], size: tuple[int, int], orientat
     """
     width, height = size
     upright = np.empty((width, height, 3) if 5 <= orientation <= 8 else (height, width, 3), np.uint8)
-    stored = _STORED[orientation](upright) if orientation in _STORED else upright
+    stored = _STORED.get(orientation, _STORED[1])(upright.view(_PIXEL)[..., 0])
     top = 0
     for stripe in stripes:
-        stored[top : top + len(stripe)] = stripe
+        stored[top : top + len(stripe)] = stripe.view(_PIXEL)[..., 0]
         top += len(stripe)
     return upright
 
@@ -82,8 +86,15 @@ def to_rgb(image: Image.Image, levels: Levels = SIXTEEN_BITS) -> Image.Image:
 
 
 def _from_sixteen_bits(image: Image.Image, levels: Levels) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
-    grey = ((values - levels.black) * (255 / (levels.white - levels.black))).round().clip(0, 255).astype(np.uint8)
+    values = np.asarray(image)
+    grey = _shades(levels)[values]
     if "transparency" in image.info:
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+@cache
+def _shades(levels: Levels) -> NDArray[np.uint8]:
+    """What each 16-bit value is of 255."""
+    share = (np.arange(1 << 16) - levels.black) / (levels.white - levels.black)
+    return (share * 255).round().clip(0, 255).astype(np.uint8)

@@ -87,6 +87,8 @@ def _pixels(data: bytes) -> NDArray[np.uint8]:
         levels = SIXTEEN_BITS
         if isinstance(image, TiffImageFile):
             levels = check_tiff(image, data)
+        if isinstance(image, BmpImageFile):
+            _check_bmp(image, data)
         if isinstance(image, PngImageFile):
             scaled_transparency(image, data)
         _load(image)
@@ -107,22 +109,39 @@ def _format(data: bytes) -> str:
     raise ValueError("it is not an image file")
 
 
+def _check_bmp(image: BmpImageFile, data: bytes) -> None:
+    """Pillow reads a palette of greys as if the pixels were greys, of as many bits as the palette has.
+
+    Raises:
+        ValueError: they have other bits.
+    """
+    old = int.from_bytes(data[14:18], "little") == 12  # bytes of the header
+    bits = int.from_bytes(data[24:26] if old else data[28:30], "little")
+    if not image.info["compression"] and {"1": 1, "L": 8}.get(image.mode, bits) != bits:
+        raise ValueError("its palette has few greys for many bits, which is not read; save it as PNG")
+
+
 def _load(image: ImageFile) -> None:
     """Have Pillow decode the pixels; that bytes are missing is an error even where another library has set
     ``ImageFile.LOAD_TRUNCATED_IMAGES``, for all of the process.
     """
-    if not isinstance(image, WebPImageFile):  # which decodes all of its bytes before Pillow asks for some
-        assert image.fp is not None
-        read = getattr(image, "load_read", image.fp.read)
+    if isinstance(image, WebPImageFile):  # decodes all of its bytes before Pillow asks for some
+        image.load()
+        return
+    assert image.fp is not None
+    read = getattr(image, "load_read", image.fp.read)
 
-        def read_more(size: int) -> bytes:
-            part: bytes = read(size)
-            if not part:
-                raise ValueError("the file is truncated")
-            return part
+    def read_more(size: int) -> bytes:
+        part: bytes = read(size)
+        if not part:
+            raise ValueError("the file is truncated")
+        return part
 
-        image.load_read = read_more  # type: ignore[attr-defined]
-    image.load()
+    image.load_read = read_more  # type: ignore[attr-defined]
+    try:
+        image.load()
+    finally:
+        del image.load_read  # type: ignore[attr-defined]  # image and function would keep each other in memory
 
 
 def _reason(error: Exception) -> str:

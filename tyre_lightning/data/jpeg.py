@@ -65,6 +65,8 @@ def _decode(data: bytes, colours: str) -> NDArray[np.uint8]:
         try:
             pixels = simplejpeg.decode_jpeg(_plain(data), colours, strict=True)
         except ValueError as error:
+            if "subsampling" in str(error):
+                raise ValueError("its colours are subsampled in a way that is not read; save it again") from error
             raise ValueError(f"the file is truncated or damaged ({str(error).strip()})") from error
     _check_scans(data)
     return pixels
