@@ -104,6 +104,7 @@ MISTAKES = [
     (["data.classes=[cracks]"], "data.classes=['cracks'] must name at least two classes"),
     (["data.bucket=b"], "data.root and data.bucket both say where the images are"),
     (["data.classes=[a,b"], "cannot read 'data.classes=[a,b' as key=value"),
+    (["data.root=x", "data.cache_dir=s3://b/c"], "data.cache_dir=s3://b/c is an address, and must be a place on this"),
 ]
 
 

@@ -234,6 +234,13 @@ def test_an_override_that_cannot_be_used_is_not_quoted_with_its_password(argumen
     assert SECRET not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("ask", [("--cfg", "job"), ("--cfg", "hydra"), ("--info", "config")])
+def test_a_config_that_is_asked_for_is_shown_without_its_password(ask: tuple[str, str], tmp_path: Path) -> None:
+    done = command("train", f"logger.tracking_uri=http://me:{SECRET}@host", *ask, cwd=tmp_path)
+    assert done.returncode == 0 and "http://host" in done.stdout, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+
+
 def test_a_whole_traceback_has_no_password(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(

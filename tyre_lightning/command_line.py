@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import is_dataclass
 from typing import Any, NoReturn
 
@@ -55,8 +57,8 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
-        _check_flags(sys.argv[1:])
-        main()
+        with _quietly(sys.argv[1:]):
+            main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
@@ -71,11 +73,18 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     return USER_ERROR if failed_runs else 0
 
 
-def _check_flags(arguments: list[str]) -> None:
-    """Refuse flags that Hydra does not know, before it prints them with all that belongs to them."""
-    _, unknown = get_args_parser().parse_known_args(arguments)
+@contextmanager
+def _quietly(arguments: list[str]) -> Iterator[None]:
+    """Keep Hydra from printing passwords: those of flags that it does not know, and of a config that is asked for."""
+    options, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         raise UserError(f"there is no option {_key(unknown[0])}: --help lists those there are")
+    if not (options.cfg or options.info):
+        yield
+        return
+    with redirect_stdout(io.StringIO()) as said:
+        yield
+    print(hide_passwords(said.getvalue()), end="")
 
 
 def _key(argument: str) -> str:

@@ -417,6 +417,8 @@ def to_audit_config(cfg: Any) -> AuditConfig:
     config.data.root = data_root(config.data)
     _check_classes(config.data)
     _check_pattern(config.data)
+    _check_place("output", config.output)
+    _check_place("data.cache_dir", config.data.cache_dir)
     return config
 
 
@@ -428,6 +430,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
         if not getattr(config, key):
             raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
+    _check_place("output", config.output)
     _check_shares(config.operating_point)
     return config
 
@@ -506,6 +509,8 @@ def check_ranges(config: TrainConfig) -> None:
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
     _check_shares(config.operating_point)
     _check_names(config.logger)
+    _check_place("paths.output_dir", config.paths.output_dir)
+    _check_place("data.cache_dir", data.cache_dir)
 
 
 def _check_names(logger: LoggerConfig) -> None:
@@ -522,6 +527,11 @@ def _check_name(key: str, name: str, fault: Callable[[str], str | None]) -> None
         raise UserError(f"{key}={name} holds what looks like a password: choose another name")
     if (found := fault(name)) is not None:
         raise UserError(f"{key}={name!r} {found}, which MLflow does not take: give another name")
+
+
+def _check_place(key: str, path: str | None) -> None:
+    if path is not None and "://" in path:
+        raise UserError(f"{key}={path} is an address, and must be a place on this machine")
 
 
 def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:
