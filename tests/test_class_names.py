@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 
 from tests.conftest import PROJECT, run_here, train_here, write_files, write_images
+from tests.mlflow_server import lay_database
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
@@ -32,6 +33,7 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.names import figure_text, mlflow_name
 from tyre_lightning.prediction import predict
 from tyre_lightning.tracking.journal import unsent
+from tyre_lightning.tracking.sweeps import SWEEP_TAG, runs_of
 
 NFC, NFD = (unicodedata.normalize(form, "Riß é") for form in ("NFC", "NFD"))
 PREPROCESSING = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32))
@@ -74,6 +76,18 @@ def test_a_figure_shows_every_name(name: str, tmp_path: Path) -> None:
     figure: Figure = confusion_figure(np.eye(2, dtype=np.int64), [name, "$x$ $y$"])
     figure.savefig(tmp_path / "figure.png", dpi=20)
     assert len(figure_text(name)) <= 45
+
+
+def test_a_sweep_finds_its_runs_in_any_folder(tmp_path: Path) -> None:
+    lay_database(tmp_path / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("sweeps")
+    folders = ["out/it's", 'out/5"', "out/a%b", "out/a_b", "out/x=1 & (y)", NFC]
+    for folder in folders:
+        client.create_run(experiment, run_name=folder, tags={SWEEP_TAG: folder})
+    assert [[run.info.run_name for run in runs_of(client, experiment, folder)] for folder in folders] == [
+        [folder] for folder in folders
+    ]
 
 
 # Unicode forms

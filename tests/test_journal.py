@@ -233,6 +233,20 @@ def test_a_run_is_not_set_aside_for_a_wrong_address(
     assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
 
 
+def test_a_disk_that_has_no_room_for_the_end_leaves_a_failed_run(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(journal: Journal, kind: str, **values: Any) -> None:
+        raise UserError("cannot write records.jsonl: No space left on device")
+
+    with pytest.raises(UserError, match="No space left"), start(uri, tmp_path / "out" / "run") as run:
+        monkeypatch.setattr(Journal, "append", full)
+    assert MlflowClient(uri).get_run(run.id).info.status == "FAILED"
+    monkeypatch.undo()
+    send_left(tmp_path / "out", uri)
+    assert not unsent(tmp_path / "out")
+
+
 @pytest.mark.parametrize("fault", ["empty", "unreadable", "unwritable", "newer"])
 def test_another_journal_costs_a_training_a_warning(
     fault: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
-from tyre_lightning.written import keep_texts
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -338,6 +337,8 @@ SCHEMAS: dict[str, type] = {
 
 def register_schemas() -> None:
     """Make the schemas known to Hydra, and have it leave their texts as they are written; idempotent."""
+    from tyre_lightning.written import keep_texts
+
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)

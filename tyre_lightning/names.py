@@ -86,6 +86,12 @@ def _mlflow_part(part: str, longest: int) -> str:
     return f"{readable}-{digest}"
 
 
+def mlflow_quoted(text: str) -> str:
+    """A text in one of MLflow's filters, which has no way to write a quotation mark within marks of its kind."""
+    mark = '"' if "'" in text else "'"
+    return f"{mark}{text}{mark}"
+
+
 def model_fault(name: str) -> str | None:
     """Why a model cannot be registered under a name; None where it can."""
     found = sorted({character for character in name if character in _NOT_IN_MODELS or not character.isprintable()})

@@ -15,7 +15,6 @@ from hydra.conf import HydraConf
 from hydra.core.override_parser import overrides_parser
 from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
@@ -27,7 +26,6 @@ _NULL = "tag:yaml.org,2002:null"
 def keep_texts() -> None:
     """From now on, leave what is written for keys of text as it is: in overrides, from Python too, and in files."""
     setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)
-    Plugins.instance()  # registers Hydra's own
     SourcesRegistry.instance().types[HydrasOwn.scheme()] = FileConfigSource
 
 
@@ -87,7 +85,7 @@ class _Overrides(HydraOverrideVisitor):
 
 
 class FileConfigSource(HydrasOwn):
-    """Hydra's reader of config files, which does not register its own beside one that is called alike."""
+    """Hydra's reader of config files, with its name: beside one that is called so, Hydra does not register its own."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         """A file's values, with the texts of keys of text."""

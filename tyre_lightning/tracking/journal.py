@@ -96,10 +96,10 @@ class Journal:
             return {}
         except (OSError, ValueError) as error:
             raise Damaged(self.folder / _RUN, error) from error
+        if isinstance(found, dict) and (made := found.get("format", 1)) > FORMAT:
+            raise UserError(f"{self.folder} has format {made}, and this version knows up to {FORMAT}: update")
         if not isinstance(found, dict) or not {"run_id", "tracking_uri"} <= {*found}:
             raise Damaged(self.folder / _RUN, ValueError("it names no run"))
-        if (made := found.get("format", 1)) > FORMAT:
-            raise UserError(f"{self.folder} has format {made}, and this version knows up to {FORMAT}: update")
         return found
 
     # Writing

@@ -38,11 +38,17 @@ def register(run: Run, inspector: Inspector, *, challenger: bool = True) -> None
         run: of the training.
         inspector: the model.
         challenger: whether it asks to become the champion; of a sweep only the best does, once all have ended.
+
+    Raises:
+        UserError: the disk is full, and the like.
     """
     folder = run.journal.new_place(MODEL_FOLDER)
-    with tempfile.TemporaryDirectory() as scratch:
-        inspector.save(Path(scratch, "inspector"))
-        _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            inspector.save(Path(scratch, "inspector"))
+            _save_pyfunc(folder, Path(scratch, "inspector"), inspector)
+    except OSError as error:
+        raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}") from error
     run.journal.append("model", path=run.journal.relative(folder))
     if run.config.registered_model:
         name = run.config.registered_model

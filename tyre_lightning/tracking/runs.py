@@ -261,7 +261,8 @@ def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise UserError(f"run {run_id} of {folder} cannot go on: {first_line(error)}") from error
+        way = "restore it in MLflow, or train anew"
+        raise UserError(f"run {run_id} of {folder} cannot go on ({first_line(error)}): {way}") from error
     journal.mend()
     run = Run(run_id, client, config, journal)
     log.info("run %s goes on", run_id)

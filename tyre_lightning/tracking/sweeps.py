@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from tyre_lightning.names import mlflow_quoted
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -53,8 +55,7 @@ def is_fold(run: Run) -> bool:
 
 
 def _search(client: MlflowClient, experiment_id: str, sweep: str, more: str | None = None) -> list[Run]:
-    quoted = sweep.replace("'", "''")
-    wanted = " and ".join([f"tags.{SWEEP_TAG} = '{quoted}'", *([more] if more else [])])
+    wanted = " and ".join([f"tags.{SWEEP_TAG} = {mlflow_quoted(sweep)}", *([more] if more else [])])
     found: list[Run] = []
     token: str | None = ""
     while token is not None:
