@@ -88,6 +88,22 @@ def test_copies_are_found_turned_mirrored_darker_or_cropped_and_nothing_else(pla
     assert exact == {"v1/train/good/1.jpg", "v1/test/crack/same.jpg"}
 
 
+def test_files_that_cannot_be_read_show_no_tyre_however_alike_they_are(tmp_path: Path) -> None:
+    (root := tmp_path / "v1").mkdir()
+    for name in "adg":
+        (root / f"{name}.jpg").write_bytes(b"<html>")
+    for name in "be":
+        draw("good", ord(name), 64)[0].save(root / f"{name}.jpg")
+    for name in "cf":
+        (root / f"{name}.jpg").write_bytes((root / "b.jpg").read_bytes())
+    reader, keys = read(root)
+    left, right = read_copies(reader, [*reader.store.list()], tmp_path)
+    assert {(keys[one], keys[other]) for one, other in zip(left, right, strict=True)} == {
+        ("v1/b.jpg", "v1/c.jpg"),
+        ("v1/b.jpg", "v1/f.jpg"),
+    }
+
+
 def test_an_image_is_read_once_until_it_changes(tmp_path: Path) -> None:
     (root := tmp_path / "v1").mkdir()
     for index in range(3):

@@ -137,8 +137,8 @@ def _index(points: Floats) -> Any:
 
 
 def _same_bytes(looks: Looks) -> tuple[Ints, Ints]:
-    """Each copy with the first of its kind."""
-    digests = looks.digests().astype(str)
-    _, first, kind = np.unique(digests, return_index=True, return_inverse=True)
-    copies = np.flatnonzero((first[kind] != np.arange(len(digests))) & (digests != ""))
-    return first[kind[copies]].astype(np.int64), copies
+    """Each copy with the first of its kind; files that cannot be read are often alike, and show no tyre."""
+    places = np.flatnonzero(looks.readable)
+    _, first, kind = np.unique(looks.digests()[places].astype(str), return_index=True, return_inverse=True)
+    copies = np.flatnonzero(first[kind] != np.arange(len(places)))
+    return places[first[kind[copies]]], places[copies]
