@@ -10,6 +10,7 @@ from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import connect
 from tyre_lightning.trainer import processes
 
@@ -18,8 +19,9 @@ def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a GPU is missing, or the tracking server does not answer.
+        UserError: a GPU is missing, SLURM starts several tasks, or the tracking server does not answer.
     """
+    check_tasks()
     processes(config.trainer)
     if not config.logger.tracking_uri.startswith("sqlite:"):  # a file cannot be away, and takes seconds to make
         connect(config.logger.tracking_uri)

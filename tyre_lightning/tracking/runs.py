@@ -137,11 +137,19 @@ class Run:
         Raises:
             UserError: the server is away; what it lacks is kept.
         """
-        self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
         try:
+            self._record_end(status)
             self.flush(_PATIENCE)
         finally:
             self.close()
+
+    def _record_end(self, status: str) -> None:
+        try:
+            self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
+        except (OSError, UserError):  # a full disk; MLflow may have another one
+            with suppress(Exception):
+                self.client.set_terminated(self.id, "FAILED" if status == "FINISHED" else status)
+            raise
 
     def close(self) -> None:
         """Send no more; what is left stays in the journal."""
@@ -246,7 +254,7 @@ def _end(run: Run, status: str) -> None:
     """End a run; that MLflow cannot be told of one that has failed is a warning beside its error."""
     try:
         run.end(status)
-    except UserError as error:
+    except (OSError, UserError) as error:
         if status == "FINISHED":
             raise
         log.warning("%s", error)
