@@ -11,7 +11,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.slurm import check_tasks
-from tyre_lightning.tracking.runs import connect
+from tyre_lightning.tracking.runs import check_database, connect
 from tyre_lightning.trainer import processes
 
 
@@ -23,7 +23,9 @@ def check_means(config: TrainConfig) -> None:
     """
     check_tasks()
     processes(config.trainer)
-    if not config.logger.tracking_uri.startswith("sqlite:"):  # a file cannot be away, and takes seconds to make
+    if config.logger.tracking_uri.startswith("sqlite:///"):
+        check_database(config.logger.tracking_uri)
+    else:
         connect(config.logger.tracking_uri)
 
 

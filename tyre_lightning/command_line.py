@@ -29,6 +29,8 @@ from tyre_lightning.config import (
     unknown_key,
 )
 from tyre_lightning.errors import UserError
+from tyre_lightning.files import disk_errors
+from tyre_lightning.surroundings import use_utf8
 
 CHECKS: dict[type, Callable[[Any], Any]] = {
     TrainConfig: to_train_config,
@@ -46,13 +48,15 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
 
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
+    use_utf8()
     sys.argv[1:] = overrides_last(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return USER_ERROR if failed_runs else 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
-        main()
+        with disk_errors():
+            main()
     except UserError as error:
         return _fail(str(error), code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -86,7 +90,8 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_E
     """Run a task on a checked config; ends the process at a user's mistake, unless other runs of a sweep wait."""
     try:
         check_config(cfg)
-        return task(cfg)
+        with disk_errors():
+            return task(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.errors import UserError
+from tyre_lightning.surroundings import use_utf8
 
 
 def export(model: str, path: Path, tracking_uri: str) -> None:
@@ -43,6 +44,7 @@ def export(model: str, path: Path, tracking_uri: str) -> None:
 
 def main() -> int:
     """The command line; gives the exit code."""
+    use_utf8()
     parser = argparse.ArgumentParser(
         prog="python -m tyre_lightning.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def audit(cfg: DictConfig) -> Audit:
     from tyre_lightning.audit.page import render
 
     config = to_audit_config(cfg)
-    output = Path(config.output).expanduser()
+    output = Path(os.path.expanduser(config.output))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

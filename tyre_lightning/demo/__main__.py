@@ -19,6 +19,7 @@ from rich.progress import Progress
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.demo.drawing import CLASSES, write_lake
 from tyre_lightning.demo.server import S3Server
+from tyre_lightning.surroundings import use_utf8
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ MODEL = "tyre-demo"
 
 def main() -> int:
     """Run the demo; gives the exit code."""
+    use_utf8()
     parser = argparse.ArgumentParser(prog="python -m tyre_lightning.demo", description=__doc__)
     parser.add_argument("--notebooks", action="store_true", help="execute the notebooks on the demo's images and runs")
     options = parser.parse_args()

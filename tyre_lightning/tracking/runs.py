@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
+_DATABASE_TRIES = 6  # with pauses of 6 s in all; MLflow's own ten have 100
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _TRIES = os.environ.get(_RETRIES, "3")  # MLflow's own (7, minutes in all) keep a mistyped address looking alive
 
@@ -41,25 +42,47 @@ def connect(tracking_uri: str) -> MlflowClient:
     Raises:
         UserError: nothing answers there.
     """
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not tracking_uri.strip():
+        raise UserError("the tracking URI is empty: give the address of a server, or sqlite:///mlflow.db")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # its warnings are of what is tried again
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the sender says it once
     os.environ[_RETRIES] = _TRIES
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it draws over ours
+    try:
+        return _open(tracking_uri)
+    except Exception as error:  # MLflow's constructors, its stores and their drivers each raise their own
+        raise UserError(
+            f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or "
+            f"database ({_explain(error)}): start it, or use sqlite:///mlflow.db"
+        ) from error
+
+
+def _open(tracking_uri: str) -> MlflowClient:
     import mlflow
 
     uri = hand_over_password(tracking_uri)
-    mlflow.set_tracking_uri(uri)
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = _DATABASE_TRIES
     client = mlflow.MlflowClient(uri)
-    try:
-        client.search_experiments(max_results=1)
-    except Exception as error:
-        raise UserError(
-            f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or database "
-            f"({_explain(error)}): start it, or use sqlite:///mlflow.db"
-        ) from error
+    mlflow.set_tracking_uri(uri)
+    client.search_experiments(max_results=1)
     return client
+
+
+def check_database(tracking_uri: str) -> None:
+    """Refuse a database file that may not be written, without opening it: a new one takes MLflow seconds to make.
+
+    Raises:
+        UserError: names it.
+    """
+    path = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+    place = next(one for one in (path, *path.parents) if one.exists())
+    if not os.access(place, os.W_OK):
+        raise UserError(f"the tracking URI {tracking_uri} cannot be used: {place} may not be written here")
 
 
 class Run:
