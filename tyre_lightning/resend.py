@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tyre_lightning.errors import UserError
-from tyre_lightning.surroundings import use_utf8
+from tyre_lightning.surroundings import run_plainly
 from tyre_lightning.tracking.journal import unsent
 
 
@@ -16,7 +16,6 @@ def main() -> int:
     """Send what the journals below a folder have left; gives the exit code."""
     from tyre_lightning.tracking.runs import resend
 
-    use_utf8()
     parser = argparse.ArgumentParser(prog="python -m tyre_lightning.resend", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="of a run, or of many")
     parser.add_argument("--tracking-uri", help="default: each run's own; a password may be in it")
@@ -39,4 +38,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_plainly(main))

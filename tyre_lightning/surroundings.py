@@ -8,6 +8,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+
+from tyre_lightning.errors import UserError
+from tyre_lightning.files import disk_errors
 
 # Set but empty, as compose files and CI leave them, these mean nothing; the libraries that read them stumble.
 _OPTIONAL = ("MLFLOW_TRACKING_URI", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
@@ -49,3 +53,14 @@ def use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def run_plainly(main: Callable[[], int]) -> int:
+    """Call a command that is none of Hydra's; gives the exit code, and prints a user's mistake as one sentence."""
+    use_utf8()
+    try:
+        with disk_errors():
+            return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -19,6 +19,7 @@ from tyre_lightning.audit.labels import Shortcut, Suspects, shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, Looks, look
 from tyre_lightning.config import DataConfig, S3Config, to_audit_config
 from tyre_lightning.errors import UserError
+from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.listing import read_lake
@@ -79,6 +80,7 @@ class Audit:
         return copies[copies["label"] != copies["other_label"]]
 
 
+@disk_errors()
 def audit(cfg: DictConfig) -> Audit:
     """Audit the lake of a composed config and write the findings to its ``output``.
 

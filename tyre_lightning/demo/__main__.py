@@ -19,7 +19,7 @@ from rich.progress import Progress
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.demo.drawing import CLASSES, write_lake
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.surroundings import use_utf8
+from tyre_lightning.surroundings import run_plainly
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ MODEL = "tyre-demo"
 
 def main() -> int:
     """Run the demo; gives the exit code."""
-    use_utf8()
     parser = argparse.ArgumentParser(prog="python -m tyre_lightning.demo", description=__doc__)
     parser.add_argument("--notebooks", action="store_true", help="execute the notebooks on the demo's images and runs")
     options = parser.parse_args()
@@ -124,4 +123,4 @@ The demo took {seconds:.0f} s.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_plainly(main))

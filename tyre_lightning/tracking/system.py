@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
+from tyre_lightning.errors import UserError
 from tyre_lightning.tracking.journal import Journal
 
 
@@ -30,7 +32,8 @@ class SystemMonitor:
                     self.collect_metrics()
                     self._shutdown_event.wait(self.sampling_interval)
                     values = {f"system/{name}": float(value) for name, value in self.aggregate_metrics().items()}
-                    journal.add_metrics(values, self._logging_step)
+                    with suppress(OSError, UserError):  # a full disk is for those to tell who write what is needed
+                        journal.add_metrics(values, self._logging_step)
                     self._logging_step += 1
                     for part in self.monitors:
                         part.clear_metrics()
