@@ -307,6 +307,13 @@ def test_unknown_profile() -> None:
     assert message.endswith("the AWS profile 'factory' is not in the AWS config: check s3.profile and AWS_PROFILE")
 
 
+@pytest.mark.usefixtures("aws_env")
+@pytest.mark.parametrize("endpoint", ["ftp://minio", "http://", "http://[::1", "http://minio:port", "//x"])
+def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
+    message = message_of("s3://bucket/v1", S3Config(endpoint_url=endpoint))
+    assert message == f"the S3 endpoint '{endpoint}' is not a URL: write http://host:port"
+
+
 @pytest.mark.parametrize(
     ("root", "shown"),
     [

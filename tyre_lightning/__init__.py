@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tyre_lightning.surroundings import drop_empty_variables, have_home
+
 if TYPE_CHECKING:
     from tyre_lightning.api import Model as Model
     from tyre_lightning.api import compose as compose
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {"Model": "api", "compose": "api", "load": "api", "open_data": "api", "UserError": "errors"}
 __all__ = [*_HOMES]
+
+drop_empty_variables()
+have_home()
 
 
 def __getattr__(name: str) -> Any:

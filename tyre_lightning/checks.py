@@ -14,7 +14,8 @@ from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.tracking.runs import check_experiment, connect
+from tyre_lightning.slurm import check_tasks
+from tyre_lightning.tracking.runs import check_database, check_experiment, connect
 from tyre_lightning.trainer import processes
 
 
@@ -22,10 +23,14 @@ def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a GPU is missing, the tracking server does not answer, or the experiment is deleted there.
+        UserError: a GPU is missing, SLURM starts several tasks, the tracking server does not answer, or the experiment
+            is deleted there.
     """
+    check_tasks()
     processes(config.trainer)
     uri = config.logger.tracking_uri
+    if uri.startswith("sqlite:///"):
+        check_database(uri)
     if not uri.startswith("sqlite:") or os.path.exists(uri.partition("///")[2]):  # making one takes seconds
         check_experiment(connect(uri), config.logger.experiment)
 

@@ -34,6 +34,8 @@ from tyre_lightning.config import (
     unknown_key,
 )
 from tyre_lightning.errors import UserError, hide_passwords
+from tyre_lightning.files import disk_errors
+from tyre_lightning.surroundings import use_utf8
 from tyre_lightning.tracking.secrecy import hide_in_logs
 
 CHECKS: dict[type, Callable[[Any], Any]] = {
@@ -52,12 +54,13 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
 
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
+    use_utf8()
     hide_in_logs()
     sys.argv[1:] = overrides_last(sys.argv[1:])
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
-        with _quietly(sys.argv[1:]):
+        with disk_errors(), _quietly(sys.argv[1:]):
             main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -114,7 +117,8 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_E
     """Run a task on a checked config; ends the process at a user's mistake, unless other runs of a sweep wait."""
     try:
         check_config(cfg)
-        return task(cfg)
+        with disk_errors():
+            return task(cfg)
     except (UserError, OmegaConfBaseException) as error:
         found = error if isinstance(error, UserError) else UserError(explain(error))
         if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -52,6 +52,10 @@ class Diverged(UserError):
     """A training's loss is no number any more, and so are its weights."""
 
 
+class Unwritable(UserError):
+    """The disk does not take what is written: it is full, a folder is read-only or gone."""
+
+
 class StoreUnavailable(UserError):
     """The store does not answer, or not at present: the same request may succeed later."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tyre_lightning.command_line import Parser
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.errors import UserError
+from tyre_lightning.surroundings import run_plainly
 
 
 def export(model: str, path: Path, tracking_uri: str) -> None:
@@ -51,13 +52,9 @@ def main() -> int:
     parser.add_argument("file", type=Path, help="tyre.onnx")
     parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI))
     options = parser.parse_args()
-    try:
-        export(options.model, options.file, options.tracking_uri)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    export(options.model, options.file, options.tracking_uri)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_plainly(main))

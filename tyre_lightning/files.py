@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from zipfile import ZipFile
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import Unwritable
+
+# What a disk says that is full, read-only, not ours, or gone; not what a network says.
+_REFUSALS = {
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE"),
+        *("ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"),
+    )
+    if hasattr(errno, name)
+}
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Inside, what the disk refuses is one sentence; also for a whole function, as its decorator.
+
+    Raises:
+        Unwritable: names the file, where the system does.
+    """
+    try:
+        yield
+    except shutil.Error as error:  # of a folder that was copied: (from, to, why) of each file
+        _, place, why = error.args[0][0]
+        raise Unwritable(f"cannot write {place}: {why}") from error
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "to the disk"
+        raise Unwritable(f"cannot write {place}: {error.strerror}") from error
 
 
 @contextmanager
@@ -19,7 +51,7 @@ def whole(target: str | Path) -> Iterator[Path]:
     folders are made.
 
     Raises:
-        UserError: the disk is full, the folder cannot be written, and the like; the target is as it was.
+        Unwritable: the disk is full, the folder cannot be written, and the like; the target is as it was.
     """
     place = Path(os.path.realpath(target))  # a link stays one
     unfinished = place.with_name(f".{uuid.uuid4().hex}{place.suffix}")
@@ -31,7 +63,7 @@ def whole(target: str | Path) -> Iterator[Path]:
         with suppress(OSError):  # not every file system lets a folder be synced
             _sync(place.parent)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        raise Unwritable(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -41,10 +73,19 @@ def write_whole(target: str | Path, content: str | bytes) -> None:
     """Write a text, as UTF-8, or bytes.
 
     Raises:
-        UserError: as :func:`whole`.
+        Unwritable: as :func:`whole`.
     """
     with whole(target) as path:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def is_whole(archive: str | Path) -> bool:
+    """Whether a zip archive, such as a checkpoint, holds what was written into it, by its own checksums."""
+    try:
+        with ZipFile(archive) as file:
+            return file.testzip() is None
+    except Exception:  # zipfile and zlib raise many kinds on damage
+        return False
 
 
 def _sync(path: Path) -> None:

@@ -35,6 +35,7 @@ from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
 from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
+from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
@@ -90,6 +91,7 @@ class Source:
             yield from (entry for entry in self.store.list() if is_image(entry.key[base:]))
 
 
+@disk_errors()
 def predict(cfg: DictConfig) -> Summary:
     """Predict on a composed config and write a row for each image.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tyre_lightning.command_line import Parser
 from tyre_lightning.errors import UserError
+from tyre_lightning.surroundings import run_plainly
 from tyre_lightning.tracking.journal import unsent
 from tyre_lightning.tracking.secrecy import hide_in_logs
 
@@ -39,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_plainly(main))

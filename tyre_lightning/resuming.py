@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from tyre_lightning.checkpointing import FOLDER, LAST, sound
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.slurm import JOB_FILE, job, started_again
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.runs import as_params
 from tyre_lightning.tracking.sweeps import in_sweep
@@ -23,50 +25,67 @@ from tyre_lightning.tracking.sweeps import in_sweep
 log = logging.getLogger(__name__)
 
 
-def done_before(setup: Mapping[str, Any]) -> dict[str, float] | None:
-    """The metrics of a run of a sweep that has been continued, where that run has finished already."""
-    journal = Journal.at(Path(HydraConfig.get().runtime.output_dir)) if in_sweep() else None
-    if journal is None or journal.status() != "FINISHED" or different(journal, setup):
-        return None
-    log.info("this run has finished before: %s", journal.run()["run_id"])
-    return journal.metrics()
+def done_before(config: TrainConfig, setup: Mapping[str, Any]) -> dict[str, float] | None:
+    """The metrics of a run that has finished already, of a sweep that is continued or a job that is started again."""
+    for folder in [run_folder(config)] if in_sweep() else runs_of_job(config) if started_again() else []:
+        journal = Journal.at(folder)
+        if journal is not None and journal.status() == "FINISHED" and not different(journal, setup):
+            log.info("this run has finished before: %s", journal.run()["run_id"])
+            return journal.metrics()
+    return None
 
 
-def starting_point(config: TrainConfig, resume: str | None, setup: Mapping[str, Any]) -> tuple[str | None, Path | None]:
+def starting_point(
+    config: TrainConfig, asked: Path | None, setup: Mapping[str, Any]
+) -> tuple[Path | None, Path | None]:
     """The checkpoint that training begins with, and the folder of the unfinished run that goes on with it, if any.
+
+    A sweep that is continued, and a job of SLURM that is started again, go on with what they have left.
 
     Args:
         config: of the training.
-        resume: the checkpoint that was found.
+        asked: the checkpoint that is asked for.
         setup: what the run's parameters would be.
     """
-    unfinished = unfinished_run(resume, setup)
-    if config.ckpt_path is None and unfinished is None:
-        return None, None
-    return resume, unfinished
+    if asked is not None and is_unfinished(folder := asked.absolute().parent.parent, setup):
+        return asked, folder
+    for folder in [run_folder(config)] if in_sweep() else runs_of_job(config):
+        if is_unfinished(folder, setup) and (left := sound(folder / FOLDER / LAST)) is not None:
+            return left, folder
+    return asked, None
 
 
-def find_checkpoint(config: TrainConfig) -> str | None:
-    """The checkpoint to resume from: the one that is asked for, or what a sweep that is continued has left here.
+def find_checkpoint(config: TrainConfig) -> Path | None:
+    """The checkpoint that is asked for; where it is damaged, the one before it.
 
     Raises:
         UserError: there is none.
     """
     if config.ckpt_path is None:
-        left = run_folder(config) / "checkpoints" / "last.ckpt"
-        return str(left) if in_sweep() and left.is_file() else None
-    if config.ckpt_path != "last":
-        if not os.path.isfile(config.ckpt_path):
-            raise UserError(f"ckpt_path={config.ckpt_path} does not exist: give a checkpoint's path, or last")
-        return config.ckpt_path
-    found = sorted(Path(config.paths.output_dir, "train").glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
+        return None
+    path = _newest(config.paths.output_dir) if config.ckpt_path == "last" else Path(config.ckpt_path)
+    if not path.is_file():
+        raise UserError(f"ckpt_path={path} does not exist: give a checkpoint's path, or last")
+    if (found := sound(path)) is None:
+        raise UserError(f"{path} is damaged or no checkpoint, and no whole one lies beside it: give another ckpt_path")
+    log.info("resuming from %s", found)
+    return found
+
+
+def _newest(output_dir: str) -> Path:
+    found = sorted(Path(output_dir, "train").glob(f"*/{FOLDER}/{LAST}"), key=os.path.getmtime)
     if not found:
-        raise UserError(f"ckpt_path=last: no run in {config.paths.output_dir}/train has left a checkpoint yet")
-    log.info("resuming from %s", found[-1])
-    return str(found[-1])
+        raise UserError(f"ckpt_path=last: no run in {output_dir}/train has left a checkpoint yet")
+    return found[-1]
 
 
-def check_checkpoint(path: str, model: TyreClassifier, epochs: int | None) -> None:
+def runs_of_job(config: TrainConfig) -> list[Path]:
+    """The folders of the runs that the present job of SLURM has begun, the newest first."""
+    files = sorted(Path(config.paths.output_dir, "train").glob(f"*/{JOB_FILE}"), key=os.path.getmtime, reverse=True)
+    return [file.parent for file in files if file.read_text(encoding="utf-8") == job()]
+
+
+def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> None:
     """Refuse to begin with another model's checkpoint, or with one that leaves a new run nothing to train.
 
     Args:
@@ -92,16 +111,14 @@ def check_checkpoint(path: str, model: TyreClassifier, epochs: int | None) -> No
         raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
 
 
-def unfinished_run(resume: str | None, setup: Mapping[str, Any]) -> Path | None:
-    """The folder of the run that left a checkpoint and goes on now: it did not finish, and its parameters are these."""
-    folder = None if resume is None else Path(resume).absolute().parent.parent
-    journal = None if folder is None else Journal.at(folder)
+def is_unfinished(folder: Path, setup: Mapping[str, Any]) -> bool:
+    """Whether a folder's run goes on now: it did not finish, and its parameters are these."""
+    journal = Journal.at(folder)
     if journal is None or journal.status() == "FINISHED":
-        return None
+        return False
     if differing := different(journal, setup):
         log.info("this is a new run, because %s is not what run %s had", ", ".join(differing), journal.run()["run_id"])
-        return None
-    return folder
+    return not differing
 
 
 def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:

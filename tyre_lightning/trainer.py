@@ -8,11 +8,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import callbacks as lc
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
-from tyre_lightning.checkpointing import FreshStart, KeptGradients, LastCheckpoint
+from tyre_lightning.checkpointing import (
+    BEST,
+    FOLDER,
+    LAST,
+    FreshStart,
+    KeptGradients,
+    LastCheckpoint,
+    WholeCheckpoints,
+    sound,
+    sweep_up,
+)
 from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.averaging import weight_average
@@ -42,6 +53,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> 
     # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
     # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
     begin = [FreshStart()] if new else []
+    sweep_up(folder / FOLDER)
     unused = config.model.freeze_epochs > 0
     strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
     return L.Trainer(
@@ -64,16 +76,19 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> 
         logger=RunLogger(run),
         callbacks=[*begin, KeptGradients(), *build_callbacks(config, folder), *(pruning() if count == 1 else [])],
         default_root_dir=folder,
+        # This process starts the others itself, also in a job of SLURM or another cluster.
+        plugins=[WholeCheckpoints(), LightningEnvironment()],
     )
 
 
 def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     """Checkpoints (best and last), learning rates, the confusion matrix, and what is switched on beside them."""
     options = config.callbacks
+    best, last = Path(BEST).stem, Path(LAST).stem
     found: list[L.Callback] = [
         BestEpoch(
-            dirpath=folder / "checkpoints",
-            filename="best",
+            dirpath=folder / FOLDER,
+            filename=best,
             monitor=options.checkpoint.monitor,
             mode=options.checkpoint.mode,
             enable_version_counter=False,
@@ -82,15 +97,15 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         LastCheckpoint(
             save_on_exception=True,
             save_on_train_epoch_end=True,
-            filename="last",
-            dirpath=folder / "checkpoints",
+            filename=last,
+            dirpath=folder / FOLDER,
             enable_version_counter=False,
         ),
         # Within an epoch too, against what leaves no time to save: a lost node, kill -9.
         lc.ModelCheckpoint(
             train_time_interval=timedelta(minutes=options.checkpoint.minutes),
-            filename="last",
-            dirpath=folder / "checkpoints",
+            filename=last,
+            dirpath=folder / FOLDER,
             enable_version_counter=False,
         ),
         lc.LearningRateMonitor(logging_interval="step"),
@@ -153,12 +168,17 @@ def device_count(devices: Any, gpu: bool) -> int:
     return devices
 
 
-def checkpoints(trainer: L.Trainer) -> list[str]:
-    """The paths of the best checkpoint and the last."""
-    best, *others = [
-        item.best_model_path for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint)
-    ]
-    return [best, *sorted({*others} - {""})]
+def checkpoints(trainer: L.Trainer, folder: Path) -> list[Path]:
+    """The best checkpoint and the last; where the best is damaged, the last alone.
+
+    Raises:
+        UserError: no checkpoint of the run is whole.
+    """
+    paths = [item.best_model_path for item in trainer.checkpoint_callbacks if isinstance(item, lc.ModelCheckpoint)]
+    best = sound(Path(paths[0] or folder / FOLDER / BEST))
+    if best is None:
+        raise UserError(f"no checkpoint in {folder / FOLDER} is whole any more: train again")
+    return [best, *sorted({Path(path) for path in paths[1:] if path} - {best})]
 
 
 def _share(limit: float | None) -> int | float | None:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from tyre_lightning.checkpointing import save_whole
 from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable, limited
 from tyre_lightning.config import (
     ClassWeights,
@@ -32,6 +33,7 @@ from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
@@ -41,6 +43,7 @@ from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
+from tyre_lightning.slurm import JOB_TAG, claim, job, requeued_when_told
 from tyre_lightning.tracking.registry import model_uri, register
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, Run, send_left, tracked_run
@@ -57,6 +60,8 @@ SCORES = "scores"  # the folder of what the registered model said of each image
 log = logging.getLogger(__name__)
 
 
+@disk_errors()
+@requeued_when_told()
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train on a composed config, judge the best checkpoint and register it; gives the last metrics by name.
 
@@ -65,15 +70,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     config = to_train_config(cfg)
     quiet()
-    resume = find_checkpoint(config)
+    asked = find_checkpoint(config)
     check_means(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = open_data(config)
     catalogs = data.tagged()
     setup = describe(cfg, data, catalogs)
-    if (done := done_before(setup)) is not None:
+    if (done := done_before(config, setup)) is not None:
+        send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
         return done
-    resume, unfinished = starting_point(config, resume, setup)
+    resume, unfinished = starting_point(config, asked, setup)
     check_monitors(config.callbacks, data)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
@@ -82,7 +88,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     name = config.logger.run_name or config.model.name
     if unfinished is None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
-    with tracked_run(config.logger, folder, name, run_tags(), go_on=unfinished is not None) as run:
+    tracked = tracked_run(config.logger, folder, name, run_tags(), go_on=unfinished is not None)
+    with tracked as run, requeued_when_told():  # before MLflow is waited for
+        claim(folder)
         record_setup(run, cfg, setup)
         record_data(run, data, catalogs)
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
@@ -90,7 +98,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_readable(data, config)
         trainer = build_trainer(config, run, folder, new=unfinished is None)
         fit(trainer, model, data, resume)
-        best = checkpoints(trainer)[0]
+        best, *others = checkpoints(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
         scores = score(inspector, data, config.trainer)
         record_scores(run, inspector, scores, folder / SCORES)
@@ -98,7 +106,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         metrics |= measure(run, inspector, scores, trainer.global_step + 1)
         metrics |= judge(run, inspector, config.operating_point, scores, shared, data.shared_with_train("val"))
         add_judgement(best, inspector)
-        for path in checkpoints(trainer):
+        for path in (best, *others):
             run.log_file(path, "checkpoints")
         metrics |= weigh(run, inspector, data)
         register(run, inspector, challenger=config.data.folds is None and not in_sweep())
@@ -121,6 +129,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module is
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # where a run goes on
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a training is one task
 
 
 def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) -> TyreClassifier:
@@ -150,8 +159,9 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
 
 
 def run_tags() -> dict[str, str]:
-    """Which sweep a run belongs to, if to any."""
-    return {SWEEP_TAG: HydraConfig.get().sweep.dir} if in_sweep() else {}
+    """Which sweep and which job of SLURM a run belongs to, if to any."""
+    of_sweep = {SWEEP_TAG: HydraConfig.get().sweep.dir} if in_sweep() else {}
+    return of_sweep | ({} if (name := job()) is None else {JOB_TAG: name})
 
 
 def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
@@ -214,14 +224,16 @@ def find_shared(data: TyreDataModule) -> list[str]:
     return shared
 
 
-def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: str | None) -> None:
-    """Fit; a Ctrl-C leaves ``last.ckpt`` and goes on as the KeyboardInterrupt that Lightning makes an exit of.
+def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: Path | None) -> None:
+    """Fit; Ctrl-C and SIGTERM leave ``last.ckpt`` and go on as the KeyboardInterrupt that Lightning makes an exit of.
 
     Raises:
         UserError: also where one of several processes raised it, of which torch only hands on the traceback's text.
     """
     try:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        if trainer.received_sigterm:  # when the last step was done
+            raise SystemExit
     except SystemExit:
         raise KeyboardInterrupt from None
     except ProcessRaisedException as error:
@@ -353,10 +365,10 @@ def weigh(run: Run, inspector: Inspector, data: TyreDataModule) -> dict[str, flo
     return values
 
 
-def add_judgement(checkpoint: str, inspector: Inspector) -> None:
+def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
     """Write temperature and operating point into a checkpoint, so that it answers as the registered model does."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    torch.save({**content, JUDGEMENT: inspector.judgement()}, checkpoint)
+    save_whole({**content, JUDGEMENT: inspector.judgement()}, checkpoint)
 
 
 def _decision_figure(scores: Scores, good: int, inspector: Inspector) -> Figure:

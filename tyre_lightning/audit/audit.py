@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tyre_lightning.audit.labels import Shortcut, Suspects, shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, Looks, look
 from tyre_lightning.config import DataConfig, S3Config, to_audit_config
 from tyre_lightning.errors import UserError
-from tyre_lightning.files import write_whole
+from tyre_lightning.files import disk_errors, write_whole
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.listing import read_lake
@@ -80,6 +81,7 @@ class Audit:
         return copies[copies["label"] != copies["other_label"]]
 
 
+@disk_errors()
 def audit(cfg: DictConfig) -> Audit:
     """Audit the lake of a composed config and write the findings to its ``output``.
 
@@ -89,7 +91,7 @@ def audit(cfg: DictConfig) -> Audit:
     from tyre_lightning.audit.page import render
 
     config = to_audit_config(cfg)
-    output = Path(config.output).expanduser()
+    output = Path(os.path.expanduser(config.output))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

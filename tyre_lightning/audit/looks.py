@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from hashlib import md5
 from pathlib import Path
@@ -22,7 +23,8 @@ from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.audit.embedding import WIDTH, Embedder, Sight
 from tyre_lightning.data.decoding import try_decode
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.errors import UnreadableImage, Unwritable
+from tyre_lightning.files import whole
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.trust import distrust, trusted
@@ -192,7 +194,7 @@ def _rows(embedder: Embedder, entries: Sequence[Entry], seen: Sequence[_Seen]) -
 def _load(folder: Path) -> pa.Table:
     """What earlier runs found; later parts come first, so that theirs are the rows that are found."""
     tables = [_rows_of_nothing()]
-    for path in filter(trusted, sorted(folder.glob("*.parquet"), reverse=True)):
+    for path in filter(trusted, reversed(_parts(folder))):
         try:
             tables.append(pq.read_table(path).cast(tables[0].schema))
         except (OSError, pa.ArrowException, ValueError):  # damaged: its images are looked at again
@@ -208,14 +210,17 @@ def _rows_of_nothing() -> pa.Table:
 
 def _save(folder: Path, table: pa.Table) -> None:
     """Write one more part; a disk that refuses costs the next run the time, nothing else."""
-    parts = [int(path.stem) for path in folder.glob("*.parquet") if path.stem.isdigit()]
-    path = folder / f"{max(parts, default=0) + 1:06d}.parquet"
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError, Unwritable):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if distrust(folder):
             return
-        pq.write_table(table, unfinished)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
+        parts = [int(path.stem) for path in _parts(folder) if path.stem.isdigit()]
+        with whole(folder / f"{max(parts, default=0) + 1:06d}.parquet") as unfinished:
+            pq.write_table(table, unfinished)
+
+
+def _parts(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("*.parquet"))
+    except OSError:  # below another user's home
+        return []

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.demo.drawing import CLASSES, write_lake
 from tyre_lightning.demo.server import S3Server
+from tyre_lightning.surroundings import run_plainly
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -122,4 +123,4 @@ The demo took {seconds:.0f} s.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_plainly(main))

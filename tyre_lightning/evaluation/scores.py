@@ -16,6 +16,7 @@ from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.scoring import look_at
+from tyre_lightning.files import whole
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.tyres import Shown
@@ -95,12 +96,12 @@ class Scores:
 
     def save(self, path: Path, classes: Sequence[str]) -> None:
         """Write a row for each readable image as parquet: key, tyre, group, true class, and a logit for each class."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         names = {"key": self.keys, "tyre": self.tyres, "group": self.groups}
         columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
         columns["true"] = pa.array([classes[label] for label in self.labels], pa.string())
         columns |= {f"logit_{name}": pa.array(self.logits[:, index]) for index, name in enumerate(classes)}
-        pq.write_table(pa.table(columns), path)
+        with whole(path) as unfinished:
+            pq.write_table(pa.table(columns), unfinished)
 
     @classmethod
     def read(cls, path: Path) -> Scores:

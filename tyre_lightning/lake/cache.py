@@ -32,7 +32,7 @@ _COUNTER = "bytes"  # the file that holds how much the cache holds
 
 def cache_folder(configured: str | None) -> Path:
     """Where things are kept between runs: as configured, or in the user's own cache folder."""
-    return Path(configured).expanduser() if configured else platformdirs.user_cache_path("tyre-lightning")
+    return Path(os.path.expanduser(configured)) if configured else platformdirs.user_cache_path("tyre-lightning")
 
 
 class DiskCache:

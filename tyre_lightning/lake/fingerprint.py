@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b, md5
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tyre_lightning.errors import Unwritable
+from tyre_lightning.files import whole
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.store import Entry, Store
 from tyre_lightning.lake.trust import distrust, trusted
@@ -85,13 +88,10 @@ def _load(path: Path) -> dict[tuple[str, str], str]:
 
 def _save(path: Path, known: dict[tuple[str, str], str]) -> None:
     keys, tags = zip(*known, strict=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    try:
+    table = pa.table({"key": keys, "tag": tags, "md5": [*known.values()]}, metadata={_MADE_AS: str(_FORMAT)})
+    with suppress(OSError, Unwritable):  # the next run hashes again
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if distrust(path.parent):
             return
-        table = pa.table({"key": keys, "tag": tags, "md5": [*known.values()]}, metadata={_MADE_AS: str(_FORMAT)})
-        pq.write_table(table, unfinished)
-        unfinished.replace(path)
-    except OSError:  # the next run hashes again
-        unfinished.unlink(missing_ok=True)
+        with whole(path) as unfinished:
+            pq.write_table(table, unfinished)

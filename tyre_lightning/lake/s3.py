@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import StoreUnavailable, UserError, hide_passwords
@@ -79,8 +80,8 @@ class S3Store(Store):
         folder = self._base + as_folder(prefix)
         with self._explained("list", folder):
             answers = self._answers(folder, Delimiter="/")
-            found = [item["Prefix"] for answer in answers for item in answer.get("CommonPrefixes", ())]
-        return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in found))
+            found = {name.removeprefix(folder).rstrip("/") for answer in answers for name in _folders(answer)}
+        return tuple(sorted(found - {""}))  # a key may have two slashes in a row; a folder without a name is none
 
     def key(self, path: str) -> str:
         """See :meth:`Store.key`."""
@@ -137,11 +138,22 @@ class S3Store(Store):
         if deep and self._memory is not None:
             name = blake2b(f"{self.address} {folder}".encode(), digest_size=16).hexdigest()
             return list_again(partial(self._pages, folder), self._memory / f"{name}.parquet")
-        options = {} if deep else {"Delimiter": "/"}
-        return (entry for page in self._pages(folder, **options) for entry in page.entries())
+        return self._deep(folder) if deep else self._shallow(folder)
 
-    def _pages(self, folder: str, after: str = "", **options: str) -> Iterator[Page]:
-        return map(page_of, self._answers(folder, **({"StartAfter": after} if after else {}), **options))
+    def _deep(self, folder: str) -> Iterator[Entry]:
+        return (entry for page in self._pages(folder) for entry in page.entries())
+
+    def _shallow(self, folder: str) -> Iterator[Entry]:
+        """The objects in a folder; those below a folder in it that has no name are its own."""
+        nameless = False
+        for answer in self._answers(folder, Delimiter="/"):
+            yield from page_of(answer).entries()
+            nameless |= f"{folder}/" in _folders(answer)
+        if nameless:
+            yield from self._deep(f"{folder}/")
+
+    def _pages(self, folder: str, after: str = "") -> Iterator[Page]:
+        return map(page_of, self._answers(folder, **({"StartAfter": after} if after else {})))
 
     def _answers(self, folder: str, **options: str) -> Iterator[dict[str, Any]]:
         paginator = self._connection().client.get_paginator("list_objects_v2")
@@ -163,15 +175,19 @@ class S3Store(Store):
     @contextmanager
     def _explained(self, verb: str, path: str) -> Iterator[None]:
         """Turn what boto3 raises into a :class:`UserError` that names the object and the endpoint."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of the credential chain, too: missing files and commands, wrong settings
             endpoint = _configured_endpoint(self._config)
             where = f" at {hide_passwords(endpoint)}" if endpoint else ""
             kind = StoreUnavailable if is_passing(error) else UserError
             raise kind(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {reason(error)}") from error
+
+
+def _folders(answer: dict[str, Any]) -> list[str]:
+    return [item["Prefix"] for item in answer.get("CommonPrefixes", ())]
 
 
 def _parse_s3(root: str) -> tuple[str, str]:
@@ -184,6 +200,21 @@ def _parse_s3(root: str) -> tuple[str, str]:
     return bucket, prefix.strip("/")
 
 
+def _check_endpoint(endpoint: str | None) -> None:
+    """Refuse what is no address of a server.
+
+    Raises:
+        UserError: names it.
+    """
+    try:
+        parts = urlsplit(endpoint or "http://none")
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"the S3 endpoint '{hide_passwords(endpoint or '')}' is not a URL: write http://host:port")
+
+
 def _configured_endpoint(config: S3Config) -> str | None:
     return config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
@@ -192,20 +223,17 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
     import boto3
     import botocore.session
 
+    _check_endpoint(_configured_endpoint(config))
     logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it reports where every client found its settings
     core = botocore.session.Session()
     session = boto3.Session(botocore_session=core, profile_name=config.profile)
     path_style = bool(_configured_endpoint(config)) if config.path_style is None else config.path_style
-    try:
-        client = session.client(
-            "s3",
-            endpoint_url=config.endpoint_url,
-            region_name=config.region or session.region_name or "us-east-1",
-            config=_client_config(path_style, config.anonymous),
-        )
-    except ValueError as error:
-        endpoint = hide_passwords(_configured_endpoint(config) or "")
-        raise UserError(f"the S3 endpoint '{endpoint}' is not a URL: write http://host:port") from error
+    client = session.client(
+        "s3",
+        endpoint_url=config.endpoint_url,
+        region_name=config.region or session.region_name or "us-east-1",
+        config=_client_config(path_style, config.anonymous),
+    )
     register(client)
     url, region = client.meta.endpoint_url, client.meta.region_name
     credentials = None if config.anonymous else session

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tyre_lightning.errors import first_line
+
 _RENEW = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that s3.profile names"
 _ADVICE = {
     "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_RENEW}",
@@ -41,7 +43,11 @@ def is_passing(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong and what to do, without anything that the server said in words: it may quote secrets."""
+    """What went wrong and what to do, without anything that the server said in words: it may quote secrets.
+
+    Args:
+        error: of a request, or of whatever looks for settings and credentials before one: files, roles, commands.
+    """
     from botocore import exceptions as known
 
     if isinstance(error, known.ClientError):
@@ -55,7 +61,25 @@ def reason(error: Exception) -> str:
         return f"the AWS credentials cannot be loaded: {_RENEW} ({type(error).__name__})"
     if is_passing(error):
         return f"the endpoint does not answer: {_REACH} ({type(error).__name__})"
-    return f"the request could not be made: check the s3 settings ({type(error).__name__})"
+    return _of_settings(error)
+
+
+def _of_settings(error: Exception) -> str:
+    """What is wrong with AWS's own config files and variables. Only texts that hold no value of them are quoted."""
+    from botocore import exceptions as known
+
+    if isinstance(error, known.InvalidRegionError):
+        return f"'{error.kwargs['region_name']}' is no region: check s3.region, AWS_REGION and AWS_DEFAULT_REGION"
+    if isinstance(error, (known.ConfigParseError, known.ConfigNotFound)):
+        return f"the AWS config {error.kwargs['path']} cannot be read: mend it, or set AWS_CONFIG_FILE"
+    if isinstance(error, (known.InvalidConfigError, known.InfiniteLoopConfigError)):
+        return f"the AWS config is wrong: {first_line(error)}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}, which the AWS config or a variable names, cannot be used: {error.strerror}"
+    return (
+        "the request could not be made: check the s3 settings, and the profile, role or credential_process of the AWS "
+        f"config and variables ({type(error).__name__})"
+    )
 
 
 def _refusal(response: dict[str, Any]) -> str:

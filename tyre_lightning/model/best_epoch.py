@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tyre_lightning.files import is_whole
+
 if TYPE_CHECKING:
     import lightning as L
     from torch import Tensor
+
+
+log = logging.getLogger(__name__)
 
 
 class BestEpoch(ModelCheckpoint):
@@ -26,9 +32,12 @@ class BestEpoch(ModelCheckpoint):
         return {**super().state_dict(), "peak": self._peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Go on with it; where the best checkpoint is damaged or gone, the next epoch is the best anew."""
         super().load_state_dict(state_dict)
         self._peak = state_dict.get("peak", -math.inf)
+        if self.best_model_path and not is_whole(self.best_model_path):
+            log.warning("%s is damaged or gone: the next epoch takes its place", self.best_model_path)
+            self._peak, self.best_model_path, self.best_k_models = -math.inf, "", {}
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether the epoch that has just ended takes the best one's place."""

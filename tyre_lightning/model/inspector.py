@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.operating_point import REVIEW, Calibration, OperatingPoint
-from tyre_lightning.errors import UserError, first_line
+from tyre_lightning.errors import Unwritable, UserError, first_line
+from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.engine import Engine
@@ -109,6 +111,8 @@ class Inspector:
         Raises:
             UserError: the file is no such checkpoint.
         """
+        if zipfile.is_zipfile(path) and not is_whole(path):  # torch itself does not look whether weights are damaged
+            raise UserError(f"{path} is damaged: take another checkpoint, or train again")
         try:
             classifier = TyreClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
         except UserError as error:
@@ -145,12 +149,20 @@ class Inspector:
         return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"], *judgement)
 
     def save(self, folder: str | Path) -> None:
-        """Write the inspector as a folder of safetensors and JSON."""
+        """Write the inspector as a folder of safetensors and JSON.
+
+        Raises:
+            Unwritable: the disk is full, and the like.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        save_file(state, Path(folder, WEIGHTS_FILE))
+        try:
+            save_file(state, Path(folder, WEIGHTS_FILE))
+        except SafetensorError as error:  # the one that it has for a full disk
+            raise Unwritable(f"cannot write {Path(folder, WEIGHTS_FILE)}: {error}") from error
         Path(folder, SPEC_FILE).write_text(self.spec() + "\n", encoding="utf-8")
 
     def spec(self) -> str:

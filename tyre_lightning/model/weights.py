@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -79,7 +80,7 @@ def read_state(weights: str, s3: S3Config) -> dict[str, Tensor]:
     """
     if weights.startswith("s3://"):
         return _read_s3(weights, s3)
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if not path.is_file():
         raise UserError(f"model.weights={weights} is neither 'imagenet', 'none' nor a file that exists")
     return _read_file(path, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -70,7 +71,7 @@ def load_inspector(model: str, tracking_uri: str) -> Inspector:
     """
     if model.startswith(("models:/", "runs:/")):
         return _from_mlflow(model, tracking_uri)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir():
         return Inspector.load(_inspector_folder(path, model))
     if path.is_file():

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
+_DATABASE_TRIES = 6  # with pauses of 6 s in all; MLflow's own ten have 100
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _TRIES = os.environ.get(_RETRIES, "3")  # MLflow's own (7, minutes in all) keep a mistyped address looking alive
 
@@ -46,25 +47,35 @@ def connect(tracking_uri: str) -> MlflowClient:
     Raises:
         UserError: nothing answers there.
     """
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not tracking_uri.strip():
+        raise UserError("the tracking URI is empty: give the address of a server, or sqlite:///mlflow.db")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # its warnings are of what is tried again
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the sender says it once
     os.environ[_RETRIES] = _TRIES
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it draws over ours
+    try:
+        return _open(tracking_uri)
+    except Exception as error:  # MLflow's constructors, its stores and their drivers each raise their own
+        raise UserError(
+            f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or "
+            f"database ({_explain(error)}): start it, or use sqlite:///mlflow.db"
+        ) from error
+
+
+def _open(tracking_uri: str) -> MlflowClient:
     import mlflow
 
     uri = hand_over_password(tracking_uri)
-    mlflow.set_tracking_uri(uri)
-    try:
-        with _alone(uri):
-            client = mlflow.MlflowClient(uri)
-            client.search_experiments(max_results=1)
-    except Exception as error:
-        raise UserError(
-            f"the tracking URI {hide_passwords(tracking_uri)} does not answer as an MLflow server or database "
-            f"({_explain(error)}): start it, or use sqlite:///mlflow.db"
-        ) from error
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = _DATABASE_TRIES
+    with _alone(uri):
+        client = mlflow.MlflowClient(uri)
+        mlflow.set_tracking_uri(uri)
+        client.search_experiments(max_results=1)
     return client
 
 
@@ -80,6 +91,18 @@ def _alone(uri: str) -> Iterator[None]:
         return
     with FileLock(f"{path}.lock"):
         yield
+
+
+def check_database(tracking_uri: str) -> None:
+    """Refuse a database file that may not be written, without opening it: a new one takes MLflow seconds to make.
+
+    Raises:
+        UserError: names it.
+    """
+    path = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+    place = next(one for one in (path, *path.parents) if one.exists())
+    if not os.access(place, os.W_OK):
+        raise UserError(f"the tracking URI {tracking_uri} cannot be used: {place} may not be written here")
 
 
 class Run:
@@ -159,10 +182,18 @@ class Run:
             UserError: the server is away, and what it lacks is kept; or the disk is full.
         """
         try:
-            self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
+            self._record_end(status)
             self.flush(_PATIENCE)
         finally:
             self.close()
+
+    def _record_end(self, status: str) -> None:
+        try:
+            self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
+        except (OSError, UserError):  # a full disk; MLflow may have another one
+            with suppress(Exception):
+                self.client.set_terminated(self.id, "FAILED" if status == "FINISHED" else status)
+            raise
 
     def close(self) -> None:
         """Send no more; what is left stays in the journal."""
@@ -273,10 +304,7 @@ def _end(run: Run, status: str) -> None:
     """End a run; that MLflow cannot be told of one that has failed is a warning beside its error."""
     try:
         run.end(status)
-    except UserError as error:
-        if run.journal.status() is None:  # the disk is full: MLflow is to know all the same
-            with suppress(Exception):
-                run.client.set_terminated(run.id, "FAILED")
+    except (OSError, UserError) as error:
         if status == "FINISHED":
             raise
         log.warning("%s", error)

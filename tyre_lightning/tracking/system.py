@@ -35,7 +35,7 @@ class SystemMonitor:
                     values = {f"system/{name}": float(value) for name, value in self.aggregate_metrics().items()}
                     try:
                         journal.add_metrics(values, self._logging_step)
-                    except UserError as error:  # the training comes upon it too
+                    except (OSError, UserError) as error:  # the training comes upon it too
                         log.warning("system metrics end here: %s", error)
                         return
                     self._logging_step += 1

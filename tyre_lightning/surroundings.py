@@ -1,0 +1,66 @@
+"""What a process may lack where it is started: a home folder, a terminal that shows every character."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+
+from tyre_lightning.errors import UserError
+from tyre_lightning.files import disk_errors
+
+# Set but empty, as compose files and CI leave them, these mean nothing; the libraries that read them stumble.
+_OPTIONAL = ("MLFLOW_TRACKING_URI", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
+             "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # fmt: skip
+_homes: list[str] = []  # that this process has made
+
+
+def drop_empty_variables() -> None:
+    """Take a variable that is set but empty for one that is not set."""
+    for name in _OPTIONAL:
+        if not os.environ.get(name, "set").strip():
+            del os.environ[name]
+
+
+def have_home() -> None:
+    """Where the user has no home folder, as a container's may, make one for this process: libraries insist on it."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        _homes.append(tempfile.mkdtemp(prefix="tyre-lightning-home-"))
+        os.environ["HOME"] = _homes[-1]
+        atexit.register(_leave_home)
+
+
+def _leave_home() -> None:
+    while _homes:
+        os.environ.pop("HOME", None)
+        shutil.rmtree(_homes.pop(), ignore_errors=True)
+
+
+def use_utf8() -> None:
+    """Have files named and written in UTF-8, and what a terminal cannot show printed as its code point (``\\u88c2``).
+
+    Where the locale says otherwise (``LC_ALL=C``, Latin-1), Python is started once more: nothing can change it later.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        _leave_home()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_plainly(main: Callable[[], int]) -> int:
+    """Call a command that is none of Hydra's; gives the exit code, and prints a user's mistake as one sentence."""
+    use_utf8()
+    try:
+        with disk_errors():
+            return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
