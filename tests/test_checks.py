@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from tests.conftest import TINY, run_here, run_script, train_here, write_images
@@ -42,6 +43,15 @@ def test_a_loss_that_is_no_number_ends_training(lake: Path, tmp_path: Path) -> N
     said = refused(tmp_path, lake, *rates, "trainer.max_epochs=50")
     assert "in epoch 1, so that training cannot go on: give smaller model.optimizer.backbone_lr" in said
     assert not (run_here(tmp_path) / "checkpoints" / "last.ckpt").exists()  # nothing could go on with it
+
+
+def test_weights_that_are_no_numbers_take_no_other_s_place(lake: Path, tmp_path: Path) -> None:
+    rates = ("model.optimizer.head_lr=1e30", "model.optimizer.backbone_lr=1e30", "model.optimizer.warmup_fraction=0")
+    refused(
+        tmp_path, lake, *rates, "trainer.max_epochs=50", "callbacks.checkpoint.minutes=0", "callbacks.ema.decay=null"
+    )
+    kept = torch.load(run_here(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in kept.values())
 
 
 def test_of_several_processes_each_says_it_in_one_sentence(lake: Path, tmp_path: Path) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from tests.conftest import run_here, train_here, write_images
 from tyre_lightning.checkpointing import GRADIENTS
+from tyre_lightning.config import PathsConfig, TrainConfig
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
+from tyre_lightning.resuming import run_folder
+from tyre_lightning.tracking.journal import FOLDER, Journal
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
 
@@ -32,6 +38,21 @@ def test_every_training_has_a_folder_of_its_own(options: list[str], tmp_path: Pa
     assert (run_here(tmp_path) / "checkpoints" / "best.ckpt").is_file() and run_here(tmp_path) != first
     with pytest.raises(UserError, match=f"{run_here(tmp_path)}/checkpoints/last.ckpt is of a run that has done its 1"):
         train_here(tmp_path, *options, "ckpt_path=last")
+
+
+@pytest.mark.parametrize("mode", [RunMode.RUN, RunMode.MULTIRUN])
+def test_a_script_of_hydra_s_may_train_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: RunMode) -> None:
+    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "hydra")), mode=mode)
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    config = TrainConfig(paths=PathsConfig(str(tmp_path / "out")))
+    assert run_folder(config) == tmp_path / "hydra"
+    Journal(tmp_path / "hydra" / FOLDER).begin("a", "first", "sqlite:///mlflow.db")
+    second = run_folder(config)
+    if mode is RunMode.RUN:
+        assert second.parent == tmp_path / "out" / "train" and not second.exists()
+    else:
+        assert second == tmp_path / "hydra"  # where a sweep that is continued goes on
 
 
 def test_a_new_run_has_a_best_checkpoint_of_its_own(options: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from tests.conftest import PROJECT, Trained
+from tests.test_formats import OF_PICTURES, OLD, unpacked
 from tyre_lightning.config import LoggerConfig, OperatingPointConfig, register_schemas
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UserError
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.model.inspector import SPEC_FILE, WEIGHTS_FILE, Inspector
 from tyre_lightning.promote.aliases import Aliases, Overtaken
 from tyre_lightning.promote.promote import Outcome, move_anchor, promote, roll_back
 from tyre_lightning.tracking.registry import register
@@ -201,6 +203,21 @@ def test_small_losses_do_not_add_up(registry: Registry) -> None:
     assert move_anchor(config(registry)) == (first, second)
     assert registry.promote().promoted
     assert aliases(registry.uri, NAME) == {"champion": third, "anchor": second}
+
+
+def test_a_model_of_format_1_stands_as_champion(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = registry.add(EVERYTHING, catalog=OLD / "catalog.parquet")
+    (folder,) = (tmp_path / "artifacts").rglob("inspector")
+    unpacked(WEIGHTS_FILE, folder)
+    shutil.copy(OLD / SPEC_FILE, folder)
+    registry.client.set_registered_model_alias(NAME, "champion", old)
+    new = registry.add(registry.best())
+    found = registry.promote("gate.margin=0.9")
+    assert (found.champion, found.challenger, found.images) == (old, new, 20)
+    assert found.numbers["champion"]["review_rate"] == 0
+    assert OF_PICTURES in caplog.text
 
 
 def test_what_cannot_be_compared_is_refused(registry: Registry, tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The folder of a run: Hydra's; when called from Python a new one each time, where Hydra's would be too."""
+    """The folder of a run: Hydra's, of a script that trains once; else a new one each time, where that would be too."""
     if HydraConfig.initialized():
-        return Path(HydraConfig.get().runtime.output_dir)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if in_sweep() or Journal.at(folder) is None:
+            return folder
     return Path(config.paths.output_dir, "train", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")

@@ -92,7 +92,13 @@ class TyreClassifier(L.LightningModule):
         self._unreadable["train"] = progress.get("unreadable", 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what this epoch's metrics are made of so far."""
+        """Save what this epoch's metrics are made of so far.
+
+        Raises:
+            Diverged: the loss is no number, and what was saved before is worth more.
+        """
+        if self._before is not None:
+            self._check(self._before)
         loss, images = self._loss
         checkpoint[MADE_AS] = FORMAT
         checkpoint[PROGRESS] = {"loss": float(loss), "images": images, "unreadable": self._unreadable["train"]}
