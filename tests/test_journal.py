@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from requests import HTTPError, Response
 
+from tests.conftest import train_here
 from tests.mlflow_server import lay_database
 from tyre_lightning import resend
 from tyre_lightning.config import LoggerConfig
@@ -272,6 +273,13 @@ def test_another_journal_costs_a_training_a_warning(
         send_left(tmp_path / "out", uri)
     assert str(folder) in caplog.text
     assert len(caplog.messages) == 1
+
+
+def test_a_deleted_experiment_is_refused_before_the_lake_is_looked_at(uri: str, tmp_path: Path) -> None:
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UserError, match=r"logger\.experiment='gone' is deleted in MLflow: restore it"):
+        train_here(tmp_path, "data.root=nowhere", "logger.experiment=gone")
 
 
 def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tyre_lightning
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.inspector import SPEC_FILE, Inspector, answer_columns
+from tyre_lightning.names import mlflow_quoted
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
 
@@ -143,7 +144,7 @@ def create_version(client: MlflowClient, run_id: str, name: str, folder: str, *,
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = [*client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")]
+    made = [*client.search_model_versions(f"name = {mlflow_quoted(name)} and run_id = '{run_id}'")]
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
     asks = {_ASKS: "true"} if challenger else {}
     version = made[0] if made else client.create_model_version(name, source, run_id=run_id, tags=asks)
@@ -175,7 +176,7 @@ def let_newest_ask(client: MlflowClient, name: str) -> None:
 
 def _newest_asking(client: MlflowClient, name: str) -> str | None:
     """The version that lacks the challenger's alias."""
-    asking = [one for one in client.search_model_versions(f"name = '{name}'") if _ASKS in one.tags]
+    asking = [one for one in client.search_model_versions(f"name = {mlflow_quoted(name)}") if _ASKS in one.tags]
     newest = max(asking, key=lambda one: int(one.version), default=None)
     if newest is None or any(tag.startswith("promotion") for tag in newest.tags):
         return None
