@@ -215,6 +215,13 @@ def test_a_tiff_whose_strips_are_elsewhere_or_short(number: int) -> None:
         assert isinstance(read(tiff(values, 8, 2, rows=7, tags={number: ("I", content)})), str)
 
 
+def test_a_tiff_whose_jpeg_is_larger_than_itself() -> None:
+    """It would be unpacked before anybody sees that it does not fit."""
+    data = WITHOUT["TIFF, JPEG"]
+    size = data.index(b"\xff\xc0") + 5
+    assert "is larger than the image has room" in str(read(data[:size] + b"\xff\0\xff\0" + data[size + 4 :]))
+
+
 def test_a_tiff_of_another_compression_is_refused() -> None:
     """Of fax and LZMA, Pillow does not hear what is damaged."""
     for compression in ("group3", "group4", "lzma"):

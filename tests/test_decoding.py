@@ -300,7 +300,7 @@ def test_modes_without_a_range_are_an_error(mode: str) -> None:
 
 def test_the_memory_of_a_decode_is_bounded() -> None:
     """As the docstring of MOST_PIXELS says; each file would take 3 bytes a pixel at least."""
-    for name, data in decoding_memory.files(2500).items():
+    for name, data in decoding_memory.files(1500).items():
         assert decoding_memory.peak(data) < 20, name
 
 

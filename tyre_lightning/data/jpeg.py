@@ -47,13 +47,15 @@ def read_jpeg(image: JpegImageFile, data: bytes, orientation: int) -> NDArray[np
     return turned(as_rgb(page), image.size, orientation)
 
 
-def check_jpeg(data: bytes) -> None:
-    """Decode a file or a part of one, for the error alone.
+def check_jpeg(data: bytes, most: int) -> None:
+    """Decode a file that lies in another, for the error alone.
 
     Raises:
-        ValueError: it is cut off or damaged.
+        ValueError: it is cut off or damaged, or has more than ``most`` pixels.
     """
-    colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    if height * width > most:
+        raise ValueError(f"the file is damaged: a part of {width} x {height} pixels is larger than the image has room")
     _decode(data, "CMYK" if colours in ("CMYK", "YCCK") else "RGB")
 
 

@@ -60,10 +60,11 @@ def _check_kind(image: TiffImageFile) -> None:
 
 
 class _Part(NamedTuple):
-    """A strip or tile: where it lies, how many bytes it has, and how many its pixels have."""
+    """A strip or tile: where it lies, how many bytes it has, and how many its pixels have; and its pixels."""
 
     offset: int
     size: int
+    unpacked: int
     pixels: int
 
 
@@ -74,13 +75,13 @@ def _check_parts(image: TiffImageFile, data: bytes) -> None:
     for part in _parts(image):
         if part.offset < _HEADER or part.offset + part.size > len(data):
             raise ValueError("the file is truncated")
-        if not part.size or (compression == _RAW and part.size < part.pixels):
+        if not part.size or (compression == _RAW and part.size < part.unpacked):
             raise ValueError("the file is damaged: it has fewer bytes than pixels")
         content = data[part.offset : part.offset + part.size]
         if compression in _DEFLATE and tags.get(_FILL_ORDER, 1) == 1:
             unpack([content])
         if compression == _JPEG:
-            check_jpeg(tags.get(_JPEG_TABLES, _NO_TABLES)[:-2] + content[2:])
+            check_jpeg(tags.get(_JPEG_TABLES, _NO_TABLES)[:-2] + content[2:], part.pixels)
 
 
 def _parts(image: TiffImageFile) -> Iterator[_Part]:
@@ -104,4 +105,5 @@ def _parts(image: TiffImageFile) -> Iterator[_Part]:
         raise ValueError("the file is damaged: it has fewer parts than pixels")
     for number, (offset, size) in enumerate(zip(offsets, sizes, strict=False)):
         last = not tiled and number % needed == needed - 1
-        yield _Part(offset, size, row * (height - down * (needed - 1) if last else down))
+        rows = height - down * (needed - 1) if last else down
+        yield _Part(offset, size, row * rows, across * down)
