@@ -84,7 +84,6 @@ class Calibration:
 
         The line neither accepts nor rejects them.
 
-
         Args:
             tyres: each counts once.
             good: the index of the class without a defect.
