@@ -187,7 +187,7 @@ def test_python_takes_no_unknown_key_in_silence(
 @pytest.mark.parametrize("given", [{"data": {"root": "lake"}}, OmegaConf.create({"data": {"root": "lake"}}), None])
 @pytest.mark.parametrize("check", [to_train_config, to_audit_config, to_predict_config, to_promote_config])
 def test_a_config_without_a_schema_is_refused(check: Callable[[Any], Any], given: Any) -> None:
-    with pytest.raises(UserError, match="the config has no schema, so that a misspelt key would pass: let Hydra"):
+    with pytest.raises(UserError, match="the config has no schema, so that a misspelt key would go unseen: let Hydra"):
         check(given)
 
 

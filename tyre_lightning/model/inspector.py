@@ -301,14 +301,14 @@ def decide_on_tyres(inspector: Inspector, rows: Sequence[dict[str, Any]]) -> Non
 
     Args:
         inspector: the model.
-        rows: as :meth:`Sighting.add` takes, with ``tyre``; one without a name is a tyre of its own, of which nothing is
-            said where it cannot be read.
+        rows: as :meth:`Sighting.add` takes, with ``tyre``; one without a name is a tyre of its own. Where it cannot be
+            read, a model that tells tyres by their names has it reviewed, as predict.py does; another says nothing.
     """
     tyres: dict[Any, Sighting] = {}
     for index, row in enumerate(rows):
         tyres.setdefault(row["tyre"] or index, Sighting()).add(inspector, row)
     for index, row in enumerate(rows):
-        alone = row["tyre"] is None and row["error"] is not None
+        alone = row["tyre"] is None and row["error"] is not None and inspector.group_pattern is None
         row |= (Verdict(None, None) if alone else inspector.verdict(tyres[row["tyre"] or index]))._asdict()
 
 

@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import Unwritable, UserError
 from tyre_lightning.files import whole, write_whole
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Journal:
         self._records = folder / "records.jsonl"
         self._sent = folder / "sent"
         self._refused = folder / "refused.jsonl"
+        self._unwritten: int | None = None  # what ``sent`` would say on a disk that is not full
 
     @classmethod
     def at(cls, folder: Path) -> Journal | None:
@@ -231,7 +232,11 @@ class Journal:
 
     @sent.setter
     def sent(self, offset: int) -> None:
-        write_whole(self._sent, str(offset))
+        try:
+            write_whole(self._sent, str(offset))
+            self._unwritten = None
+        except Unwritable:  # MLflow is told on, and after this process some of it twice
+            self._unwritten = offset
 
     @property
     def waiting(self) -> bool:
@@ -239,6 +244,8 @@ class Journal:
         return self._size() > self.sent
 
     def _told(self) -> int:
+        if self._unwritten is not None:
+            return self._unwritten
         try:
             return int(self._sent.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # all is sent again, which MLflow knows as one
