@@ -100,6 +100,9 @@ def test_a_model_that_tells_tyres_reads_them_from_file_names(model: Model, files
     rows = telling.predict(str(files[0].parents[1]))
     assert (rows.groupby("tyre")["decision"].nunique() == 1).all()
     assert rows["tyre"].nunique() < len(rows)
+    unseen = telling.predict([b"no image"], tyres=[None])
+    assert unseen["decision"].tolist() == ["review"]  # as predict.py has it of a file whose name tells no tyre
+    assert model.predict([b"no image"], tyres=[None])["decision"].tolist() == [None]
 
 
 @pytest.mark.parametrize(

@@ -382,8 +382,8 @@ def _typed(cfg: Any) -> Any:
     schema: Any = OmegaConf.get_type(cfg) if OmegaConf.is_config(cfg) else type(cfg)
     if schema not in SCHEMAS.values():
         raise UserError(
-            "the config has no schema, so that a misspelt key would go unseen: let Hydra compose it from conf/, or give "
-            "OmegaConf.merge(OmegaConf.structured(TrainConfig), config)"
+            "the config has no schema, so that a misspelt key would go unseen: let Hydra compose it from conf/, or "
+            "give OmegaConf.merge(OmegaConf.structured(TrainConfig), config)"
         )
     if not OmegaConf.is_config(cfg):
         return cfg
