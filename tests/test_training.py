@@ -154,7 +154,8 @@ def test_the_images_of_a_run_are_its_inputs(trained: Trained) -> None:
     assert sorted(inputs) == ["test", "train", "val"]
     assert inputs["train"].name == "v1/train"
     assert json.loads(inputs["train"].source) == {"uri": trained.root}
-    assert json.loads(inputs["test"].profile or "") == {"images": 20, "bulge": 5, "crack": 5, "flat_spot": 5, "good": 5}
+    counts = {"bulge": 5, "crack": 5, "flat_spot": 5, "good": 5}
+    assert json.loads(inputs["test"].profile or "") == {"images": 20, "classes": counts}
     assert len({dataset.digest for dataset in inputs.values()} | {run.data.params["found.fingerprint"]}) == 4
 
 
