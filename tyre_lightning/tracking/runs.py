@@ -85,12 +85,20 @@ def _alone(uri: str) -> Iterator[None]:
     from sqlalchemy.engine import make_url
 
     path = make_url(uri).database if uri.startswith("sqlite") else None
-    folder = None if path is None else os.path.dirname(os.path.abspath(path))
-    if path in (None, "", ":memory:") or not os.access(str(folder), os.W_OK):
+    if path in (None, "", ":memory:") or not _can_be_made(f"{path}.lock"):
         yield
         return
     with FileLock(f"{path}.lock"):
         yield
+
+
+def _can_be_made(path: str) -> bool:
+    """Whether a file can be opened or made: FileLock tries for ever where no file can be."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+    except OSError:
+        return False
+    return True
 
 
 def check_database(tracking_uri: str) -> None:
