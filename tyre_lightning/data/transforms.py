@@ -70,7 +70,7 @@ class Preprocessing:
 
         ``whole`` takes the preset's size *before* its crop, so that a tyre is as large in pixels as the preset
         would make it and nothing at the edge is lost; and at least ``FINE`` pixels, since cracks are finer than what
-        ImageNet is of (benchmarks/README.md has what that is worth).
+        ImageNet is of.
         """
         whole = data.eval_crop is EvalCrop.whole
         size = data.image_size or (max(preset.resize, FINE) if whole else preset.crop)
