@@ -299,9 +299,13 @@ def test_modes_without_a_range_are_an_error(mode: str) -> None:
 
 
 def test_the_memory_of_a_decode_is_bounded() -> None:
-    """As the docstring of MOST_PIXELS says; each file would take 3 bytes a pixel at least."""
+    """As the docstring of MOST_PIXELS says; each file would take 3 bytes a pixel at least.
+
+    What a decode needs it needs each time; what else this process does (threads of other tests, pages that come back
+    from the disk) it does not.
+    """
     for name, data in decoding_memory.files(1500).items():
-        assert decoding_memory.peak(data) < 20, name
+        assert min(decoding_memory.peak(data) for _ in range(3)) < 20, name
 
 
 @pytest.mark.parametrize("kind", IMAGE_FORMATS)
