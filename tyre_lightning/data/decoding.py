@@ -25,7 +25,7 @@ from tyre_lightning.data.tiff import check_tiff
 from tyre_lightning.errors import UnreadableImage, first_line
 from tyre_lightning.lake.formats import IMAGE_FORMATS
 
-MOST_PIXELS = 178_956_970  # of an image, as Pillow has it; decoding takes at most 20 bytes for each, beside the file
+MOST_PIXELS = 178_956_970  # of an image, as Pillow has it; decoding takes at most 24 bytes for each, beside the file
 
 # How the files of each of IMAGE_FORMATS begin, and who reads their headers. Image.open would ask forty plugins more,
 # one of which starts Ghostscript, and take heed of limits that other libraries set for themselves.
