@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -125,9 +126,11 @@ def test_every_error_that_is_shown_is_without_passwords() -> None:
 
 
 def test_every_log_is_without_passwords(capfd: pytest.CaptureFixture[str]) -> None:
-    before = logging.getLogRecordFactory()
+    before, form = logging.getLogRecordFactory(), warnings.formatwarning
     hide_in_logs()
     hide_in_logs()
+    warned = warnings.formatwarning(UserWarning(f"http://me:{SECRET}@host is slow"), UserWarning, "x.py", 1)
+    assert SECRET not in warned and "http://host is slow" in warned
     other = logging.getLogger("another.library")
     other.addHandler(handler := logging.StreamHandler())
     try:
@@ -140,6 +143,7 @@ def test_every_log_is_without_passwords(capfd: pytest.CaptureFixture[str]) -> No
     finally:
         other.removeHandler(handler)
         logging.setLogRecordFactory(before)
+        warnings.formatwarning = form
     said = capfd.readouterr().err
     assert SECRET not in said and "http://host does not answer" in said and "ValueError: http://host" in said
 

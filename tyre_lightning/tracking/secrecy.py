@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class WithoutPasswords(Callback):
 
 
 def hide_in_logs() -> None:
-    """Take passwords out of whatever is logged in this process from now on, with its tracebacks; idempotent."""
-    make = logging.getLogRecordFactory()
+    """Take passwords out of all logs, their tracebacks and warnings in this process from now on; idempotent."""
+    make, form = logging.getLogRecordFactory(), warnings.formatwarning
     if getattr(make, "hides_passwords", False):
         return
 
@@ -51,8 +52,12 @@ def hide_in_logs() -> None:
                 record.msg, record.args = clean, None
         return record
 
+    def form_clean(*args: Any, **kwargs: Any) -> str:
+        return hide_passwords(form(*args, **kwargs))
+
     make_clean.hides_passwords = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(make_clean)
+    warnings.formatwarning = form_clean
 
 
 def _clean(path: Path) -> None:
