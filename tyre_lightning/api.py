@@ -28,6 +28,7 @@ from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.saliency import explain, overlay
 from tyre_lightning.evaluation.scoring import batched
+from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
 from tyre_lightning.names import one_form
@@ -121,7 +122,7 @@ class Model:
         source = open_source(address, S3Config())
         total = sum(1 for _ in source.entries())
         if not total:
-            raise UserError(f"{address} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
+            raise UserError(f"{address} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         check_names(self.inspector, source, total)
         for rows in predict_batches(self.inspector, source.store, source.entries(), _TOGETHER):
             yield from rows
@@ -152,13 +153,7 @@ class Model:
 
     def _promise(self) -> str:
         point = self.inspector.point
-        if point is None:
-            return f"none, because {self.inspector.undecided()}"
-        promised = point.promised
-        return (
-            f"at most {promised.max_escape_rate:.3g} of defective tyres escape, with a confidence of "
-            f"{promised.confidence:.3g}: P(defective) below {point.threshold:.4g}"
-        )
+        return f"none, because {self.inspector.undecided()}" if point is None else point.sentence()
 
 
 def compose(*overrides: str) -> DictConfig:

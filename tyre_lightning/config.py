@@ -404,7 +404,6 @@ def to_train_config(cfg: Any) -> TrainConfig:
         raise UserError("data.catalog and data.from_run both say which images to train on: give one of them")
     if config.data.root or config.data.bucket or not (config.data.catalog or config.data.from_run):
         config.data.root = data_root(config.data)
-    _check_names(config.logger)
     for watched in (config.callbacks.checkpoint, config.callbacks.early_stopping):
         watched.monitor = one_form(watched.monitor)  # it may name a class
     check_ranges(config)

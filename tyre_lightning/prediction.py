@@ -36,6 +36,7 @@ from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_ov
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
 from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
 from tyre_lightning.files import disk_errors
+from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
@@ -102,7 +103,7 @@ def predict(cfg: DictConfig) -> Summary:
     source = open_source(str(config.input), config.s3)
     total = sum(1 for _ in source.entries())  # listed twice rather than kept: memory does not grow with the images
     if not total:
-        raise UserError(f"input={config.input} holds no images (jpg, jpeg, png, webp, bmp, tif, tiff)")
+        raise UserError(f"input={config.input} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
     check_names(inspector, source, total)
@@ -265,10 +266,8 @@ def show(summary: Summary, inspector: Inspector) -> None:
 
 
 def _decisions(summary: Summary, point: OperatingPoint) -> str:
-    promised = point.promised
     counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
-    limit = f"at most {promised.max_escape_rate:.3g} of defective tyres escape, with a confidence of"
-    return f"decisions: {counts} ({limit} {promised.confidence:.3g}: P(defective) below {point.threshold:.4g})"
+    return f"decisions: {counts} ({point.sentence()})"
 
 
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:

@@ -49,6 +49,12 @@ class OperatingPoint:
         """Plain values, for JSON and for checkpoints."""
         return asdict(self)
 
+    def sentence(self) -> str:
+        """What is promised, and by which threshold."""
+        rate, confidence = self.promised.max_escape_rate, self.promised.confidence
+        limit = f"at most {rate:.3g} of defective tyres escape, with a confidence of {confidence:.3g}"
+        return f"{limit}: P(defective) below {self.threshold:.4g}"
+
     def decide(self, defective: float) -> str:
         """The decision on a P(defective); what is no number is for a person to see."""
         if defective < self.threshold:

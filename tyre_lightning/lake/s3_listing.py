@@ -8,7 +8,6 @@ times) need not be parsed again. So a listing is never old, and an unchanged one
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import Unwritable, UserError
+from tyre_lightning.files import whole
 from tyre_lightning.lake.s3_pages import Page
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.trust import distrust, trusted
@@ -127,8 +127,7 @@ def _load(memory: Path) -> list[Block]:
 def _save(memory: Path, blocks: Sequence[Block], pages: Pages) -> None:
     """Keep a listing of several pages, if its server lists in order and from any key on, as Amazon's does."""
     table = pa.concat_tables(block.table for block in blocks) if blocks else _table(())
-    unfinished = memory.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError, Unwritable):  # the next listing takes longer
         memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if distrust(memory.parent):
             return
@@ -136,11 +135,8 @@ def _save(memory: Path, blocks: Sequence[Block], pages: Pages) -> None:
         if len(blocks) < 2 or len(table) < _FULL * PAGE * (len(blocks) - 1) or not _in_order(table, blocks, pages):
             return
         about = json.dumps([(len(block.table), block.digest, block.after) for block in blocks])
-        pq.write_table(table.replace_schema_metadata({_BLOCKS: about}), unfinished, compression="zstd")
-        unfinished.replace(memory)
-    except OSError:  # the next listing takes longer
-        with suppress(OSError):
-            unfinished.unlink()
+        with whole(memory) as unfinished:
+            pq.write_table(table.replace_schema_metadata({_BLOCKS: about}), unfinished, compression="zstd")
 
 
 def _in_order(table: pa.Table, blocks: Sequence[Block], pages: Pages) -> bool:
