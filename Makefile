@@ -38,7 +38,7 @@ lint: install ## check style and types
 	$(BIN)/mypy
 
 notebooks: install ## execute the notebooks on the demo's images and runs
-	$(BIN)/python -m tyre_lightning.demo --notebooks
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean: ## remove what the demo and the tests leave
 	rm -rf demo outputs mlruns mlflow.db predictions.* .pytest_cache .mypy_cache .ruff_cache

@@ -16,7 +16,7 @@ def task(cfg: DictConfig) -> dict[str, float]:
     """Import what is heavy only now that the config has been found good."""
     from tyre_lightning.training import train
 
-    return train(cfg)
+    return train(cfg).metrics
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

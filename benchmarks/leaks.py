@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from tyre_lightning.audit.audit import Audit, examine
+from tyre_lightning.audit.audit import examine
+from tyre_lightning.audit.findings import Audit
 from tyre_lightning.config import DataConfig, S3Config
 
 TRAIN = Path(__file__).parents[1] / "train.py"

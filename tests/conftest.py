@@ -139,7 +139,7 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
     folder.mkdir(exist_ok=True)
     lay_database(folder / "mlflow.db")
     with contextlib.chdir(folder):  # MLflow keeps a database's artifacts in ./mlruns
-        return train(cfg)
+        return train(cfg).metrics
 
 
 def run_here(folder: Path) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,8 @@ import torch
 from PIL import Image
 
 import tyre_lightning as tl
-from tests.conftest import PROJECT, Trained, run_script
+from tests.conftest import PROJECT, TINY, Trained, run_script
+from tests.mlflow_server import lay_database
 from tyre_lightning.api import Model
 
 
@@ -144,3 +147,77 @@ def test_compose_gives_what_training_takes_and_open_data_its_images(trained: Tra
     ):
         with pytest.raises(tl.UserError, match=sentence):
             tl.compose(f"data.root={trained.local}", override)
+
+
+@pytest.fixture(scope="module")
+def result(trained: Trained) -> tl.Result:
+    (run_id,) = tl.runs(trained.experiment, tracking_uri=trained.tracking_uri)["run_id"]
+    return tl.open_run(run_id, tracking_uri=trained.tracking_uri)
+
+
+def test_a_run_gives_the_rows_of_predict_with_the_true_classes(
+    trained: Trained, result: tl.Result, model: Model
+) -> None:
+    rows = result.scores("test")
+    predicted = model.predict(trained.local / "test")
+    ordered = predicted.assign(key="v1/" + "test/" + predicted["key"].str.partition("test/")[2]).sort_values("key")
+    columns = [name for name in predicted.columns if name != "tyre"]
+    pd.testing.assert_frame_equal(rows[columns], ordered[columns].reset_index(drop=True), rtol=0, atol=1e-6)
+    assert rows["true"].tolist() == rows["key"].str.split("/").str[-2].tolist()
+    assert (rows["true"] == rows["class"]).mean() == pytest.approx(result.metrics["test/accuracy"])
+    held_out = [int(count) for name, count in result.settings.items() if name.startswith("found.images.val.")]
+    assert len(result.scores("val")) == sum(held_out)
+    with pytest.raises(tl.UserError, match=r"has no scores/train\.parquet"):
+        result.scores("train")
+
+
+def test_a_run_shows_its_errors_its_report_and_its_curves(trained: Trained, result: tl.Result) -> None:
+    assert result.model_uri == trained.model
+    sheet = result.errors(3, root=str(trained.local))
+    assert sheet.width > sheet.height > 100
+    with pytest.raises(tl.UserError, match="there is no folder"):
+        result.errors(root="/nowhere")
+    report = result.report()
+    assert "<html" in report.html and report._repr_html_().startswith("<iframe srcdoc=")
+    assert "&lt;html" in report._repr_html_()
+    curves = result.curves()
+    assert curves.index.tolist() == [1, 2] and {"val/f1", "val/loss"} <= {*curves.columns}
+    assert result.confusion_matrix().width > 100
+    assert result.run_id in repr(result) and f"{result.metrics['test/f1']:.3f}" in result._repr_html_()
+
+
+def test_what_is_not_a_run_is_one_sentence(trained: Trained) -> None:
+    with pytest.raises(tl.UserError, match="there is no run 0123"):
+        tl.open_run("0123", tracking_uri=trained.tracking_uri)
+    with pytest.raises(tl.UserError, match="the experiment 'none-yet' has no runs yet"):
+        tl.runs("none-yet", tracking_uri=trained.tracking_uri)
+
+
+class Counting(L.Callback):
+    batches = 0
+
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        self.batches += 1
+
+
+def test_training_gives_a_result_and_calls_back(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = tmp_path / "v1"
+    shutil.copytree(trained.local, lake)
+    (lake / "test" / "good" / "bad.jpg").write_bytes(b"no image")
+    lay_database(tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    counting = Counting()
+    where = (f"data.root={lake}", "trainer.enable_progress_bar=false", "logger.system_metrics=false")
+    run = tl.train(*where, *TINY, callbacks=[counting])
+    learnt = [int(count) for name, count in run.settings.items() if name.startswith("found.images.train.")]
+    assert counting.batches == -(-sum(learnt) // 4)  # images in a batch
+    assert run.folder is not None and (run.folder / "checkpoints" / "best.ckpt").is_file()
+    assert run.model.predict(lake / "test")["error"].notna().sum() == 1
+    scores = run.scores()
+    assert scores.loc[scores["error"].notna(), "key"].tolist() == ["v1/test/good/bad.jpg"]
+    assert run.errors(2).width > 100
+    with pytest.raises(tl.UserError, match="not both"):
+        tl.train(tl.compose(*where), "seed=1")

@@ -17,9 +17,9 @@ import torch
 from PIL import Image, ImageEnhance
 
 from tests.conftest import PROJECT, untracked_environment, write_files
-from tyre_lightning.audit.audit import COLUMNS
 from tyre_lightning.audit.copies import find_copies, read_copies
 from tyre_lightning.audit.embedding import COPIES
+from tyre_lightning.audit.findings import COLUMNS
 from tyre_lightning.audit.labels import shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, look
 from tyre_lightning.config import Changed, DataConfig, S3Config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, untracked_environment
-from tests.test_notebooks import NOTEBOOKS, pictures, printed
+from tests.test_notebooks import NOTEBOOKS, pictures, shown
 
 
 @pytest.mark.timeout(900)
@@ -26,7 +26,8 @@ def test_the_demo_learns_and_cleans_up_and_its_notebooks_run(tmp_path: Path) -> 
     rows = list(csv.DictReader((tmp_path / "demo" / "predictions.csv").open()))
     assert len(rows) == 24
     committed = [path.read_bytes() for path in NOTEBOOKS]
-    command.append("--notebooks")
+    environment["TYRE_DATA_ROOT"] = str(tmp_path / "demo" / "lake" / "tyres" / "v1")  # its S3 server has stopped
+    command = [sys.executable, str(PROJECT / "notebooks" / "execute.py"), *map(str, NOTEBOOKS)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert [path.read_bytes() for path in NOTEBOOKS] == committed
@@ -38,13 +39,11 @@ def test_the_demo_learns_and_cleans_up_and_its_notebooks_run(tmp_path: Path) -> 
 def check_notebooks(folder: Path) -> None:
     """They tell of the demo's lake and runs, in pictures too."""
     explored, compared = folder / "01_explore_data.ipynb", folder / "02_compare_runs.ipynb"
-    for copy in (explored, compared):
-        assert "images in s3://tyres/v1" in printed(copy)
-    assert "500 images in 4 classes, 0 unreadable" in printed(explored)
-    assert "0 pairs; 0 lie in different usages" in printed(explored)  # test_notebooks has a lake with copies
-    assert pictures(explored) >= 5  # counts, sizes, brightness, and a contact sheet of each class
-    assert re.search(r"\d+ of \d+ are wrong; \d+ could not be read", printed(compared))
-    assert pictures(compared) >= 3  # curves, test metrics, confusion matrices; errors only where there are some
+    assert "500 images in 4 classes, 0 unreadable" in shown(explored)
+    assert "0 pairs lie in different usages" in shown(explored)  # test_notebooks has a lake with copies
+    assert pictures(explored) >= 6  # counts, sizes and brightness, and a contact sheet of each class
+    assert "models:/tyre-demo/1" in shown(compared)
+    assert pictures(compared) == 4  # curves, test metrics, the confusion matrix, errors
 
 
 def test_makefile_lists_its_targets() -> None:

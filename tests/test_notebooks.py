@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from tyre_lightning.demo.server import FOREIGN_VARIABLES
+from tyre_lightning.tracking.runs import connect, open_experiment
+from tyre_lightning.tracking.sweeps import PARENT_TAG, SWEEP_TAG
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -30,14 +32,15 @@ def cells(path: Path) -> list[dict[str, Any]]:
     return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
-def printed(path: Path) -> str:
-    """Everything that an executed notebook has printed."""
-    outputs = [item for cell in cells(path) for item in cell["outputs"] if item["output_type"] == "stream"]
-    return "".join("".join(item["text"]) for item in outputs if item["name"] == "stdout")
+def shown(path: Path) -> str:
+    """Everything that an executed notebook says: prints, and what its cells end in."""
+    outputs = [item for cell in cells(path) for item in cell["outputs"]]
+    texts = [item.get("text") or item.get("data", {}).get("text/html") or [] for item in outputs]
+    return "".join("".join(text) for text in texts)
 
 
 def pictures(path: Path) -> int:
-    """How many figures an executed notebook shows."""
+    """How many pictures an executed notebook shows."""
     return sum("image/png" in item.get("data", {}) for cell in cells(path) for item in cell["outputs"])
 
 
@@ -73,11 +76,28 @@ def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"01_explore_data\.ipynb took \d+ s", done.stdout)
     copy = tmp_path / "01_explore_data.ipynb"
-    assert f"images in {trained.root}" in printed(copy)
-    assert "images in 4 classes, 0 unreadable" in printed(copy)
-    assert re.search(r"\d+ pairs; \d+ lie in different usages", printed(copy))
-    assert pictures(copy) >= 5  # counts, sizes, brightness, and a contact sheet of each class
+    assert "images in 4 classes, 0 unreadable" in shown(copy)
+    assert re.search(r"\d+ pairs lie in different usages", shown(copy))
+    assert pictures(copy) >= 7  # counts, sizes and brightness, a contact sheet of each class, doubted labels
     assert (FOLDER / "01_explore_data.ipynb").read_bytes() == before
+
+
+def test_compares_runs_a_sweep_among_them(trained: Any, tmp_path: Path) -> None:
+    client = connect(trained.tracking_uri)
+    experiment = open_experiment(client, trained.experiment)
+    sweep = client.create_run(experiment, run_name="a sweep", tags={PARENT_TAG: "true", SWEEP_TAG: "somewhere"})
+    failed = client.create_run(experiment, run_name="broken off", tags={SWEEP_TAG: "somewhere"})
+    try:
+        where = {"MLFLOW_EXPERIMENT_NAME": trained.experiment, "TYRE_DATA_ROOT": str(trained.local)}
+        done = execute(FOLDER / "02_compare_runs.ipynb", tmp_path, **{**trained.environment, **where})
+    finally:
+        for run in (sweep, failed):
+            client.delete_run(run.info.run_id)
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "02_compare_runs.ipynb"
+    assert "broken off" in shown(copy) and "a sweep" not in shown(copy)
+    assert "macro F1" in shown(copy) and "models:/tyre-demo/1" in shown(copy)
+    assert pictures(copy) == 4  # curves, test metrics, the confusion matrix, errors
 
 
 def test_says_what_to_do_where_there_are_no_runs(trained: Any, tmp_path: Path) -> None:
@@ -85,15 +105,14 @@ def test_says_what_to_do_where_there_are_no_runs(trained: Any, tmp_path: Path) -
     done = execute(FOLDER / "02_compare_runs.ipynb", tmp_path, **tracking)
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert error.startswith("error: 02_compare_runs.ipynb, cell 3: there are no finished runs in ")
-    assert error.endswith("run `make demo` first")
+    assert error.startswith("error: 02_compare_runs.ipynb, cell 3: the experiment 'none-yet' has no runs yet: train")
 
 
 def test_names_the_failing_cell(tmp_path: Path) -> None:
     path = write_notebook(tmp_path / "broken.ipynb", "print('fine')", "def half(x):\n    return x / 0\n\nhalf(1)", "2")
     done = execute(path, tmp_path / "out")
     assert (done.returncode, done.stderr) == (1, "error: broken.ipynb, cell 2: ZeroDivisionError: division by zero\n")
-    assert "fine" in printed(tmp_path / "out" / "broken.ipynb")
+    assert "fine" in shown(tmp_path / "out" / "broken.ipynb")
 
 
 def test_says_that_python_has_ended(tmp_path: Path) -> None:

@@ -39,10 +39,9 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
     assert not open_data(config_of(root, near_copies=False)).copies
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_opens_the_images_as_training_does(path: Path) -> None:
-    code = "".join(line for cell in cells(path) for line in cell["source"])
-    assert "data = open_data(config)" in code and "TyreDataModule" not in code
+def test_the_notebooks_open_the_images_as_training_does() -> None:
+    code = "".join(line for path in NOTEBOOKS for cell in cells(path) for line in cell["source"])
+    assert "data = tl.open_data(config)" in code and "TyreDataModule" not in code
 
 
 def look_nowhere(*_: object) -> Never:

@@ -4,8 +4,9 @@ In a notebook::
 
     import tyre_lightning as tl
 
-    model = tl.load("models:/tyre-defects@champion")
-    model.predict("new/*.jpg")
+    run = tl.train("data.root=s3://plant/tyres/v1")
+    run.errors(12)
+    run.model.predict("new/*.jpg")
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from tyre_lightning.surroundings import drop_empty_variables, have_home
 if TYPE_CHECKING:
     from tyre_lightning.api import Model as Model
     from tyre_lightning.api import compose as compose
+    from tyre_lightning.api import examine as examine
     from tyre_lightning.api import load as load
     from tyre_lightning.api import open_data as open_data
+    from tyre_lightning.api import show as show
     from tyre_lightning.errors import UserError as UserError
+    from tyre_lightning.results import Result as Result
+    from tyre_lightning.results import open_run as open_run
+    from tyre_lightning.results import runs as runs
+    from tyre_lightning.results import train as train
 
 __version__ = "0.1.0"
-_HOMES = {"Model": "api", "compose": "api", "load": "api", "open_data": "api", "UserError": "errors"}
+_HOMES = {
+    **dict.fromkeys(("load", "Model", "compose", "open_data", "examine", "show"), "api"),
+    **dict.fromkeys(("train", "open_run", "runs", "Result"), "results"),
+    "UserError": "errors",
+}
 __all__ = [*_HOMES]
 
 drop_empty_variables()

@@ -20,12 +20,15 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tyre_lightning.audit.audit import examine as _examine
+from tyre_lightning.audit.findings import Audit
 from tyre_lightning.command_line import explain as explain_error
 from tyre_lightning.config import DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
 from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.evaluation.gallery import contact_sheet, stream, thumbnail
 from tyre_lightning.evaluation.saliency import explain, overlay
 from tyre_lightning.evaluation.scoring import batched
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
@@ -54,10 +57,14 @@ def load(model: str | Path, *, tracking_uri: str | None = None) -> Model:
     Raises:
         UserError: there is no such model, or it is not one of this project's.
     """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
-    inspector = load_inspector(str(model), uri)
+    inspector = load_inspector(str(model), tracking(tracking_uri))
     inspector.network.to("cuda" if torch.cuda.is_available() else "cpu")
     return Model(inspector, str(model))
+
+
+def tracking(uri: str | None) -> str:
+    """Where MLflow is: as given, as the environment has it, or the database in this folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
 
 
 class Model:
@@ -133,7 +140,7 @@ class Model:
             views = [self.inspector.preprocessing(image) for image in images if isinstance(image, Tensor)]
             answers = iter(self.inspector.answers(views))
             for (key, _), image in zip(part, images, strict=True):
-                row = next(answers) | {"error": None} if isinstance(image, Tensor) else _nothing(image)
+                row = next(answers) | {"error": None} if isinstance(image, Tensor) else nothing_seen(image.reason)
                 names = {"key": key, "tyre": tyre_of(key, self.inspector.group_pattern), "reason": None}
                 yield names | row | {"decision": row["picture_decision"]}
 
@@ -178,7 +185,41 @@ def open_data(config: DictConfig | TrainConfig) -> TyreDataModule:
     Raises:
         UserError: there is no such lake, run or catalog, or the folders do not make a data set.
     """
-    return _open_data(config if isinstance(config, TrainConfig) else to_train_config(config))
+    return _open_data(_checked(config))
+
+
+def examine(config: DictConfig | TrainConfig) -> Audit:
+    """What the images of a config hold that may spoil a training or its test; looks at each once.
+
+    Raises:
+        UserError: there is no such lake, or an object in it cannot be read.
+    """
+    checked = _checked(config)
+    return _examine(checked.data, checked.s3)
+
+
+def show(
+    data: TyreDataModule, keys: Iterable[str], titles: Iterable[str] | None = None, heading: str = "", columns: int = 6
+) -> Image.Image:
+    """A contact sheet of some images.
+
+    Args:
+        data: whose they are.
+        keys: which.
+        titles: of each; None: its file's name.
+        heading: above all.
+        columns: beside each other.
+
+    Raises:
+        UserError: an image is missing or cannot be fetched.
+    """
+    keys = [*keys]
+    named = [Path(key).name for key in keys] if titles is None else [*titles]
+    return contact_sheet([*stream(data.store, keys, thumbnail)], named, heading, columns)
+
+
+def _checked(config: DictConfig | TrainConfig) -> TrainConfig:
+    return config if isinstance(config, TrainConfig) else to_train_config(config)
 
 
 def _name_tyres(rows: Rows, tyres: Sequence[str | None]) -> None:
@@ -188,8 +229,9 @@ def _name_tyres(rows: Rows, tyres: Sequence[str | None]) -> None:
         row["tyre"] = None if tyre is None else one_form(tyre)
 
 
-def _nothing(error: UnreadableImage) -> dict[str, Any]:
-    return {"class": None, "picture_decision": None, "error": error.reason}
+def nothing_seen(reason: str) -> dict[str, Any]:
+    """What is said of a picture that could not be read."""
+    return {"class": None, "picture_decision": None, "error": reason}
 
 
 def _bytes(path: str | Path) -> bytes:

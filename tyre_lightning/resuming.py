@@ -25,13 +25,13 @@ from tyre_lightning.tracking.sweeps import in_sweep
 log = logging.getLogger(__name__)
 
 
-def done_before(config: TrainConfig, setup: Mapping[str, Any]) -> dict[str, float] | None:
-    """The metrics of a run that has finished already, of a sweep that is continued or a job that is started again."""
+def done_before(config: TrainConfig, setup: Mapping[str, Any]) -> Journal | None:
+    """The run that has finished already, of a sweep that is continued or a job that is started again."""
     for folder in [run_folder(config)] if in_sweep() else runs_of_job(config) if started_again() else []:
         journal = Journal.at(folder)
         if journal is not None and journal.status() == "FINISHED" and not different(journal, setup):
             log.info("this run has finished before: %s", journal.run()["run_id"])
-            return journal.metrics()
+            return journal
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.runs import Run
 
 
-def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> L.Trainer:
+def build_trainer(
+    config: TrainConfig, run: Run, folder: Path, *, new: bool, callbacks: Sequence[L.Callback] = ()
+) -> L.Trainer:
     """Lightning's trainer with this project's callbacks.
 
     Args:
@@ -41,6 +44,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> 
         run: which to log to.
         folder: of the run.
         new: whether a checkpoint to begin with is of another run.
+        callbacks: beside this project's.
 
     Raises:
         UserError: as :func:`processes`.
@@ -74,7 +78,13 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> 
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
         num_sanity_val_steps=0,
         logger=RunLogger(run),
-        callbacks=[*begin, KeptGradients(), *build_callbacks(config, folder), *(pruning() if count == 1 else [])],
+        callbacks=[
+            *begin,
+            KeptGradients(),
+            *build_callbacks(config, folder),
+            *(pruning() if count == 1 else []),
+            *callbacks,
+        ],
         default_root_dir=folder,
         # This process starts the others itself, also in a job of SLURM or another cluster.
         plugins=[WholeCheckpoints(), LightningEnvironment()],

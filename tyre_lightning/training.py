@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from tyre_lightning.errors import UnreadableImage, UserError, without_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
-from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
@@ -44,9 +44,10 @@ from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.slurm import JOB_TAG, claim, job, requeued_when_told
-from tyre_lightning.tracking.registry import model_uri, register
+from tyre_lightning.tracking.journal import Journal
+from tyre_lightning.tracking.registry import model_uri, register, run_model
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, Run, send_left, tracked_run
+from tyre_lightning.tracking.runs import CATALOG, CONFIG, Run, send_left, tracked_run
 from tyre_lightning.tracking.secrecy import hide_in_logs
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import build_trainer, checkpoints, gpus
@@ -55,15 +56,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TIMED = 15  # images
-SCORES = "scores"  # the folder of what the registered model said of each image
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training has left.
+
+    Args:
+        run_id: of its run in MLflow.
+        folder: of its checkpoints and its journal.
+        model: the URI of its model.
+        metrics: the last value of each, by name.
+    """
+
+    run_id: str
+    folder: Path
+    model: str
+    metrics: dict[str, float]
+
+
 @disk_errors()
 @requeued_when_told()
-def train(cfg: DictConfig) -> dict[str, float]:
-    """Train on a composed config, judge the best checkpoint and register it; gives the last metrics by name.
+def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
+    """Train on a composed config, judge the best checkpoint and register it.
+
+    Args:
+        cfg: the config.
+        callbacks: beside this project's.
 
     Raises:
         UserError: something in the config, the lake or the addresses it names cannot be used.
@@ -78,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     setup = describe(cfg, data, catalogs)
     if (done := done_before(config, setup)) is not None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
-        return done
+        return finished_before(done)
     resume, unfinished = starting_point(config, asked, setup)
     check_monitors(config.callbacks, data)
     model = build_model(config, data, pretrained=resume is None)
@@ -96,7 +117,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
         shared = find_shared(data)
         check_readable(data, config)
-        trainer = build_trainer(config, run, folder, new=unfinished is None)
+        trainer = build_trainer(config, run, folder, new=unfinished is None, callbacks=callbacks)
         fit(trainer, model, data, resume)
         best, *others = checkpoints(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
@@ -115,7 +136,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     uri = model_uri(run)
     log.info("run %s, best checkpoint %s", run.id, best)
     log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
-    return {name: float(value) for name, value in metrics.items()}
+    return Trained(run.id, folder, uri, {name: float(value) for name, value in metrics.items()})
+
+
+def finished_before(journal: Journal) -> Trained:
+    """What a run that is not done again has left."""
+    run_id = journal.run()["run_id"]
+    return Trained(run_id, journal.folder.parent, run_model(run_id), journal.metrics())
 
 
 def quiet() -> None:
@@ -180,7 +207,7 @@ def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catal
 def record_setup(run: Run, cfg: DictConfig, setup: Mapping[str, Any]) -> None:
     """Record a run's parameters, and its config as a file."""
     run.log_params(setup)
-    run.log_text(OmegaConf.to_yaml(_shown(cfg)), "config.yaml")
+    run.log_text(OmegaConf.to_yaml(_shown(cfg)), CONFIG)
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:

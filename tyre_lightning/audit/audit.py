@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,10 @@ from omegaconf import DictConfig
 
 from tyre_lightning.audit.copies import Pairs, find_copies
 from tyre_lightning.audit.embedding import COPIES, LABELS
-from tyre_lightning.audit.labels import Shortcut, Suspects, shortcut, suspects
+from tyre_lightning.audit.findings import COLUMNS, FINDINGS, IMAGES, PAGE, Audit
+from tyre_lightning.audit.labels import Suspects, shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, Looks, look
+from tyre_lightning.audit.page import render
 from tyre_lightning.config import DataConfig, S3Config, to_audit_config
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors, write_whole
@@ -28,57 +29,7 @@ from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import count_tyres, groups_of
 from tyre_lightning.names import csv_text
 
-PAGE = "audit.html"
-FINDINGS = "findings.csv"
-IMAGES = "images.parquet"
-COLUMNS = [
-    *("kind", "key", "usage", "label"),
-    *("other_key", "other_usage", "other_label", "distance"),
-    *("suggested", "confidence"),
-    "error",
-]
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was found.
-
-    Args:
-        store: where the images lie.
-        classes: in order.
-        images: a row for each image: key, usage, label, size (bytes), error (None where it was decoded), the columns
-            of :data:`tyre_lightning.audit.looks.TRAITS`, and group: images that show the same tyre have one number.
-        findings: a row for each thing to look at, the gravest first, always with all of :data:`COLUMNS`: kind, key,
-            usage, label; of copies also other_key, other_usage, other_label and distance; of labels suggested and
-            confidence; of unreadable images error.
-        shortcut: None where a class is too small to tell.
-        labels_judged: whether classes were large enough to suspect labels.
-    """
-
-    store: Store
-    classes: tuple[str, ...]
-    images: pd.DataFrame
-    findings: pd.DataFrame
-    shortcut: Shortcut | None
-    labels_judged: bool
-
-    def of(self, *kinds: str) -> pd.DataFrame:
-        """The findings of some kinds."""
-        return self.findings[self.findings["kind"].isin(kinds)]
-
-    @property
-    def leaks(self) -> pd.DataFrame:
-        """Pairs that lie in different usages: results on the one are too good because of the other."""
-        copies = self.of("exact copy", "near-copy")
-        return copies[copies["usage"] != copies["other_usage"]]
-
-    @property
-    def conflicts(self) -> pd.DataFrame:
-        """Pairs that lie in different classes: one of the labels is wrong, or the tyre has two defects."""
-        copies = self.of("exact copy", "near-copy")
-        return copies[copies["label"] != copies["other_label"]]
 
 
 @disk_errors()
@@ -88,8 +39,6 @@ def audit(cfg: DictConfig) -> Audit:
     Raises:
         UserError: the lake or the output folder cannot be used.
     """
-    from tyre_lightning.audit.page import render
-
     config = to_audit_config(cfg)
     output = Path(os.path.expanduser(config.output))
     try:
@@ -99,7 +48,7 @@ def audit(cfg: DictConfig) -> Audit:
     found = examine(config.data, config.s3)
     found.images.to_parquet(output / IMAGES, index=False)
     write_whole(output / FINDINGS, csv_text(found.findings))
-    (output / PAGE).write_text(render(found), encoding="utf-8")
+    write_whole(output / PAGE, render(found))
     return found
 
 

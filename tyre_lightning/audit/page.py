@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 from rich.console import Console
 
-from tyre_lightning.audit.audit import FINDINGS, PAGE, Audit
+from tyre_lightning.audit.findings import FINDINGS, PAGE, Audit
 from tyre_lightning.errors import hide_passwords
 from tyre_lightning.evaluation.gallery import jpeg, stream, thumbnail
 
@@ -34,7 +34,7 @@ def render(audit: Audit) -> str:
         root=hide_passwords(audit.store.root),
         classes=_classes(audit),
         pixels=_PIXELS,
-        summary=summary(audit),
+        summary=audit.sentences(),
         shortcut=audit.shortcut,
         betrayers=_betrayers(audit),
         sections=sections,
@@ -48,29 +48,9 @@ def render(audit: Audit) -> str:
 def show(audit: Audit, output: str) -> None:
     """Print what was found and where it is."""
     console = Console(highlight=False)
-    for line in summary(audit):
+    for line in audit.sentences():
         console.print(line, markup=False)
     console.print(f"pictures are in {Path(output, PAGE)}, all findings in {Path(output, FINDINGS)}", markup=False)
-
-
-def summary(audit: Audit) -> list[str]:
-    """The findings in sentences."""
-    exact, near = audit.of("exact copy"), audit.of("near-copy")
-    lines = [
-        f"{len(audit.images)} images in {len(audit.classes)} classes, {len(audit.of('unreadable'))} unreadable",
-        f"{len(exact)} pairs with the same bytes, {len(near)} pairs of near-copies; "
-        f"{len(audit.leaks)} pairs lie in different usages, {len(audit.conflicts)} in different classes",
-        f"{len(audit.of('label'))} labels are probably wrong"
-        if audit.labels_judged
-        else "too few images in a class to doubt labels",
-    ]
-    if audit.shortcut is None:
-        return [*lines, "too few images in a class to test for shortcuts"]
-    found = audit.shortcut
-    accuracy = f"{found.accuracy:.0%} of images are classified rightly by size, sharpness and border colour alone"
-    if found.high:
-        return [*lines, f"warning: {accuracy} (guessing: {found.chance:.0%}): a model may learn the background"]
-    return [*lines, f"{accuracy} (guessing: {found.chance:.0%})"]
 
 
 def _classes(audit: Audit) -> list[dict[str, Any]]:

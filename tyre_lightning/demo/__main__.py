@@ -36,16 +36,12 @@ MODEL = "tyre-demo"
 def main() -> int:
     """Run the demo; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tyre_lightning.demo", description=__doc__)
-    parser.add_argument("--notebooks", action="store_true", help="execute the notebooks on the demo's images and runs")
-    options = parser.parse_args()
+    parser.parse_args()
     started = time.monotonic()
     draw_lake()
     try:
         with S3Server(LAKE, static=True) as server:
-            environment = server.client_environment()
-            if options.notebooks:
-                return run_notebooks(environment)
-            return run_demo(environment, started)
+            return run_demo(server.client_environment(), started)
     except KeyboardInterrupt:
         print("\ninterrupted; the S3 server is stopped", file=sys.stderr)
         return 130
@@ -88,15 +84,6 @@ def call(environment: dict[str, str], script: str, *arguments: str) -> int:
             return process.wait()
         except KeyboardInterrupt:
             continue  # the script has had the Ctrl-C too and ends by itself, after saving
-
-
-def run_notebooks(environment: dict[str, str]) -> int:
-    """Execute every notebook against the demo's bucket and runs; a failing cell fails the whole."""
-    for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
-        code = call(environment, "notebooks/execute.py", str(path))
-        if code:
-            return code
-    return 0
 
 
 def newest_model() -> ModelVersion:

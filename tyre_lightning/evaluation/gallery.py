@@ -25,6 +25,7 @@ T = TypeVar("T")
 _BATCH = 64  # files in memory at one time
 _TILE = 200  # pixels
 _QUALITY = 75
+_DPI = 80
 _TITLE = 28  # characters of a line above a tile
 
 
@@ -59,7 +60,7 @@ def jpeg(picture: Image.Image) -> str:
     return b64encode(buffer.getvalue()).decode()
 
 
-def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: str, columns: int = 6) -> Figure:
+def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: str, columns: int = 6) -> Image.Image:
     """Thumbnails in rows, each with a title, all under a heading; long lines of titles lose their beginning."""
     from matplotlib.figure import Figure
 
@@ -74,7 +75,14 @@ def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: 
     for axes, tile, title in zip(grid, tiles, titles, strict=False):
         axes.imshow(tile)
         axes.set_title("\n".join(figure_text(_short(line)) for line in title.splitlines()), fontsize=8)
-    return figure
+    return as_picture(figure)
+
+
+def as_picture(figure: Figure) -> Image.Image:
+    """A figure as a picture: a notebook shows that by itself, and a figure only where pyplot is loaded."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return Image.open(buffer)
 
 
 def _short(line: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from tyre_lightning.model.inspector import Inspector
 
 Names = NDArray[np.object_]
 
+SCORES = "scores"  # the folder of what the registered model said of each image of a run
 UNKNOWN = -1
 _BATCH = 32  # images in memory at one time; as many again are being fetched
 
@@ -95,23 +97,33 @@ class Scores:
         return tyres.one_of_each(self.groups[tyres.deciding])
 
     def save(self, path: Path, classes: Sequence[str]) -> None:
-        """Write a row for each readable image as parquet: key, tyre, group, true class, and a logit for each class."""
-        names = {"key": self.keys, "tyre": self.tyres, "group": self.groups}
+        """Write a row for each image as parquet: key, tyre, group, true class, and a logit for each class.
+
+        Those that could not be read come last, and have a key alone.
+        """
+        missing = [None] * len(self.unreadable)
+        true = [None if label == UNKNOWN else classes[label] for label in self.labels]
+        names: dict[str, list[str | None]] = {"key": [*self.keys, *self.unreadable]}
+        names |= {"tyre": [*self.tyres, *missing], "group": [*self.groups, *missing], "true": [*true, *missing]}
         columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
-        columns["true"] = pa.array([classes[label] for label in self.labels], pa.string())
-        columns |= {f"logit_{name}": pa.array(self.logits[:, index]) for index, name in enumerate(classes)}
+        for index, name in enumerate(classes):
+            columns[f"logit_{name}"] = pa.array([*self.logits[:, index], *missing], pa.float64())
         with whole(path) as unfinished:
             pq.write_table(pa.table(columns), unfinished)
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """What :meth:`save` wrote."""
+        """What :meth:`save` wrote; of the tyres that unreadable images would show nothing is known any more."""
         table = pq.read_table(path)
+        seen = pc.is_valid(table["tyre"])
+        unreadable = table.filter(pc.invert(seen))["key"].to_pylist()
+        table = table.filter(seen)
         classes = [name.removeprefix("logit_") for name in table.column_names if name.startswith("logit_")]
         logits = np.stack([table[f"logit_{name}"].to_numpy() for name in classes], axis=1)
-        labels = np.array([classes.index(name) for name in table["true"].to_pylist()], np.int64)
+        places = {None: UNKNOWN} | {name: place for place, name in enumerate(classes)}
+        labels = np.array([places[name] for name in table["true"].to_pylist()], np.int64)
         tyres, groups = (np.array(table[name].to_pylist(), dtype=object) for name in ("tyre", "group"))
-        return cls(table["key"].to_pylist(), labels, logits, tyres, groups)
+        return cls(table["key"].to_pylist(), labels, logits, tyres, groups, tuple(unreadable))
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""

@@ -105,6 +105,7 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
     from mlflow.exceptions import MlflowException
 
     from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
+    from tyre_lightning.tracking.runs import CONFIG
     from tyre_lightning.tracking.sweeps import COSTS, METRICS, QUALITY, best_of, leaderboard
 
     runs = [run for run in runs if QUALITY in run.data.metrics]
@@ -124,7 +125,7 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
             client.log_metric(parent, name, best.data.metrics[name])
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = client.download_artifacts(best.info.run_id, "config.yaml", folder)
+            path = client.download_artifacts(best.info.run_id, CONFIG, folder)
             client.log_text(parent, Path(path).read_text(encoding="utf-8"), "best_config.yaml")
     except (MlflowException, OSError) as error:
         print(f"the config of the best run cannot be had: {first_line(error)}", file=sys.stderr)

@@ -59,9 +59,12 @@ def register(run: Run, inspector: Inspector, *, challenger: bool = True) -> None
 
 def model_uri(run: Run) -> str:
     """The URI to load a run's model by, once MLflow has it."""
-    if run.version is None:
-        return f"runs:/{run.id}/{MODEL_FOLDER}"
-    return f"models:/{run.config.registered_model}/{run.version}"
+    return run_model(run.id) if run.version is None else f"models:/{run.config.registered_model}/{run.version}"
+
+
+def run_model(run_id: str) -> str:
+    """The URI of the model that a run has recorded, registered or not."""
+    return f"runs:/{run_id}/{MODEL_FOLDER}"
 
 
 def load_inspector(model: str, tracking_uri: str) -> Inspector:

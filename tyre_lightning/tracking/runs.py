@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
+CONFIG = "config.yaml"  # the artifact that has a run's config
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
 _DATABASE_TRIES = 6  # with pauses of 6 s in all; MLflow's own ten have 100

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -54,15 +55,23 @@ def is_fold(run: Run) -> bool:
     return run.data.params.get("data.folds", "None") != "None"
 
 
+def newest_trainings(client: MlflowClient, experiment_id: str, count: int) -> list[Run]:
+    """The newest runs of an experiment; sweeps are not among them, but their runs are."""
+    return [*islice((run for run in _pages(client, experiment_id) if PARENT_TAG not in run.data.tags), count)]
+
+
 def _search(client: MlflowClient, experiment_id: str, sweep: str, more: str | None = None) -> list[Run]:
     wanted = " and ".join([f"tags.{SWEEP_TAG} = {mlflow_quoted(sweep)}", *([more] if more else [])])
-    found: list[Run] = []
+    return [*_pages(client, experiment_id, wanted)]
+
+
+def _pages(client: MlflowClient, experiment_id: str, wanted: str = "") -> Iterator[Run]:
+    """All runs that are wanted, the newest first; MLflow gives them in pages."""
     token: str | None = ""
     while token is not None:
         page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token or None)
-        found += page
+        yield from page
         token = page.token or None
-    return found
 
 
 @dataclass(frozen=True)
