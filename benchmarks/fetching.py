@@ -30,7 +30,8 @@ from tyre_lightning.data.dataset import BatchLoader
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.lake.store import Store, open_store
+from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.store import Store
 from tyre_lightning.model.backbones import preset
 
 BATCH = 32

@@ -28,7 +28,7 @@ from tests.radosgw import RadosGateway
 from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import FOREIGN_VARIABLES
 from tyre_lightning.lake.listing import read_catalog
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 
 BUCKET = "plant"
 CLASSES = tuple(f"class_{number}" for number in range(8))

@@ -39,7 +39,7 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 from tyre_lightning.model.backbones import preset
 
 BUCKET, ROOT, IMAGES = "bucket", "s3://bucket/v1", "s3://bucket/v1/test/"

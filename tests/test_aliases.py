@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from tests.mlflow_server import lay_database
 from tyre_lightning.errors import UserError
 from tyre_lightning.promote.aliases import AGAINST, FINGERPRINT, NO_ANCHOR, Aliases, Overtaken
-from tyre_lightning.tracking.registry import create_version
 from tyre_lightning.tracking.runs import connect
+from tyre_lightning.tracking.versions import create_version
 
 NAME = "raced"
 LOCK = f"{NAME} (promotion under way)"

@@ -11,7 +11,7 @@ from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Lake
 from tyre_lightning.lake.listing import good_class, read_catalog, read_lake
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 
 
 def read(folder: Path, **data: object) -> Lake:

@@ -26,7 +26,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.lake.listing import good_class, read_lake
 from tyre_lightning.lake.pinned import load, save
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.inspector import Inspector

@@ -23,8 +23,7 @@ from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache
-from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import Reader, open_store
 from tyre_lightning.model.backbones import preset
 
 CLASSES = ("bulge", "good")

@@ -13,13 +13,13 @@ from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.averaging import move
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, warmup_cosine
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.model.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.weights import load_weights
 
 LITE = "efficientnet_lite0"

@@ -20,7 +20,7 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import FOREIGN_VARIABLES
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.listing import read_catalog
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 
 pytestmark = [pytest.mark.radosgw, pytest.mark.skipif(not available(), reason="radosgw is not installed")]
 

@@ -12,9 +12,10 @@ import pytest
 from tests.conftest import write_files
 from tyre_lightning.config import S3Config
 from tyre_lightning.lake import s3, s3_listing
+from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.s3_listing import list_again
 from tyre_lightning.lake.s3_pages import Page
-from tyre_lightning.lake.store import Entry, open_store
+from tyre_lightning.lake.store import Entry
 
 NAMES = [f"{number:03}.jpg" for number in range(10, 33)]
 

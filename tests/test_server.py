@@ -15,7 +15,7 @@ from tests.conftest import use_server, write_files
 from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 
 
 def answers(endpoint: str) -> bool:

@@ -20,8 +20,9 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.listing import read_catalog
+from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.s3 import S3Store
-from tyre_lightning.lake.store import Store, open_store
+from tyre_lightning.lake.store import Store
 
 ODD_NAMES = ("a b.jpg", "c+d.jpg", "50%.jpg", "%41.jpg", "#1.jpg", "q?.jpg", "Größe 東.jpg", "a&b=<c>.jpg", "'x\".jpg")
 
@@ -363,7 +364,7 @@ def test_a_body_that_breaks_off_is_fetched_again(breaking_server: tuple[str, lis
 
 def test_boto3_is_not_loaded_for_a_folder(tmp_path: Path) -> None:
     code = (
-        "import sys; from tyre_lightning.lake.store import open_store; from tyre_lightning.config import S3Config; "
+        "import sys; from tyre_lightning.lake.reader import open_store; from tyre_lightning.config import S3Config; "
         f"list(open_store({str(tmp_path)!r}, S3Config()).list()); sys.exit('boto3' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ import pytest
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.lake.listing import read_lake
-from tyre_lightning.lake.store import open_store
+from tyre_lightning.lake.reader import open_store
 
 
 class Keys(BaseHTTPRequestHandler):

@@ -27,10 +27,10 @@ from tyre_lightning.errors import Pruned, UserError
 from tyre_lightning.evaluation.sweep_figures import cost_figure, parallel_figure
 from tyre_lightning.tracking.leaderboard import Leaderboard
 from tyre_lightning.tracking.pruning import Prune
-from tyre_lightning.tracking.registry import CHALLENGER, create_version, make_challenger
 from tyre_lightning.tracking.runs import open_experiment
 from tyre_lightning.tracking.studies import PRUNED
 from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, SWEEP_TAG, Repetition, pareto
+from tyre_lightning.tracking.versions import CHALLENGER, create_version, make_challenger
 
 # train.py in a process that dies of SIGKILL when the run of this number begins its second epoch.
 KILLED = """

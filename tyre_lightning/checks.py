@@ -12,8 +12,8 @@ from tyre_lightning.config import CallbacksConfig, TrainConfig
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.model.metrics import class_weights
 from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import check_database, check_experiment, connect
 from tyre_lightning.trainer import processes

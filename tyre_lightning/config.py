@@ -342,7 +342,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
-    keep_texts()
+    keep_texts(SCHEMAS.values())
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:

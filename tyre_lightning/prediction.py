@@ -38,8 +38,8 @@ from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
 from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.listing import is_image
-from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
+from tyre_lightning.lake.reader import Reader, open_store
+from tyre_lightning.lake.store import Entry, FolderStore, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
 from tyre_lightning.progress import progress_bar

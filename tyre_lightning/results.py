@@ -21,7 +21,8 @@ from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, stream, thumbnail
 from tyre_lightning.evaluation.judgement import confusion
 from tyre_lightning.evaluation.scores import SCORES, Scores
-from tyre_lightning.lake.store import Store, open_store
+from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import answer_columns, decide_on_tyres
 from tyre_lightning.tracking.registry import run_model

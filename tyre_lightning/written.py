@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -21,22 +20,19 @@ from omegaconf import OmegaConf
 _OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
 _OF_STUDIES = ("study", "storage", "metric", "direction")  # what hydra_plugins/tyre_optuna.py takes as text
 _NULL = "tag:yaml.org,2002:null"
+_texts: set[str] = set()  # the keys
 
 
-def keep_texts() -> None:
-    """From now on, leave what is written for keys of text as it is: in overrides, from Python too, and in files."""
+def keep_texts(schemas: Iterable[type]) -> None:
+    """From now on, leave what is written for keys of text as it is: in overrides, from Python too, and in files.
+
+    Args:
+        schemas: of all commands; a key that is of text in any is in none of another kind.
+    """
+    hydra = [*text_keys(HydraConf), *(f"sweeper.{key}" for key in _OF_STUDIES)]
+    _texts.update({"experiment"}, *(text_keys(schema) for schema in schemas), {f"hydra.{key}" for key in hydra})
     setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)
     SourcesRegistry.instance().types[HydrasOwn.scheme()] = FileConfigSource
-
-
-@cache
-def _texts() -> set[str]:
-    """All keys of text, of all commands: one that is of text in any is in none of another kind."""
-    from tyre_lightning.config import SCHEMAS
-
-    ours = {"experiment"}.union(*(text_keys(schema) for schema in SCHEMAS.values()))
-    hydra = [*text_keys(HydraConf), *(f"sweeper.{key}" for key in _OF_STUDIES)]
-    return ours | {f"hydra.{key}" for key in hydra}
 
 
 def text_keys(schema: type, prefix: str = "") -> set[str]:
@@ -73,7 +69,7 @@ class _Overrides(HydraOverrideVisitor):
 
     def visitPrimitive(self, ctx: Any) -> Any:  # noqa: N802
         value, text = super().visitPrimitive(ctx), ctx.getText().strip()
-        changed = self._key in _texts() and isinstance(value, int | float) and str(value) != text
+        changed = self._key in _texts and isinstance(value, int | float) and str(value) != text
         return QuotedString(text, Quote.single) if changed else value
 
     def _within(self, key: str, visit: Any, ctx: Any) -> Any:
@@ -93,7 +89,7 @@ class FileConfigSource(HydrasOwn):
         path = Path(self.path, self._normalize_file_name(config_path))
         package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
         for key, text in _scalars(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""):
-            if package + key.partition("[")[0] in _texts():
+            if package + key.partition("[")[0] in _texts:
                 OmegaConf.update(result.config, key, text)
         return result
 

@@ -17,8 +17,8 @@ from tyre_lightning.decision.calibration import (
 )
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, rates
 from tyre_lightning.evaluation.auroc import auroc_interval
-from tyre_lightning.evaluation.metrics import InspectionMetrics
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.model.metrics import InspectionMetrics
 
 
 def calibrate(scores: Scores, good: int | None) -> Calibration:

@@ -18,7 +18,8 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import read_catalog
-from tyre_lightning.lake.store import Store, open_store
+from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.names import one_form
 

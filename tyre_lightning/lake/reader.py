@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from tyre_lightning.config import Cache, Changed, DataConfig, S3Config
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache, cache_folder
-from tyre_lightning.lake.store import Content, Entry, Store, open_store
+from tyre_lightning.lake.store import Content, Entry, FolderStore, Store
 
 LARGEST = 1 << 30  # bytes that an image file may have
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+def open_store(root: str, s3: S3Config, memory: Path | None = None) -> Store:
+    """The store at ``s3://bucket[/prefix]`` or in a folder. S3 is not asked anything yet.
+
+    Args:
+        root: the address.
+        s3: where the S3 service is.
+        memory: a folder that keeps what S3 listed, so that the next listing takes less time.
+
+    Raises:
+        UserError: the URL is malformed, or the folder does not exist.
+    """
+    if re.match(r"s3:", root, re.IGNORECASE) or "://" in root:
+        from tyre_lightning.lake.s3 import S3Store  # its clients are not for who reads a folder
+
+        return S3Store(root, s3, memory)
+    return FolderStore(os.path.expanduser(root))
 
 
 def open_lake(root: str, config: DataConfig, s3: S3Config) -> Store:

@@ -9,14 +9,11 @@ root, as in ``list("train/cracks")``.
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
-from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UnreadableImage, UserError
 
 THREADS = 16
@@ -105,24 +102,6 @@ def in_threads(read: Callable[[str], Content], keys: Sequence[str], threads: int
         return []
     with ThreadPoolExecutor(max_workers=min(threads, len(keys))) as pool:
         return [*pool.map(read, keys)]
-
-
-def open_store(root: str, s3: S3Config, memory: Path | None = None) -> Store:
-    """The store at ``s3://bucket[/prefix]`` or in a folder. S3 is not asked anything yet.
-
-    Args:
-        root: the address.
-        s3: where the S3 service is.
-        memory: a folder that keeps what S3 listed, so that the next listing takes less time.
-
-    Raises:
-        UserError: the URL is malformed, or the folder does not exist.
-    """
-    if re.match(r"s3:", root, re.IGNORECASE) or "://" in root:
-        from tyre_lightning.lake.s3 import S3Store
-
-        return S3Store(root, s3, memory)
-    return FolderStore(os.path.expanduser(root))
 
 
 class FolderStore(Store):

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing, recolour
 from tyre_lightning.errors import Diverged, UserError
-from tyre_lightning.evaluation.metrics import InspectionMetrics
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
+from tyre_lightning.model.metrics import InspectionMetrics
 
 JUDGEMENT = "judgement"  # a checkpoint's keys
 PROGRESS = "progress"

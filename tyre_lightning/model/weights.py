@@ -87,7 +87,7 @@ def read_state(weights: str, s3: S3Config) -> dict[str, Tensor]:
 
 
 def _read_s3(weights: str, s3: S3Config) -> dict[str, Tensor]:
-    from tyre_lightning.lake.store import open_store
+    from tyre_lightning.lake.reader import open_store
 
     folder, _, name = weights.rpartition("/")
     store = open_store(folder, s3)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from tyre_lightning.errors import UserError
-from tyre_lightning.tracking.registry import ANCHOR, CHALLENGER, CHAMPION, let_newest_ask
+from tyre_lightning.tracking.versions import ANCHOR, CHALLENGER, CHAMPION, let_newest_ask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,8 +21,9 @@ from tyre_lightning.promote.comparison import perform
 from tyre_lightning.promote.images import fetch_test_images
 from tyre_lightning.promote.rule import judge
 from tyre_lightning.promote.unseen import Past
-from tyre_lightning.tracking.registry import ANCHOR, CHALLENGER, CHAMPION, load_inspector
+from tyre_lightning.tracking.registry import load_inspector
 from tyre_lightning.tracking.runs import connect, fetch_catalog, flatten
+from tyre_lightning.tracking.versions import ANCHOR, CHALLENGER, CHAMPION
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

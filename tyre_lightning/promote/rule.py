@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tyre_lightning.config import GateConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.promote.comparison import Performance, escape_bound
-from tyre_lightning.tracking.registry import CHAMPION
+from tyre_lightning.tracking.versions import CHAMPION
 
 RATES = ("escape_rate", "overkill_rate", "review_rate")
 

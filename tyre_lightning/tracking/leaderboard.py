@@ -133,8 +133,8 @@ def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
 
 def challenge(client: MlflowClient, runs: list[Run]) -> None:
     """Let the model of a sweep's best run, and of no other, ask to become the champion."""
-    from tyre_lightning.tracking.registry import make_challenger
     from tyre_lightning.tracking.sweeps import best_of, is_fold
+    from tyre_lightning.tracking.versions import make_challenger
 
     best = best_of([run for run in runs if not is_fold(run)])
     if best is not None:

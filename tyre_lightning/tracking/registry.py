@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING, Any
 import tyre_lightning
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.inspector import SPEC_FILE, Inspector, answer_columns
-from tyre_lightning.names import mlflow_quoted
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-CHALLENGER = "challenger"  # the alias of the newest version, of a sweep the best, which asks to become the champion
-CHAMPION = "champion"  # of the one in use
-ANCHOR = "anchor"  # of the one that no champion may be much worse than
-_ASKS = "challenger.asks"  # the tag of a version that may become the challenger
 MODEL_FOLDER = "model"
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
@@ -133,58 +127,3 @@ def signature(inspector: Inspector) -> ModelSignature:
         ColSpec("double" if name in numbers else "string", name, required=False) for name in answer_columns(numbers)
     ]
     return ModelSignature(Schema(given), Schema(answers))
-
-
-def create_version(client: MlflowClient, run_id: str, name: str, folder: str, *, challenger: bool = True) -> str:
-    """Register the model that is an artifact of a run, where wanted as the challenger; gives its version.
-
-    A model that is registered already keeps its version: a request may have to be made twice, or comes late.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    made = [*client.search_model_versions(f"name = {mlflow_quoted(name)} and run_id = '{run_id}'")]
-    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
-    asks = {_ASKS: "true"} if challenger else {}
-    version = made[0] if made else client.create_model_version(name, source, run_id=run_id, tags=asks)
-    if challenger:
-        let_newest_ask(client, name)
-    return str(version.version)
-
-
-def make_challenger(client: MlflowClient, run_id: str) -> list[str]:
-    """Let what a run has registered ask to become the champion, unless a newer version does; gives its URIs."""
-    made = []
-    for model in client.search_model_versions(f"run_id = '{run_id}'"):
-        client.set_model_version_tag(model.name, str(model.version), _ASKS, "true")
-        let_newest_ask(client, model.name)
-        if str(client.get_registered_model(model.name).aliases.get(CHALLENGER)) == str(model.version):
-            made.append(f"models:/{model.name}/{model.version}")
-    return made
-
-
-def let_newest_ask(client: MlflowClient, name: str) -> None:
-    """Make the newest version that asks the challenger, if it has not been judged yet.
-
-    So an older one never takes the alias from it, nor gets it back after a promotion, whenever it is sent. Of two
-    trainings that end at once either may write last: each looks again, until there is nothing to mend.
-    """
-    while (newest := _newest_asking(client, name)) is not None:
-        client.set_registered_model_alias(name, CHALLENGER, newest)
-
-
-def _newest_asking(client: MlflowClient, name: str) -> str | None:
-    """The version that lacks the challenger's alias."""
-    asking = [one for one in client.search_model_versions(f"name = {mlflow_quoted(name)}") if _ASKS in one.tags]
-    newest = max(asking, key=lambda one: int(one.version), default=None)
-    if newest is None or any(tag.startswith("promotion") for tag in newest.tags):
-        return None
-    aliases = client.get_registered_model(name).aliases
-    champion, holder = (int(aliases.get(alias, 0)) for alias in (CHAMPION, CHALLENGER))
-    if champion == int(newest.version) or holder >= int(newest.version):
-        return None
-    return str(newest.version)

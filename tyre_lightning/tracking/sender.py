@@ -173,7 +173,7 @@ class Sender:
 
     def _send(self, records: list[Record]) -> None:
         """Send one record, or several of metrics."""
-        from tyre_lightning.tracking.registry import create_version
+        from tyre_lightning.tracking.versions import create_version
 
         record, client, run_id = records[0], self._client, self._run_id
         match record["kind"]:

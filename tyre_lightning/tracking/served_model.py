@@ -26,7 +26,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
-from tyre_lightning.lake.store import check_size, open_store
+from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.store import check_size
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
 from tyre_lightning.names import one_form
