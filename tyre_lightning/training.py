@@ -231,12 +231,13 @@ def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog])
 
 def find_shared(data: TyreDataModule) -> list[str]:
     """The keys of test images of tyres that training sees too; warns of them, and of what else copies may spoil."""
-    if data.copies:
-        log.info("%d pairs of images are copies or near-copies: each stays on one side of a split", len(data.copies))
-    if data.conflicts:
+    found = data.grouping
+    if found.copies:
+        log.info("%d pairs of images are copies or near-copies: each stays on one side of a split", len(found.copies))
+    if found.conflicts:
         log.warning(
             "%d pairs of copies or near-copies lie in different classes (%s and %s, ...): "
-            "`python -m tyre_lightning.audit` shows them", len(data.conflicts), *data.conflicts[0],
+            "`python -m tyre_lightning.audit` shows them", len(found.conflicts), *found.conflicts[0],
         )  # fmt: skip
     if shared := data.shared_with_train("val"):
         log.warning(

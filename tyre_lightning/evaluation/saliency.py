@@ -28,7 +28,6 @@ from tyre_lightning.model.inspector import Inspector
 _STAGES = (3, 5)  # the last with cells of 8 and of 16 pixels, in every backbone
 _MIRRORS = ((), (2,), (3,), (2, 3))  # axes of [N, 3, H, W]
 _BLUR = 0.045  # of the side: what is finer is noise, by the pointing game too
-_TOLERANCE = 15 / 224  # of the longer side, in the pointing game
 _TINT = (255, 176, 0)  # orange and blue are told apart by all eyes
 _EDGE = (60, 160, 255)
 _OPACITY = 0.5
@@ -87,22 +86,6 @@ def overlay(image: Tensor, heat: Heat, preprocessing: Preprocessing, limit: int 
     mixed = (1 - share) * pixels + share * np.array(_TINT, np.float32)
     mixed[_outline(shown >= _LEVEL)] = _EDGE
     return Image.fromarray(mixed.round().astype(np.uint8))
-
-
-def points_at(heat: Heat, mask: NDArray[np.bool_]) -> tuple[bool, float]:
-    """The pointing game (Zhang et al., arXiv:1608.00507): whether the highest place is at most 15/224 away from a mask.
-
-    Args:
-        heat: shape (H, W).
-        mask: what is to be found, shape (H, W).
-
-    Returns:
-        Whether it is, and the share of all places that would be.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    near = distance_transform_edt(~mask) <= _TOLERANCE * max(mask.shape)
-    return bool(near[np.unravel_index(heat.argmax(), heat.shape)]), float(near.mean())
 
 
 def _map(network: Network, batch: Tensor, good: int | None) -> Tensor:
