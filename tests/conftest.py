@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from tests import warm
 from tests.images import encode, picture
 from tests.mlflow_server import lay_database
 from tyre_lightning.config import register_schemas
@@ -163,7 +163,6 @@ def run_script(
     script: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py or predict.py as a user would."""
-    command = [sys.executable, str(PROJECT / script), *arguments]
     lay_database(cwd / "mlflow.db")
     env = untracked_environment() if environment is None else environment
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400, check=False)
+    return warm.run([str(PROJECT / script), *arguments], cwd, env, timeout=400)
