@@ -27,10 +27,10 @@ from tyre_lightning.config import DEFAULT_TRACKING_URI, S3Config, TrainConfig, r
 from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.data.stream import batched
 from tyre_lightning.errors import UnreadableImage, UserError
-from tyre_lightning.evaluation.gallery import contact_sheet, stream, thumbnail
+from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
 from tyre_lightning.evaluation.saliency import explain, overlay
-from tyre_lightning.evaluation.scoring import batched
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
@@ -215,7 +215,7 @@ def show(
     """
     keys = [*keys]
     named = [Path(key).name for key in keys] if titles is None else [*titles]
-    return contact_sheet([*stream(data.store, keys, thumbnail)], named, heading, columns)
+    return contact_sheet([*thumbnails(data.store, keys)], named, heading, columns)
 
 
 def _checked(config: DictConfig | TrainConfig) -> TrainConfig:

@@ -29,12 +29,13 @@ from tyre_lightning.config import (
     S3Config,
     to_predict_config,
 )
+from tyre_lightning.data.stream import batched
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
-from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
+from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.listing import is_image

@@ -18,7 +18,7 @@ from tyre_lightning.api import Model, compose, load, nothing_seen, tracking
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
-from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, stream, thumbnail
+from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, thumbnails
 from tyre_lightning.evaluation.judgement import confusion
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.lake.reader import open_store
@@ -187,7 +187,7 @@ class Result:
             f"{Path(row['key']).name}\ntrue: {row['true']}\nsaid: {row['class']}, {row['sure']:.0%}"
             for row in worst.to_dict("records")
         ]
-        tiles = [*stream(self._store(root), worst["key"].tolist(), thumbnail)]
+        tiles = [*thumbnails(self._store(root), worst["key"])]
         return contact_sheet(tiles, titles, f"{of_all}; {len(worst)} are shown")
 
     def report(self) -> Report:
