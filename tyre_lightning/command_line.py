@@ -1,8 +1,7 @@
-"""What train.py and predict.py share: configs are checked first, and a user's mistake is one line, not a traceback."""
+"""What all commands share: configs are checked first, and a user's mistake is one line, not a traceback."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import io
 import os
@@ -12,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import is_dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -24,12 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 from tyre_lightning.config import (
     SCHEMAS,
     AuditConfig,
+    ExportConfig,
     PredictConfig,
     PromoteConfig,
+    ResendConfig,
     TrainConfig,
     to_audit_config,
+    to_export_config,
     to_predict_config,
     to_promote_config,
+    to_resend_config,
     to_train_config,
     unknown_key,
 )
@@ -37,12 +40,15 @@ from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.files import disk_errors
 from tyre_lightning.surroundings import use_utf8
 from tyre_lightning.tracking.secrecy import hide_in_logs
+from tyre_lightning.tracking.sweeper import register_sweeper
 
 CHECKS: dict[type, Callable[[Any], Any]] = {
     TrainConfig: to_train_config,
     AuditConfig: to_audit_config,
     PredictConfig: to_predict_config,
     PromoteConfig: to_promote_config,
+    ExportConfig: to_export_config,
+    ResendConfig: to_resend_config,
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders
@@ -56,6 +62,7 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     """
     use_utf8()
     hide_in_logs()
+    register_sweeper()
     sys.argv[1:] = overrides_last(sys.argv[1:])
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
@@ -163,14 +170,6 @@ def _missing_option(text: str, options: list[str]) -> str:
     nearest = difflib.get_close_matches(name, choices, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
     return f"there is no {group}={name}:{hint} choose from {', '.join(choices)}"
-
-
-class Parser(argparse.ArgumentParser):
-    """Of the commands without a config; it quotes no password."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and exit."""
-        super().error(hide_passwords(message))
 
 
 def _fail(message: str, code: int) -> int:

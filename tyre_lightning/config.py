@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,6 +20,10 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
+
+_PACKAGE = Path(__file__).resolve().parent
+# The config tree: beside the package in a checkout, within it where it is installed (pyproject.toml maps it there).
+CONF = found if (found := _PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -302,6 +307,23 @@ class PredictConfig:
 
 
 @dataclass
+class ExportConfig:
+    """``python -m tyre_lightning.export``."""
+
+    model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
+    output: str = "tyre.onnx"  # the new file
+    tracking_uri: str = DEFAULT_TRACKING_URI
+
+
+@dataclass
+class ResendConfig:
+    """``python -m tyre_lightning.resend``."""
+
+    folder: str = "outputs"  # of a run, or of many
+    tracking_uri: str | None = None  # null: each run's own
+
+
+@dataclass
 class GateConfig:
     """What a challenger must be to replace the champion."""
 
@@ -332,7 +354,15 @@ SCHEMAS: dict[str, type] = {
     "audit": AuditConfig,
     "predict": PredictConfig,
     "promote": PromoteConfig,
+    "export": ExportConfig,
+    "resend": ResendConfig,
 }
+
+
+def config_folder(command: str) -> Path:
+    """Where the config of one of :data:`SCHEMAS` lies: in a folder of its own, or beside the groups that it is of."""
+    own = CONF / command
+    return own if own.is_dir() else CONF
 
 
 def register_schemas() -> None:
@@ -362,7 +392,7 @@ def unknown_key(key: str, schema: type, place: str = "") -> str:
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
     leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
-    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `--cfg job` shows those there are"
     return f"unknown config key '{key}'{place}{hint}"
 
 
@@ -428,7 +458,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
     assert isinstance(config, PredictConfig)
     for key in ("model", "input"):
         if not getattr(config, key):
-            raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
+            raise UserError(f"{key} is not set: give model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
     _check_place("output", config.output)
     _check_shares(config.operating_point)
@@ -450,6 +480,25 @@ def to_promote_config(cfg: Any) -> PromoteConfig:
         _require(f"gate.{name}", getattr(gate, name), 0 < getattr(gate, name) < 1, "between 0 and 1")
     _require("gate.max_latency_ms", gate.max_latency_ms, gate.max_latency_ms is None or gate.max_latency_ms > 0,
              "more than 0")  # fmt: skip
+    return config
+
+
+def to_export_config(cfg: Any) -> ExportConfig:
+    """Like :func:`to_train_config`, for the export."""
+    config = _typed(cfg)
+    assert isinstance(config, ExportConfig)
+    if not config.model:
+        raise UserError("model is not set: give model=models:/NAME/VERSION, a checkpoint or a saved folder")
+    _check_place("output", config.output)
+    return config
+
+
+def to_resend_config(cfg: Any) -> ResendConfig:
+    """Like :func:`to_train_config`, for what waits to be sent to MLflow."""
+    config = _typed(cfg)
+    assert isinstance(config, ResendConfig)
+    if not os.path.isdir(config.folder):
+        raise UserError(f"there is no folder {config.folder}: give folder=... of a run, or of many")
     return config
 
 
