@@ -1,9 +1,11 @@
-"""``tyre VERB key=value ...``: the whole product behind one command; ``python -m tyre_lightning VERB ...`` is the same."""
+"""``tyre VERB key=value ...``: the whole product behind one command, as is ``python -m tyre_lightning VERB ...``."""
 
 from __future__ import annotations
 
 import difflib
 import sys
+
+_MORE = "tyre VERB --help says which keys there are, with examples."
 
 
 def main() -> int:
@@ -14,15 +16,19 @@ def main() -> int:
 
         del sys.argv[1]
         return demo.start()
+    from tyre_lightning.command_line import run
     from tyre_lightning.commands import COMMANDS, start
 
     if verb in COMMANDS:
         del sys.argv[1]
         return start(verb)
-    verbs = [*COMMANDS, "demo"]
+    verbs = {
+        **{name: command.usage.about for name, command in COMMANDS.items()},
+        "demo": "the whole path on drawn tyres",
+    }
     if verb in ("--help", "-h"):
-        print(f"tyre VERB key=value ...: {', '.join(verbs)}")
-        return 0
+        lines = [f"  {name:8} {about}" for name, about in verbs.items()]
+        return run(lambda: print("\n".join(["tyre VERB key=value ...", "", *lines, "", _MORE])))
     nearest = difflib.get_close_matches(verb, verbs, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
     print(f"error: there is no verb {verb}:{hint} choose from {', '.join(verbs)}", file=sys.stderr)

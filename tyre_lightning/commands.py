@@ -1,7 +1,7 @@
 """The verbs of the command line, each a Hydra entry over a function of this package.
 
 ``tyre VERB key=value ...`` starts any of them; ``python train.py``, ``python predict.py`` and, of the others,
-``python -m tyre_lightning.VERB`` are the same. A task imports what is heavy only now that its config has been found good.
+``python -m tyre_lightning.VERB`` are the same. A task imports what is heavy only when its config has been found good.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from tyre_lightning.command_line import USER_ERROR, guard, run
 from tyre_lightning.config import config_folder, register_schemas
+from tyre_lightning.usage import Usage
 
 SOME_UNREADABLE = 3
 UNUSABLE, NOT_PROMOTED = 2, 4
@@ -28,11 +29,13 @@ class Command:
 
     Args:
         task: runs on the composed config, which has been checked.
+        usage: what ``--help`` says.
         failure: the exit code of a user's mistake.
         words: what may stand for an override on the command line.
     """
 
     task: Callable[[DictConfig], Any]
+    usage: Usage
     failure: int = USER_ERROR
     words: Mapping[str, str] = field(default_factory=dict)
 
@@ -42,6 +45,8 @@ def start(name: str) -> int:
     command = COMMANDS[name]
     sys.argv[1:] = [command.words.get(argument, argument) for argument in sys.argv[1:]]
     register_schemas()
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        return run(lambda: print(command.usage.text(name)))
 
     @hydra.main(version_base="1.3", config_path=str(config_folder(name)), config_name=name)
     def main(cfg: DictConfig) -> Any:
@@ -108,12 +113,67 @@ def _resend(cfg: DictConfig) -> None:
 
 
 COMMANDS = {
-    "train": Command(_train),
-    "predict": Command(_predict),
-    "audit": Command(_audit),
-    "promote": Command(
-        _promote, UNUSABLE, {"rollback": "rollback=true", "anchor": "anchor=true", "--dry-run": "dry_run=true"}
+    "train": Command(
+        _train,
+        Usage(
+            "train, test and register a classifier",
+            (
+                "train data.root=s3://plant/tyres/v1",
+                "train data.root=lake/v1 model=efficientnet_b2 trainer.max_epochs=40",
+                "train -m data.root=lake/v1 model=efficientnet_b0,efficientnet_b2 seed=0,1,2",
+            ),
+            (
+                *("data.root", "data.classes", "data.good_class", "data.group_pattern", "data.image_size"),
+                *(
+                    "data.batch_size",
+                    "data.sampling",
+                    "data.folds",
+                    "data.cache",
+                    "model.weights",
+                    "trainer.max_epochs",
+                ),
+                *("trainer.devices", "callbacks.early_stopping.patience", "operating_point.max_escape_rate"),
+                *("operating_point.max_overkill_rate", "logger.tracking_uri", "logger.experiment"),
+                *("logger.registered_model", "paths.output_dir", "seed", "ckpt_path"),
+            ),
+        ),
     ),
-    "export": Command(_export),
-    "resend": Command(_resend),
+    "predict": Command(
+        _predict,
+        Usage(
+            "write a row for each image: class, decision, probabilities",
+            (
+                "predict model=models:/tyre-defects@champion input=s3://plant/new output=predictions.csv",
+                "predict model=models:/tyre-defects/1 input='new/*.jpg' operating_point.max_escape_rate=0.02",
+            ),
+        ),
+    ),
+    "audit": Command(
+        _audit,
+        Usage(
+            "find copies, wrong labels and damaged files, before training on them",
+            ("audit data.root=s3://plant/tyres/v1",),
+            (
+                *("data.root", "data.classes", "data.good_class", "data.group_pattern", "data.num_workers"),
+                *("data.cache", "data.cache_dir", "s3.endpoint_url", "output"),
+            ),
+        ),
+    ),
+    "promote": Command(
+        _promote,
+        Usage(
+            "let the challenger take the champion's place if it is better",
+            ("promote", "promote --dry-run", "promote rollback model=tyre-defects"),
+        ),
+        UNUSABLE,
+        {"rollback": "rollback=true", "anchor": "anchor=true", "--dry-run": "dry_run=true"},
+    ),
+    "export": Command(
+        _export,
+        Usage("write a model as an ONNX file, for other runtimes", ("export model=models:/tyre-defects/1",)),
+    ),
+    "resend": Command(
+        _resend,
+        Usage("send what runs could not send to MLflow when its server was away", ("resend folder=outputs",)),
+    ),
 }

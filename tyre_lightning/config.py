@@ -95,7 +95,7 @@ class S3Config:
     """Where the S3 service is. Credentials are never here: they come from the standard AWS chain."""
 
     endpoint_url: str | None = None  # null: AWS itself, or AWS_ENDPOINT_URL
-    region: str | None = None
+    region: str | None = None  # null: AWS_REGION, or the profile's
     profile: str | None = None  # a profile of ~/.aws/config
     anonymous: bool = False  # requests are not signed: for buckets that are open to all
     path_style: bool | None = None  # null: path-style wherever an endpoint is given
@@ -182,7 +182,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 12
+    max_epochs: int = 12  # times that all training images are seen
     accelerator: str = "auto"
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
@@ -211,7 +211,7 @@ class EarlyStoppingConfig:
 
     monitor: str = "val/f1"
     mode: str = "max"
-    patience: int | None = None
+    patience: int | None = None  # epochs without a better one, after which training ends; null: it never does
 
 
 @dataclass
@@ -243,17 +243,17 @@ class OperatingPointConfig:
 class OtherOperatingPointConfig:
     """Another promise than the model was trained for; null: the model's own."""
 
-    max_escape_rate: float | None = None
-    confidence: float | None = None
-    max_overkill_rate: float | None = None
+    max_escape_rate: float | None = None  # at most this share of defective tyres passes as good
+    confidence: float | None = None  # of that promise
+    max_overkill_rate: float | None = None  # share of good tyres that may be rejected outright
 
 
 @dataclass
 class LoggerConfig:
     """The MLflow server (or database file) that records runs and models."""
 
-    tracking_uri: str = DEFAULT_TRACKING_URI
-    experiment: str = "tyre-defects"
+    tracking_uri: str = DEFAULT_TRACKING_URI  # of MLflow: this file, or http://host:5000
+    experiment: str = "tyre-defects"  # in MLflow, of the run
     run_name: str | None = None  # null: the backbone's name
     registered_model: str | None = "tyre-defects"  # null: the model is logged, not registered
     system_metrics: bool = True
@@ -278,7 +278,7 @@ class TrainConfig:
     operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
+    seed: int = 0  # of whatever is drawn at random
     ckpt_path: str | None = None  # resume: a checkpoint's path, or last
 
 
@@ -297,11 +297,11 @@ class PredictConfig:
 
     model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
     input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
-    output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
+    output: str = "predictions.parquet"  # the new file: .parquet, .csv or .jsonl
     explain: bool = False  # also draw, beside the output, where on each image the model saw a defect
-    batch_size: int = 32
+    batch_size: int = 32  # images at a time
     accelerator: str = "auto"  # auto, cpu or gpu
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    tracking_uri: str = DEFAULT_TRACKING_URI  # of the model registry
     operating_point: OtherOperatingPointConfig = field(default_factory=OtherOperatingPointConfig)
     s3: S3Config = field(default_factory=S3Config)
 
@@ -312,7 +312,7 @@ class ExportConfig:
 
     model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
     output: str = "tyre.onnx"  # the new file
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    tracking_uri: str = DEFAULT_TRACKING_URI  # of the model registry
 
 
 @dataclass
@@ -330,9 +330,9 @@ class GateConfig:
     margin: float = 0.03  # at most this share more of defective tyres escapes than with champion and anchor ...
     confidence: float = 0.9  # ... with this confidence, against each
     max_latency_ms: float | None = None  # for an image, on this machine
-    max_escape_rate: float = 0.1  # these three hold for every challenger, the first one too
-    max_overkill_rate: float = 0.3
-    min_f1: float = 0.8
+    max_escape_rate: float = 0.1  # of defective tyres; this and the next two hold for every challenger, the first too
+    max_overkill_rate: float = 0.3  # of good tyres
+    min_f1: float = 0.8  # macro F1
 
 
 @dataclass
@@ -342,10 +342,10 @@ class PromoteConfig:
     model: str | None = "tyre-defects"  # a registered model
     root: str | None = None  # where the test images are; null: where the challenger's training found them
     gate: GateConfig = field(default_factory=GateConfig)
-    dry_run: bool = False  # compare, and change nothing
-    rollback: bool = False  # return to the champion before, without a comparison
-    anchor: bool = False  # make the champion the anchor, without a comparison
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    dry_run: bool = False  # or --dry-run: compare, and change nothing
+    rollback: bool = False  # or the word rollback: return to the champion before, without a comparison
+    anchor: bool = False  # or the word anchor: make the champion the anchor, without a comparison
+    tracking_uri: str = DEFAULT_TRACKING_URI  # of the model registry
     s3: S3Config = field(default_factory=S3Config)
 
 

@@ -1,4 +1,4 @@
-"""Send what runs could not send to MLflow when its server was away: ``python -m tyre_lightning.resend folder=outputs``."""
+"""What runs could not send to MLflow when its server was away: ``python -m tyre_lightning.resend folder=outputs``."""
 
 from __future__ import annotations
 
