@@ -46,7 +46,7 @@ def start(name: str) -> int:
     sys.argv[1:] = [command.words.get(argument, argument) for argument in sys.argv[1:]]
     register_schemas()
     if {"--help", "-h"} & {*sys.argv[1:]}:
-        return run(lambda: print(command.usage.text(name)))
+        return run(lambda: print(command.usage.text(name, command.words)))
 
     @hydra.main(version_base="1.3", config_path=str(config_folder(name)), config_name=name)
     def main(cfg: DictConfig) -> Any:

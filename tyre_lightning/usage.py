@@ -38,18 +38,19 @@ class Usage:
     examples: tuple[str, ...]
     keys: tuple[str, ...] = ()
 
-    def text(self, verb: str) -> str:
-        """The whole help, as wide as the terminal."""
+    def text(self, verb: str, words: Mapping[str, str]) -> str:
+        """The whole help, as wide as the terminal; ``words`` stand for overrides."""
         described = describe(SCHEMAS[verb])
         keys = {f"{key}={described[key][0]}": described[key][1] for key in self.keys or described}
         groups = {f"{group}=": ", ".join(found) for group, found in choices(verb).items()}
+        short = {word: f"the same as {override}" for word, override in words.items()}
         sweeps = _SWEEPS if verb == "train" else {}
         parts = [
             f"tyre {verb}: {self.about}",
             "\n".join(f"  tyre {example}" for example in self.examples),
             *([f"Groups, of which group=choice takes another file of settings:\n{_table(groups)}"] if groups else []),
             f"Keys, with their defaults:\n{_table(keys)}",
-            f"Flags:\n{_table({**_CFG, **sweeps})}",
+            f"Besides:\n{_table({**short, **_CFG, **sweeps})}",
         ]
         return "\n\n".join(parts)
 
@@ -57,7 +58,8 @@ class Usage:
 def describe(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
     """The default of every key of a schema, as it is written on the command line, and the comment beside it."""
     found: dict[str, tuple[str, str]] = {}
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(schema), re.MULTILINE))
+    source = inspect.getsource(schema)
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+(?:\n    # .+)*)$", source, re.MULTILINE))
     for item in fields(schema):
         factory: Any = item.default_factory
         if isinstance(factory, type) and is_dataclass(factory):
@@ -65,7 +67,7 @@ def describe(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
             continue
         default = item.default if item.default is not MISSING else factory()
         options = f"one of {', '.join(type(default).__members__)}" if isinstance(default, Enum) else ""
-        found[prefix + item.name] = (_shown(default), comments.get(item.name, options))
+        found[prefix + item.name] = (_shown(default), comments.get(item.name, options).replace("\n    #", ""))
     return found
 
 
