@@ -11,6 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
 from tests.conftest import PROJECT, TINY, untracked_environment, write_images
 from tests.mlflow_server import lay_database
@@ -128,3 +129,19 @@ def test_python_finds_its_configs(installed: Installed, tmp_path: Path) -> None:
     )
     done = installed.python(tmp_path, "-c", code)
     assert done.stdout.split() == [f"{installed.site}/tyre_lightning/__init__.py", "efficientnet_b2"], done.stderr
+
+
+def test_the_top_of_the_repository_is_small() -> None:
+    """What somebody sees first who opens it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    top = {path.partition("/")[0] for path in listed.splitlines()}
+    visible = {name for name in top if not name.startswith(".")}
+    assert {"README.md", "LICENSE", "conf", "train.py", "predict.py"} <= visible and len(visible) <= 16, visible
+
+
+def test_a_commit_is_checked_as_make_lint_checks() -> None:
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    entries = [hook["entry"].removeprefix(".venv/bin/").split(" --")[0] for hook in hooks[0]["hooks"]]
+    done = subprocess.run(["make", "--dry-run", "lint"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert entries and all(f".venv/bin/{entry}" in done for entry in entries)
