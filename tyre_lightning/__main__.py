@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Mapping, Sequence
+
+from tyre_lightning.errors import UserError
 
 _MORE = "tyre VERB --help says which keys there are, with examples."
 
@@ -22,17 +25,21 @@ def main() -> int:
     if verb in COMMANDS:
         del sys.argv[1]
         return start(verb)
-    verbs = {
-        **{name: command.usage.about for name, command in COMMANDS.items()},
-        "demo": "the whole path on drawn tyres",
+    abouts = {name: command.usage.about for name, command in COMMANDS.items()} | {
+        "demo": "the whole path on drawn tyres"
     }
-    if verb in ("--help", "-h"):
-        lines = [f"  {name:8} {about}" for name, about in verbs.items()]
-        return run(lambda: print("\n".join(["tyre VERB key=value ...", "", *lines, "", _MORE])))
+    return run(lambda: _help(abouts) if verb in ("--help", "-h") else _refuse(verb, [*abouts]))
+
+
+def _help(abouts: Mapping[str, str]) -> None:
+    lines = [f"  {verb:8} {about}" for verb, about in abouts.items()]
+    print("\n".join(["tyre VERB key=value ...", "", *lines, "", _MORE]))
+
+
+def _refuse(verb: str, verbs: Sequence[str]) -> None:
     nearest = difflib.get_close_matches(verb, verbs, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
-    print(f"error: there is no verb {verb}:{hint} choose from {', '.join(verbs)}", file=sys.stderr)
-    return 1
+    raise UserError(f"there is no verb {verb}:{hint} choose from {', '.join(verbs)}")
 
 
 if __name__ == "__main__":

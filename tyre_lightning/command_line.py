@@ -68,12 +68,12 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     use_utf8()
     outlive_readers()
     hide_in_logs()
-    register_sweeper()
     sys.argv[1:] = overrides_last(sys.argv[1:])
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
         check_python()
+        register_sweeper()
         with disk_errors(), _quietly(sys.argv[1:]):
             main()
     except KeyboardInterrupt as interrupt:
@@ -141,8 +141,7 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_E
         raise SystemExit(_fail(str(found), code)) from None
     except KeyboardInterrupt:
         way = way_on()
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            drop_empty_folder()
+        drop_empty_folder()
         raise KeyboardInterrupt(way) from None
 
 
@@ -158,10 +157,15 @@ def check_python() -> None:
 
 
 def drop_empty_folder() -> None:
-    """Remove the folder that Hydra made for a run that left nothing in it, and those round it that are empty then."""
+    """Remove the folder that Hydra made for a run that left nothing in it, and those round it that are empty then.
+
+    Those of a sweep stay: its other runs, and what it goes on with, lie beside them.
+    """
     hydra = HydraConfig.get()
     folder, here = Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
-    if hydra.output_subdir is None or {*os.listdir(folder)} - {hydra.output_subdir, f"{hydra.job.name}.log"}:
+    if hydra.mode == RunMode.MULTIRUN or hydra.output_subdir is None or not folder.is_dir():
+        return
+    if {*os.listdir(folder)} - {hydra.output_subdir, f"{hydra.job.name}.log"}:
         return
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # one is not empty

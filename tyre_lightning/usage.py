@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tyre_lightning.config import CONF, SCHEMAS, config_folder
 
 _OWN_LINE = 34  # characters of a key and its default, beyond which the text about it begins on the next line
-_CFG = {"--cfg job": "show the whole config, and start nothing"}
+_FLAGS = {"--cfg job": "show the whole config, and start nothing", "--hydra-help": "what else Hydra can do"}
 _SWEEPS = {
     "-m": "a run for each combination of key=a,b; hydra/sweeper=optuna searches, hydra/launcher=joblib, "
     "submitit_slurm or ray runs several at a time",
@@ -50,7 +50,7 @@ class Usage:
             "\n".join(f"  tyre {example}" for example in self.examples),
             *([f"Groups, of which group=choice takes another file of settings:\n{_table(groups)}"] if groups else []),
             f"Keys, with their defaults:\n{_table(keys)}",
-            f"Besides:\n{_table({**short, **_CFG, **sweeps})}",
+            f"Besides:\n{_table({**short, **sweeps, **_FLAGS})}",
         ]
         return "\n\n".join(parts)
 
