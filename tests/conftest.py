@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from tests import warm
 from tests.images import encode, picture
 from tests.mlflow_server import lay_database
-from tyre_lightning.config import register_schemas
+from tyre_lightning.config import CONF, register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
 
@@ -134,7 +134,7 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
 
     register_schemas()
     paths = [f"paths.output_dir={folder}/out", f"logger.tracking_uri=sqlite:///{folder}/mlflow.db"]
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
     folder.mkdir(exist_ok=True)
     lay_database(folder / "mlflow.db")

@@ -23,7 +23,7 @@ from torch import Tensor
 from tyre_lightning.audit.audit import examine as _examine
 from tyre_lightning.audit.findings import Audit
 from tyre_lightning.command_line import explain as explain_error
-from tyre_lightning.config import DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
+from tyre_lightning.config import CONF, DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
 from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.decoding import try_decode
@@ -39,7 +39,6 @@ from tyre_lightning.opening import open_data as _open_data
 from tyre_lightning.prediction import check_names, open_source, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 _TOGETHER = 32  # pictures
 
 Pixels: TypeAlias = Image.Image | NDArray[Any] | Tensor  # in memory

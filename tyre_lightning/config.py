@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,6 +20,10 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
+
+_PACKAGE = Path(__file__).resolve().parent
+# The config tree: beside the package in a checkout, within it where it is installed (pyproject.toml maps it there).
+CONF = found if (found := _PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -90,7 +95,7 @@ class S3Config:
     """Where the S3 service is. Credentials are never here: they come from the standard AWS chain."""
 
     endpoint_url: str | None = None  # null: AWS itself, or AWS_ENDPOINT_URL
-    region: str | None = None
+    region: str | None = None  # null: as the AWS chain has it
     profile: str | None = None  # a profile of ~/.aws/config
     anonymous: bool = False  # requests are not signed: for buckets that are open to all
     path_style: bool | None = None  # null: path-style wherever an endpoint is given
@@ -100,9 +105,9 @@ class S3Config:
 class UsageConfig:
     """The folder names of the three usages below the root."""
 
-    train: str = "train"
-    val: str = "val"
-    test: str = "test"
+    train: str = "train"  # the images to learn from
+    val: str = "val"  # those that choose epoch, temperature and threshold
+    test: str = "test"  # those that say how good the model is
 
 
 @dataclass
@@ -111,9 +116,9 @@ class AugmentConfig:
 
     min_scale: float = 0.5  # smallest share of the image's area that a random crop keeps
     flip: bool = True  # mirror left-right and top-bottom, each half of the time
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.1
+    brightness: float = 0.2  # at most this share more or less
+    contrast: float = 0.2  # likewise
+    saturation: float = 0.1  # likewise
 
 
 @dataclass
@@ -152,9 +157,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with a linear warm-up and a cosine to zero."""
 
-    backbone_lr: float = 5e-4
-    head_lr: float = 3e-3
-    weight_decay: float = 0.01
+    backbone_lr: float = 5e-4  # the highest learning rate of the backbone
+    head_lr: float = 3e-3  # the highest of the last layer
+    weight_decay: float = 0.01  # of all weights but biases and norms
     warmup_fraction: float = 0.1  # share of all steps
 
 
@@ -162,14 +167,14 @@ class OptimizerConfig:
 class ModelConfig:
     """The classifier: backbone, weights, loss and optimiser."""
 
-    name: str = "efficientnet_lite0"
+    name: str = "efficientnet_lite0"  # of the backbone
     weights: str = "imagenet"  # imagenet, none, or a path or s3:// URI of a .ckpt, .pt, .pth or .safetensors file
     dropout: float | None = None  # null: the backbone's own
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
     freeze_epochs: int = 0  # epochs in which only the head learns
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
-    channels_last: bool = True
+    channels_last: bool = True  # pixels before channels in memory, which is faster
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -177,25 +182,25 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 12
-    accelerator: str = "auto"
+    max_epochs: int = 12  # times that training sees its images
+    accelerator: str = "auto"  # auto: a GPU where there is one; or cpu, gpu
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: int = 1  # batches whose gradients are summed up for one step
+    gradient_clip_val: float | None = 1.0  # the gradient's highest norm; null: any
     deterministic: bool = True  # the same seed gives the same run on the same machine
-    log_every_n_steps: int = 10
-    limit_train_batches: float | None = None
-    limit_val_batches: float | None = None
-    limit_test_batches: float | None = None
-    enable_progress_bar: bool = True
+    log_every_n_steps: int = 10  # steps between two records of the training loss
+    limit_train_batches: float | None = None  # of an epoch: a share (0.1) or a count (10); null: all
+    limit_val_batches: float | None = None  # likewise
+    limit_test_batches: float | None = None  # likewise
+    enable_progress_bar: bool = True  # in the terminal
 
 
 @dataclass
 class CheckpointConfig:
     """Which checkpoints are kept: the best by ``monitor``, and the last."""
 
-    monitor: str = "val/f1"
+    monitor: str = "val/f1"  # any metric of validation
     mode: str = "max"  # to within a standard error the later epoch wins; see BestEpoch
     minutes: float = 10.0  # the last is kept so often within an epoch, and at its end
 
@@ -204,9 +209,9 @@ class CheckpointConfig:
 class EarlyStoppingConfig:
     """Stop when ``monitor`` has not improved for ``patience`` epochs; null: never."""
 
-    monitor: str = "val/f1"
-    mode: str = "max"
-    patience: int | None = None
+    monitor: str = "val/f1"  # any metric of validation
+    mode: str = "max"  # max or min: which is better
+    patience: int | None = None  # epochs
 
 
 @dataclass
@@ -238,20 +243,20 @@ class OperatingPointConfig:
 class OtherOperatingPointConfig:
     """Another promise than the model was trained for; null: the model's own."""
 
-    max_escape_rate: float | None = None
-    confidence: float | None = None
-    max_overkill_rate: float | None = None
+    max_escape_rate: float | None = None  # at most this share of defective tyres passes as good ...
+    confidence: float | None = None  # ... with this confidence
+    max_overkill_rate: float | None = None  # with it, a person reviews what lies between
 
 
 @dataclass
 class LoggerConfig:
     """The MLflow server (or database file) that records runs and models."""
 
-    tracking_uri: str = DEFAULT_TRACKING_URI
-    experiment: str = "tyre-defects"
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+    experiment: str = "tyre-defects"  # under which the run is found in MLflow
     run_name: str | None = None  # null: the backbone's name
     registered_model: str | None = "tyre-defects"  # null: the model is logged, not registered
-    system_metrics: bool = True
+    system_metrics: bool = True  # record the load of processor, memory and GPU
 
 
 @dataclass
@@ -273,7 +278,7 @@ class TrainConfig:
     operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
+    seed: int = 0  # of the split, the order of images, the head's first weights
     ckpt_path: str | None = None  # resume: a checkpoint's path, or last
 
 
@@ -294,11 +299,28 @@ class PredictConfig:
     input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
     output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
     explain: bool = False  # also draw, beside the output, where on each image the model saw a defect
-    batch_size: int = 32
+    batch_size: int = 32  # images at a time
     accelerator: str = "auto"  # auto, cpu or gpu
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     operating_point: OtherOperatingPointConfig = field(default_factory=OtherOperatingPointConfig)
     s3: S3Config = field(default_factory=S3Config)
+
+
+@dataclass
+class ExportConfig:
+    """``python -m tyre_lightning.export``."""
+
+    model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
+    output: str = "tyre.onnx"  # the new file
+    tracking_uri: str = DEFAULT_TRACKING_URI  # of the model registry
+
+
+@dataclass
+class ResendConfig:
+    """``python -m tyre_lightning.resend``."""
+
+    folder: str = "outputs"  # of a run, or of many
+    tracking_uri: str | None = None  # null: each run's own
 
 
 @dataclass
@@ -309,8 +331,8 @@ class GateConfig:
     confidence: float = 0.9  # ... with this confidence, against each
     max_latency_ms: float | None = None  # for an image, on this machine
     max_escape_rate: float = 0.1  # these three hold for every challenger, the first one too
-    max_overkill_rate: float = 0.3
-    min_f1: float = 0.8
+    max_overkill_rate: float = 0.3  # likewise
+    min_f1: float = 0.8  # macro F1
 
 
 @dataclass
@@ -323,7 +345,7 @@ class PromoteConfig:
     dry_run: bool = False  # compare, and change nothing
     rollback: bool = False  # return to the champion before, without a comparison
     anchor: bool = False  # make the champion the anchor, without a comparison
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     s3: S3Config = field(default_factory=S3Config)
 
 
@@ -332,7 +354,15 @@ SCHEMAS: dict[str, type] = {
     "audit": AuditConfig,
     "predict": PredictConfig,
     "promote": PromoteConfig,
+    "export": ExportConfig,
+    "resend": ResendConfig,
 }
+
+
+def config_folder(command: str) -> Path:
+    """Where the config of one of :data:`SCHEMAS` lies: in a folder of its own, or beside the groups that it is of."""
+    own = CONF / command
+    return own if own.is_dir() else CONF
 
 
 def register_schemas() -> None:
@@ -362,7 +392,7 @@ def unknown_key(key: str, schema: type, place: str = "") -> str:
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
     leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
-    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `--cfg job` shows those there are"
     return f"unknown config key '{key}'{place}{hint}"
 
 
@@ -428,7 +458,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
     assert isinstance(config, PredictConfig)
     for key in ("model", "input"):
         if not getattr(config, key):
-            raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
+            raise UserError(f"{key} is not set: give model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
     _check_place("output", config.output)
     _check_shares(config.operating_point)
@@ -450,6 +480,25 @@ def to_promote_config(cfg: Any) -> PromoteConfig:
         _require(f"gate.{name}", getattr(gate, name), 0 < getattr(gate, name) < 1, "between 0 and 1")
     _require("gate.max_latency_ms", gate.max_latency_ms, gate.max_latency_ms is None or gate.max_latency_ms > 0,
              "more than 0")  # fmt: skip
+    return config
+
+
+def to_export_config(cfg: Any) -> ExportConfig:
+    """Like :func:`to_train_config`, for the export."""
+    config = _typed(cfg)
+    assert isinstance(config, ExportConfig)
+    if not config.model:
+        raise UserError("model is not set: give model=models:/NAME/VERSION, a checkpoint or a saved folder")
+    _check_place("output", config.output)
+    return config
+
+
+def to_resend_config(cfg: Any) -> ResendConfig:
+    """Like :func:`to_train_config`, for what waits to be sent to MLflow."""
+    config = _typed(cfg)
+    assert isinstance(config, ResendConfig)
+    if not os.path.isdir(config.folder):
+        raise UserError(f"there is no folder {config.folder}: give folder=... of a run, or of many")
     return config
 
 

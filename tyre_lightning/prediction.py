@@ -37,6 +37,7 @@ from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_ov
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
 from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.files import disk_errors
+from tyre_lightning.kernels import check_kernels
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader, open_store
@@ -105,10 +106,11 @@ def predict(cfg: DictConfig) -> Summary:
     total = sum(1 for _ in source.entries())  # listed twice rather than kept: memory does not grow with the images
     if not total:
         raise UserError(f"input={config.input} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    device = _device(config)
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
     check_names(inspector, source, total)
-    inspector.network.to(_device(config))
+    inspector.network.to(device)
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
     columns = ["key", *answer_columns(inspector.columns()), *([OVERLAY] if config.explain else [])]
@@ -308,4 +310,6 @@ def _draw(folder: Path, inspector: Inspector, rows: Rows, images: Sequence[Image
 def _device(config: PredictConfig) -> torch.device:
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu, but PyTorch sees no GPU here: use accelerator=cpu")
-    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    check_kernels([device])
+    return device

@@ -18,7 +18,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 _OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
-_OF_STUDIES = ("study", "storage", "metric", "direction")  # what hydra_plugins/tyre_optuna.py takes as text
+_OF_STUDIES = ("study", "storage", "metric", "direction")  # what tracking/sweeper.py takes as text
 _NULL = "tag:yaml.org,2002:null"
 _texts: set[str] = set()  # the keys
 
