@@ -8,12 +8,14 @@ from omegaconf import DictConfig
 
 from tyre_lightning.command_line import guard, run
 from tyre_lightning.config import register_schemas
+from tyre_lightning.telling import tell_start
 
 register_schemas()
 
 
 def task(cfg: DictConfig) -> dict[str, float]:
-    """Import what is heavy only now that the config has been found good."""
+    """Import what is heavy only now that the config has been found good, and something has been said."""
+    tell_start(cfg)
     from tyre_lightning.training import train
 
     return train(cfg)

@@ -336,9 +336,11 @@ SCHEMAS: dict[str, type] = {
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, and have it leave their texts as they are written; idempotent."""
+    """Make schemas and logging known to Hydra, and have it leave texts as they are written; idempotent."""
+    from tyre_lightning.messages import register_logging
     from tyre_lightning.written import keep_texts
 
+    register_logging()
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
