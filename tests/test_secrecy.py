@@ -113,9 +113,11 @@ def test_a_secret_variable_is_found_wherever_its_value_stands(name: str, monkeyp
 
 
 def test_variables_that_hold_no_secret_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TOKENIZERS_PARALLELISM": "false", "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity"}.items():
+    files = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity", "PWD": "/home/me/tyres", "OLDPWD": "/home/me/lake"}
+    for name, value in {"TOKENIZERS_PARALLELISM": "false", **files}.items():
         monkeypatch.setenv(name, value)
-    assert hide_passwords("false /run/identity") == "false /run/identity"
+    for text in ("false", *files.values()):
+        assert hide_passwords(f"{text}/best.ckpt") == f"{text}/best.ckpt"
 
 
 def test_every_error_that_is_shown_is_without_passwords() -> None:

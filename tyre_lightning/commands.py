@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from tyre_lightning.command_line import USER_ERROR, guard, run
 from tyre_lightning.config import config_folder, register_schemas
+from tyre_lightning.telling import tell_start
 from tyre_lightning.usage import Usage
 
 SOME_UNREADABLE = 3
@@ -57,6 +58,7 @@ def start(name: str) -> int:
 
 def _train(cfg: DictConfig) -> dict[str, float]:
     """Its result is what a sweep compares."""
+    tell_start(cfg)
     from tyre_lightning.training import train
 
     return train(cfg).metrics

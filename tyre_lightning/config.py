@@ -279,7 +279,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0  # of the split, the order of images, the head's first weights
-    ckpt_path: str | None = None  # resume: a checkpoint's path, or last
+    ckpt_path: str | None = None  # resume: a checkpoint's path, or last: of this experiment's newest run
 
 
 @dataclass
@@ -366,9 +366,11 @@ def config_folder(command: str) -> Path:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, and have it leave their texts as they are written; idempotent."""
+    """Make schemas and logging known to Hydra, and have it leave texts as they are written; idempotent."""
+    from tyre_lightning.messages import register_logging
     from tyre_lightning.written import keep_texts
 
+    register_logging()
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)

@@ -44,7 +44,7 @@ from tyre_lightning.lake.reader import Reader, open_store
 from tyre_lightning.lake.store import Entry, FolderStore, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
-from tyre_lightning.progress import progress_bar
+from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.tracking.registry import load_inspector
 
 Rows = list[dict[str, Any]]
@@ -258,19 +258,28 @@ def show(summary: Summary, inspector: Inspector) -> None:
     rows = [(name, summary.classes[name]) for name in inspector.classes]
     for name, count in [*rows, ("unreadable", summary.unreadable)]:
         table.add_row(Text(name), str(count), f"{count / max(1, summary.images):.1%}")
-    console = Console()
-    console.print(table)
+    Console().print(table)
     point = inspector.point
     decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
-    console.print(decisions, highlight=False, markup=False)
-    console.print(f"a row for each image is in {summary.output}", highlight=False, markup=False)
+    say(decisions)
+    if point is not None:
+        say(_what_decides(inspector, point))
+    say(f"a row for each image is in {summary.output}")
     if summary.tyres_output is not None:
-        console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False, markup=False)
+        say(f"a row for each tyre is in {summary.tyres_output}")
 
 
 def _decisions(summary: Summary, point: OperatingPoint) -> str:
     counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
     return f"decisions: {counts} ({point.sentence()})"
+
+
+def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
+    """Why class and decision need not agree."""
+    return (
+        "  the class is the most probable one, and the decision is by the promise: also what\n"
+        f"  looks most like {inspector.good_class} is not accepted from a P(defective) of {point.threshold:.4g} on"
+    )
 
 
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:

@@ -25,6 +25,7 @@ from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import answer_columns, decide_on_tyres
+from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
 from tyre_lightning.tracking.report import REPORT
 from tyre_lightning.tracking.runs import CONFIG, connect
@@ -55,12 +56,13 @@ def train(*given: str | DictConfig, callbacks: Sequence[L.Callback] = ()) -> Res
     Raises:
         UserError: something in the config, the lake or the addresses it names cannot be used.
     """
-    from tyre_lightning.training import train as train_on
-
     composed = [one for one in given if isinstance(one, DictConfig)]
     if composed and len(given) > 1:
         raise UserError("give train() one config or several overrides, not both")
     config = composed[0] if composed else compose(*[one for one in given if isinstance(one, str)])
+    tell_start(config)
+    from tyre_lightning.training import train as train_on
+
     done = train_on(config, callbacks)
     return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder)
 

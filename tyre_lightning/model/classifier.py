@@ -169,7 +169,7 @@ class TyreClassifier(L.LightningModule):
             self._check(self._before)
         self._before = loss.detach()
         self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
-        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss_step", loss)
         return loss
 
     def _learn(self, images: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class TyreClassifier(L.LightningModule):
         """Log the mean loss and how many images were left out."""
         total, images = self._loss
         self._check(total)
-        self.log("train/loss_epoch", torch.as_tensor(total / max(1, images)), prog_bar=True, sync_dist=True)
+        self.log("train/loss_epoch", torch.as_tensor(total / max(1, images)), sync_dist=True)
         self._loss = 0.0, 0
         self._log_unreadable("train")
 
@@ -230,12 +230,11 @@ class TyreClassifier(L.LightningModule):
 
     def _log_metrics(self, usage: str) -> None:
         metric = self.metric(usage)
-        shown = ("accuracy", "f1")
         values = metric.compute()
         if values["images"]:
             self._check(values["loss"])
         for name, value in values.items():
-            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown)
+            self.log(f"{usage}/{name}", value.float())
         self._log_unreadable(usage)
         metric.reset()
 
