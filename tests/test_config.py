@@ -39,12 +39,12 @@ def test_every_shipped_config_composes_and_is_valid(group: str, name: str) -> No
         cfg = compose("train", overrides=[f"{group}={name}", "data.root=lake"])
     check_config(cfg)
     config = to_train_config(cfg)
-    if group == "model" and name != "default":
+    if group == "model" and name not in ("default", "timm"):
         assert config.model.name == name
 
 
 def test_there_is_a_config_for_every_backbone() -> None:
-    assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default"}
+    assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default", "timm"}
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
+from tyre_lightning.evaluation.saliency import check_explainable
 from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
 from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
@@ -106,6 +107,8 @@ def predict(cfg: DictConfig) -> Summary:
         raise UserError(f"input={config.input} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
+    if config.explain:
+        check_explainable(inspector)
     check_names(inspector, source, total)
     inspector.network.to(_device(config))
     summary = Summary(config.output)
