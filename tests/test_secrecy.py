@@ -113,9 +113,11 @@ def test_a_secret_variable_is_found_wherever_its_value_stands(name: str, monkeyp
 
 
 def test_variables_that_hold_no_secret_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TOKENIZERS_PARALLELISM": "false", "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity"}.items():
+    values = {"TOKENIZERS_PARALLELISM": "false", "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity", "PWD": "/plant/work"}
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert hide_passwords("false /run/identity") == "false /run/identity"
+    text = "false /run/identity /plant/work/mine.yaml"
+    assert hide_passwords(text) == text
 
 
 def test_every_error_that_is_shown_is_without_passwords() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
+
+from tyre_lightning.errors import UserError
 
 _OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
 _OF_STUDIES = ("study", "storage", "metric", "direction")  # what hydra_plugins/tyre_optuna.py takes as text
@@ -88,14 +90,31 @@ class FileConfigSource(HydrasOwn):
     """Hydra's reader of config files, with its name: beside one that is called so, Hydra does not register its own."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A file's values, with the texts of keys of text."""
+        """A file's values, with the texts of keys of text.
+
+        Raises:
+            UserError: the file does not say where its values go, and its folder does not either.
+        """
         result = super().load_config(config_path)
         path = Path(self.path, self._normalize_file_name(config_path))
+        _check_place(path, config_path.rpartition("/")[0], result.header)
         package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
         for key, text in _scalars(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""):
             if package + key.partition("[")[0] in _texts():
                 OmegaConf.update(result.config, key, text)
         return result
+
+
+def _check_place(path: Path, group: str, header: Mapping[str, str | None]) -> None:
+    """Refuse a file whose values would go to a node that no config has, called as its folder is."""
+    from tyre_lightning.config import SCHEMAS
+
+    nodes = {"hydra"}.union(*({item.name for item in fields(schema)} for schema in SCHEMAS.values()))
+    if group and group.partition("/")[0] not in nodes and header.get("package") is None:
+        raise UserError(
+            f"{path} lacks the line '# @package _global_': write it as the first, so that the file's data.root is "
+            f"data.root, and not {group.replace('/', '.')}.data.root"
+        )
 
 
 def _package(header: str | None, group: str) -> str:
