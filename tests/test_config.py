@@ -40,12 +40,12 @@ def test_every_shipped_config_composes_and_is_valid(group: str, name: str) -> No
         cfg = compose("train", overrides=[f"{group}={name}", "data.root=lake"])
     check_config(cfg)
     config = to_train_config(cfg)
-    if group == "model" and name != "default":
+    if group == "model" and name not in ("default", "timm"):
         assert config.model.name == name
 
 
 def test_there_is_a_config_for_every_backbone() -> None:
-    assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default"}
+    assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default", "timm"}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,14 @@ def test_a_misspelt_key_in_an_experiment_file_names_the_file(tmp_path: Path) -> 
     assert done.returncode == 1
     expected = "unknown config key 'data.batchsize' (in experiment/mine): did you mean 'data.batch_size'?"
     assert done.stderr.strip() == f"error: {expected}"
+
+
+def test_an_experiment_in_a_folder_of_one_s_own_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "x.yaml").write_text("# @package _global_\ndata:\n  root: ours\nseed: 7\n")
+    done = run_script("train.py", "--config-dir", "mine", "experiment=x", "--cfg", "job", cwd=tmp_path)
+    shown = OmegaConf.create(done.stdout)
+    assert (shown.data.root, shown.seed) == ("ours", 7), done.stderr
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -274,6 +282,24 @@ def test_a_text_in_a_file_stays_as_it_is_written(value: str, tmp_path: Path) -> 
         cfg = compose("train", overrides=overrides)
     assert (cfg.data.root, [*cfg.data.classes], cfg.logger.run_name) == (value, [value, "x"], value)
     assert (cfg.data.folds, cfg.seed, cfg.logger.system_metrics) == (10, 16, False)
+
+
+@pytest.mark.parametrize("group", ["experiment", "recipes", "experiment/ours"])
+def test_an_experiment_of_one_s_own_folder_says_where_its_values_go(group: str, tmp_path: Path) -> None:
+    """By --config-dir, which is a place to look in beside conf/; without the line, the file and the line are named."""
+    register_schemas()
+    (tmp_path / group).mkdir(parents=True)
+    good, bad = tmp_path / group / "good.yaml", tmp_path / group / "bad.yaml"
+    good.write_text("# @package _global_\ndata:\n  root: lake\nseed: 7\n")
+    bad.write_text("data:\n  root: lake\n")
+    choose = "experiment=" if group == "experiment" else f"+{group}="
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = [f"hydra.searchpath=[file://{tmp_path}]"]
+        cfg = compose("train", overrides=[*found, f"{choose}good"])
+        check_config(cfg)
+        assert (cfg.data.root, cfg.seed, cfg.model.name) == ("lake", 7, "efficientnet_lite0")
+        with pytest.raises(UserError, match=rf"^{bad} lacks the line '# @package _global_': write it as the first"):
+            compose("train", overrides=[*found, f"{choose}bad"])
 
 
 def test_what_is_no_text_is_read_as_before() -> None:

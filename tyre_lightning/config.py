@@ -81,6 +81,13 @@ class ClassWeights(Enum):
     balanced = "balanced"
 
 
+class Library(Enum):
+    """Whose networks there are to choose from."""
+
+    torchvision = "torchvision"  # its EfficientNets, and Lite, which is made of their parts
+    timm = "timm"  # which is to be installed
+
+
 class WorkerStart(Enum):
     """How DataLoader workers are started; ``auto`` is the platform's own way."""
 
@@ -167,8 +174,10 @@ class OptimizerConfig:
 class ModelConfig:
     """The classifier: backbone, weights, loss and optimiser."""
 
-    name: str = "efficientnet_lite0"  # of the backbone
-    weights: str = "imagenet"  # imagenet, none, or a path or s3:// URI of a .ckpt, .pt, .pth or .safetensors file
+    library: Library = Library.torchvision
+    name: str = "efficientnet_lite0"  # of the backbone in its library
+    weights: str = "imagenet"  # imagenet (of timm, its own), none, or a path or s3:// URI of a .ckpt, .pt, .pth or
+    # .safetensors file, in timm's or torchvision's naming
     dropout: float | None = None  # null: the backbone's own
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
@@ -176,6 +185,11 @@ class ModelConfig:
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
     channels_last: bool = True  # pixels before channels in memory, which is faster
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name in models and checkpoints, which says its library too: ``timm/convnext_tiny``."""
+        return f"timm/{self.name}" if self.library is Library.timm else self.name
 
 
 @dataclass
@@ -522,8 +536,10 @@ def data_root(data: DataConfig) -> str:
 def check_ranges(config: TrainConfig) -> None:
     """Raise a :class:`UserError` for the first value that no training can use."""
     data, model, trainer = config.data, config.model, config.trainer
-    if model.name not in BACKBONES:
-        raise UserError(f"model.name='{model.name}' is not known: choose from {', '.join(BACKBONES)}")
+    if model.library is Library.torchvision:
+        if model.name not in BACKBONES:
+            raise UserError(f"model.name='{model.name}' is not known: {backbone_choices()}")
+        _require("model.freeze_stages", model.freeze_stages, model.freeze_stages <= 7, "from 0 to 7")
     _check_classes(data)
     _require("data.val_fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1")
     _check_folds(data)
@@ -535,7 +551,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
-    _require("model.freeze_stages", model.freeze_stages, 0 <= model.freeze_stages <= 7, "from 0 to 7")
+    _require("model.freeze_stages", model.freeze_stages, model.freeze_stages >= 0, "0 or more")
     _require("model.dropout", model.dropout, model.dropout is None or 0 <= model.dropout < 1, "in [0, 1)")
     for name in ("backbone_lr", "head_lr", "weight_decay"):
         _require(f"model.optimizer.{name}", value := getattr(model.optimizer, name), value >= 0, "0 or more")
@@ -562,6 +578,11 @@ def check_ranges(config: TrainConfig) -> None:
     _check_names(config.logger)
     _check_place("paths.output_dir", config.paths.output_dir)
     _check_place("data.cache_dir", data.cache_dir)
+
+
+def backbone_choices() -> str:
+    """The part of a sentence that says which backbones there are."""
+    return f"choose from {', '.join(BACKBONES)}, or give model=timm for one of timm's"
 
 
 def _check_names(logger: LoggerConfig) -> None:

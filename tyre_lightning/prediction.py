@@ -35,6 +35,7 @@ from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
+from tyre_lightning.evaluation.saliency import check_explainable
 from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.files import disk_errors
 from tyre_lightning.kernels import check_kernels
@@ -109,6 +110,8 @@ def predict(cfg: DictConfig) -> Summary:
     device = _device(config)
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
+    if config.explain:
+        check_explainable(inspector)
     check_names(inspector, source, total)
     inspector.network.to(device)
     summary = Summary(config.output)

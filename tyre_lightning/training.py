@@ -38,6 +38,7 @@ from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
+from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
@@ -155,7 +156,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
     options = config.model
     balanced = options.class_weights is ClassWeights.balanced
     model = TyreClassifier(
-        name=options.name,
+        name=options.backbone,
         classes=list(data.classes),
         preprocessing=data.preprocessing.to_dict(),
         good_class=data.good_class,
@@ -168,7 +169,8 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         optimizer=asdict(options.optimizer),
     )
     if pretrained:
-        load_weights(model.network, options.name, options.weights, config.s3)
+        load_weights(model.network, options.backbone, options.weights, config.s3)
+    check_export(model.network, options.backbone, data.preprocessing.size)
     return model
 
 

@@ -13,7 +13,7 @@ from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.data.stream import stream
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.gallery import jpeg
-from tyre_lightning.evaluation.saliency import explain, overlay
+from tyre_lightning.evaluation.saliency import explain, is_explainable, overlay
 from tyre_lightning.model.inspector import Inspector
 
 PICTURES = 400  # in each gallery
@@ -46,7 +46,7 @@ def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Call
     """Pictures of the first of ``keys``: at most ``PICTURES``, fewer where they would make the page too large.
 
     Args:
-        inspector: explains the first ``OVERLAYS``.
+        inspector: explains the first ``OVERLAYS``, if it can.
         keys: of images, those that matter most first.
         read: the files of some keys, in order.
         advance: told how many are done.
@@ -55,8 +55,9 @@ def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Call
         UserError: the store cannot be read.
     """
     found = Gallery()
+    explains = inspector if is_explainable(inspector) else None
     for batch, images in stream(read, keys[:PICTURES], try_decode, _BATCH):
-        _show(found, images, inspector if len(found.pictures) < OVERLAYS else None)
+        _show(found, images, explains if len(found.pictures) < OVERLAYS else None)
         advance(len(batch))
         if found.size() >= _BYTES:
             break
