@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tyre_lightning.evaluation.curves import reliability, sweep
 from tyre_lightning.names import figure_text
-
-_BINS = 10  # of the calibration curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,16 +47,12 @@ def decision_figure(defective: NDArray[np.bool_], scores: NDArray[np.float64], t
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     calibration, precision_recall, trade = figure.subplots(1, 3)
-    place = np.minimum((scores * _BINS).astype(int), _BINS - 1)
-    count, true, predicted = (np.bincount(place, weights, _BINS) for weights in (None, defective, scores))
     calibration.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    calibration.plot(predicted[count > 0] / count[count > 0], true[count > 0] / count[count > 0], marker="o")
+    calibration.plot(*reliability(scores, defective), marker="o")
     calibration.set(xlabel="mean P(defective)", ylabel="share that is defective", title="calibration")
-    steps = np.unique(np.append(scores, np.inf))  # thresholds: what lies below is accepted
-    missed = np.searchsorted(np.sort(scores[defective]), steps)
-    kept = np.searchsorted(np.sort(scores[~defective]), steps)
-    found, false = defective.sum() - missed, (~defective).sum() - kept
-    escape, overkill = missed / max(1, defective.sum()), false / max(1, (~defective).sum())
+    steps, escaped, false = sweep(scores[defective], scores[~defective])
+    found = defective.sum() - escaped
+    escape, overkill = escaped / max(1, defective.sum()), false / max(1, (~defective).sum())
     precision_recall.plot(1 - escape[:-1], (found / np.maximum(found + false, 1))[:-1])
     precision_recall.set(xlabel="recall", ylabel="precision", title="precision and recall of defective tyres")
     trade.plot(escape, overkill)

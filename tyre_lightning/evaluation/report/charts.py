@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 from tyre_lightning.decision.bounds import interval_ends
 from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.evaluation.curves import Floats, reliability, sweep
 from tyre_lightning.evaluation.report.decisions import Side
 from tyre_lightning.evaluation.scores import Scores
 
 WIDTH, HEIGHT = 320, 240  # of an SVG's own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 38  # margins round the plot
-BINS = 10  # of the calibration curve
 _STYLES = ("first", "ends", "ends")  # of a curve and of both ends of its intervals
 _POINTS = 300  # of a curve, beyond which no eye sees a difference
 
-Floats = NDArray[np.float64]
 Pairs = Sequence[tuple[float, float]]
 Rate = tuple[Floats, Floats, Floats]
 
@@ -89,10 +88,8 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
         limit: a rate.
         confidence: of the intervals.
     """
-    steps = np.unique(np.concatenate([defective.scores, good.scores, [np.inf]]))  # what lies below is accepted
-    escaped = np.searchsorted(np.sort(defective.scores), steps)
-    passed = np.searchsorted(np.sort(good.scores), steps)
-    found, false = defective.total - escaped, good.total - passed
+    steps, escaped, rejected = sweep(defective.scores, good.scores)
+    found, false = defective.total - escaped, rejected + len(good.reviewed)
     escape = _with_ends(escaped, np.full_like(steps, defective.total), confidence)
     overkill = _with_ends(false, np.full_like(steps, good.total), confidence)
     precision = _with_ends(found, found + false, confidence)
@@ -112,11 +109,12 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
 
 
 def calibration_chart(scores: Scores, good: int, temperature: float) -> Chart:
-    """Whether P(defective) means what it says, with the temperature and without (Guo et al., arXiv:1706.04599)."""
+    """Whether P(defective) means what it says, with the temperature and without."""
     lines = [_diagonal()]
     for name, divisor, style in (("as trained", 1.0, "second"), ("calibrated", temperature, "first")):
         probability = 1 - softmax(scores.logits, divisor)[:, good]
-        lines.append(Line(name, _reliability(probability, scores.labels != good), style, dots=True))
+        said, true = reliability(probability, scores.labels != good)
+        lines.append(Line(name, [*zip(said.tolist(), true.tolist(), strict=True)], style, dots=True))
     return Chart("Calibration", "mean P(defective)", "share that is defective", lines)
 
 
@@ -153,13 +151,6 @@ def _with_ends(counts: NDArray[np.int64], totals: NDArray[Any], confidence: floa
 
 def _line(x: Floats, y: Floats, style: str) -> Line:
     return Line("", _thinned(x, y), style)
-
-
-def _reliability(probability: Floats, truth: NDArray[np.bool_]) -> Pairs:
-    place = np.minimum((probability * BINS).astype(int), BINS - 1)
-    count, true, total = (np.bincount(place, weights, BINS) for weights in (None, truth, probability))
-    some = count > 0
-    return list(zip((total[some] / count[some]).tolist(), (true[some] / count[some]).tolist(), strict=True))
 
 
 def _thinned(x: Floats, y: Floats) -> Pairs:
