@@ -162,7 +162,8 @@ def untracked_environment() -> dict[str, str]:
 def run_script(
     script: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run train.py or predict.py as a user would."""
+    """Run train.py or predict.py as a user would, or with ``-m`` a module."""
     lay_database(cwd / "mlflow.db")
     env = untracked_environment() if environment is None else environment
-    return warm.run([str(PROJECT / script), *arguments], cwd, env, timeout=400)
+    program = script if script == "-m" else str(PROJECT / script)
+    return warm.run([program, *arguments], cwd, env, timeout=400)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from tests.conftest import PROJECT, untracked_environment, write_files
+from tests import warm
+from tests.conftest import untracked_environment, write_files
 from tyre_lightning.audit.copies import find_copies, read_copies
 from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.findings import COLUMNS
@@ -216,9 +216,7 @@ def test_classes_too_small_to_judge() -> None:
 
 
 def run_audit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tyre_lightning.audit", *arguments]
-    environment = {**untracked_environment(), "PYTHONPATH": str(PROJECT)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    return warm.run(["-m", "tyre_lightning.audit", *arguments], cwd, untracked_environment(), timeout=400)
 
 
 def test_the_command_writes_a_table_and_a_page(planted: Planted, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests import warm
 from tests.conftest import Trained, run_script
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig, S3Config
@@ -275,8 +276,8 @@ def test_a_served_model_refuses_a_file_that_is_too_large(trained: Trained, monke
 
 def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: Path) -> None:
     """As another program would use it: with its runtime, an image library and what the file says of itself."""
-    command = [sys.executable, "-m", "tyre_lightning.export", f"model={trained.model}", "output=tyre.onnx"]
-    done = subprocess.run(command, cwd=tmp_path, env=trained.environment, capture_output=True, text=True, check=False)
+    command = ["-m", "tyre_lightning.export", f"model={trained.model}", "output=tyre.onnx"]
+    done = warm.run(command, tmp_path, trained.environment, timeout=100)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
         r"wrote tyre\.onnx \(\d+\.\d MB\): image uint8 \[N, 3, (\d+), \1\] to logits float32 \[N, 4\], of .*good.*\n",
@@ -295,8 +296,7 @@ def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: 
     (row,) = map(json.loads, output.read_text().splitlines())
     expected = [row[f"p_{name}"] for name in about["classes"]]
     np.testing.assert_allclose(found, expected, atol=0.02)  # Pillow and torchvision resize a little differently
-    wrong = subprocess.run([*command[:3], "model=models:/none/1"], cwd=tmp_path, env=trained.environment,
-                           capture_output=True, text=True, check=False)  # fmt: skip
+    wrong = warm.run([*command[:2], "model=models:/none/1"], tmp_path, trained.environment, timeout=100)
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: model=models:/none/1 cannot be loaded")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from tests.conftest import Trained
+from tests.conftest import Trained, run_script
 from tests.test_formats import OF_PICTURES, OLD, unpacked
 from tyre_lightning.config import LoggerConfig, OperatingPointConfig, config_folder, register_schemas
 from tyre_lightning.decision.operating_point import OperatingPoint
@@ -278,9 +277,8 @@ def command(registry: Registry) -> Callable[..., subprocess.CompletedProcess[str
     base = (f"model={NAME}", f"tracking_uri={registry.uri}", f"root={registry.trained.local}")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, "-m", "tyre_lightning.promote", *arguments, *base]
-        return subprocess.run(call, cwd=registry.catalog.parent, env=registry.trained.environment,
-                              capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+        call, environment = ("-m", "tyre_lightning.promote", *arguments, *base), registry.trained.environment
+        return run_script(*call, cwd=registry.catalog.parent, environment=environment)
 
     return run
 

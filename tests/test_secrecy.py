@@ -19,6 +19,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf, ValidationError
 
+from tests import warm
 from tests.conftest import PROJECT, TINY, Trained, run_script, train_here, untracked_environment, write_images
 from tests.mlflow_server import MlflowServer
 from tyre_lightning.command_line import CHECKS
@@ -207,8 +208,7 @@ def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     """Run a command, which ends before it has begun."""
     program = [str(PROJECT / part) if part.endswith(".py") else part for part in COMMANDS[name]]
     environment = {**untracked_environment(), "PYTHONPATH": str(PROJECT), "MY_TOKEN": SECRET}
-    line = [sys.executable, *program, *arguments]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return warm.run([*program, *arguments], cwd, environment, timeout=120)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

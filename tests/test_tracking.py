@@ -203,10 +203,10 @@ def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> No
         last = errors.strip().splitlines()[-1]
         assert "all of it is kept: python -m tyre_lightning.resend folder=" in last
         command = last.partition("python ")[2].split()
-        away = subprocess.run([sys.executable, *command], cwd=work, capture_output=True, text=True, check=False)
+        away = run_script(*command, cwd=work)
         assert away.returncode == 1 and "does not answer" in away.stderr
         server.start()
-        sent = subprocess.run([sys.executable, *command], cwd=work, capture_output=True, text=True, check=False)
+        sent = run_script(*command, cwd=work)
         assert sent.returncode == 0, sent.stderr
         run = only_run(server.uri)
         assert run.info.status == "FINISHED"

@@ -33,7 +33,14 @@ _process: subprocess.Popen[str] | None = None
 
 
 def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Like :func:`subprocess.run` of a script: ``command`` is its path and arguments, and both outputs are texts."""
+    """Like :func:`subprocess.run` of Python with captured texts.
+
+    Args:
+        command: a script's path, or ``-m`` and a module, and the arguments.
+        cwd: where to.
+        env: the whole environment.
+        timeout: in seconds.
+    """
     if not hasattr(os, "fork") or sys.platform == "darwin" or not _lock.acquire(blocking=False):
         whole = [sys.executable, *command]
         return subprocess.run(whole, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -85,9 +92,14 @@ def _become(request: dict[str, Any]) -> None:
 
     drop_empty_variables()  # as the import of the package does
     have_home()
-    sys.argv = request["command"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    program, *arguments = request["command"]
+    if program == "-m":
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [program, *arguments]
+        sys.path[0] = str(Path(program).parent)
+        runpy.run_path(program, run_name="__main__")
 
 
 def _serve() -> None:
