@@ -176,7 +176,21 @@ def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...], unbuffered
 
 
 @pytest.mark.parametrize(
-    "value", ["~/tyres", "a~b", "a b(c", "^(T\\d+)_", 'a"b(', "a'b(", "a\"b'(c", "plant\\tyres(", "x{y", "$(pwd)"]
+    "value",
+    [
+        "~/tyres",
+        "a~b",
+        "a b(c",
+        "^(T\\d+)_",
+        'a"b(',
+        "a'b(",
+        "a\"b'(c",
+        "plant\\tyres(",
+        "x{y",
+        "$(pwd)",
+        "x(\\",
+        'a\\"(',
+    ],
 )
 def test_what_hydra_wants_quoted_is_given_quoted(value: str) -> None:
     register_schemas()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import threading
@@ -201,8 +202,8 @@ def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> No
         assert process.returncode == 1
         assert "the tracking server does not answer as it should" in output
         last = errors.strip().splitlines()[-1]
-        assert "all of it is kept: python -m tyre_lightning.resend folder=" in last
-        command = last.partition("python ")[2].split()
+        assert "all of it is kept: python -m tyre_lightning.resend " in last
+        command = shlex.split(last.partition("python ")[2])
         away = run_script(*command, cwd=work)
         assert away.returncode == 1 and "does not answer" in away.stderr
         server.start()

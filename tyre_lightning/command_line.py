@@ -42,6 +42,7 @@ from tyre_lightning.config import (
 )
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.files import disk_errors
+from tyre_lightning.names import as_override
 from tyre_lightning.surroundings import outlive_readers, use_utf8
 from tyre_lightning.tracking.secrecy import hide_in_logs
 from tyre_lightning.tracking.sweeper import register_sweeper
@@ -180,13 +181,12 @@ def way_on() -> str:
     hydra = HydraConfig.get()
     more = "ckpt_path=last"
     if hydra.mode == RunMode.MULTIRUN:
-        more = f"hydra.sweep.dir={hydra.sweep.dir}"
+        more = as_override("hydra.sweep.dir", hydra.sweep.dir)
     elif more not in sys.argv and not any(Path(hydra.runtime.output_dir).rglob("last.ckpt")):
         return ""
     program, *arguments = sys.orig_argv[1:]
-    started = ["tyre"] if Path(program).stem == "tyre" else ["python", program]
-    command = [*started, *arguments, *([] if more in arguments else [more])]
-    return f"; to go on: {hide_passwords(shlex.join(command))}"
+    command = shlex.join([*(["tyre"] if Path(program).stem == "tyre" else ["python", program]), *arguments])
+    return f"; to go on: {hide_passwords(command if more in command else f'{command} {more}')}"
 
 
 def explain(error: Exception) -> str:
@@ -211,18 +211,11 @@ def _unreadable(override: str, reason: str) -> str:
     key = _key(override)
     if "//" in override or "@" in override or hide_passwords(override) != override:
         return f"""cannot read '{key}=...' as key=value: if the value is one text, write '{key}="..."'"""
-    found = quoted(override)
-    way_out = "" if found is None else f"; if the value is one text, write {found}"
     reason = "Hydra wants some character quoted" if reason.startswith("Lexer") else reason
+    way_out = (
+        f"; if the value is one text, write {as_override(*override.split('=', 1))}" if f"{key}=" in override else ""
+    )
     return f"cannot read '{override}' as key=value: {reason}{way_out}"
-
-
-def quoted(override: str) -> str | None:
-    """An override, as a shell takes it, whose value Hydra reads as one text; None where it has no key."""
-    key, equals, value = override.partition("=")
-    mark = "'" if '"' in value and "'" not in value else '"'
-    value = value.replace(mark, f"\\{mark}")
-    return shlex.quote(f"{key}={mark}{value}{mark}") if equals and _key(override) == key else None
 
 
 def _schema(text: str) -> type:

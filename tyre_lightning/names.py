@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from hashlib import blake2b, blake2s
 from typing import TYPE_CHECKING, TypeVar
@@ -132,3 +133,13 @@ def figure_text(text: str) -> str:
     """A text for a figure: not too long, and no formula, which matplotlib takes text between dollars for."""
     short = text if len(text) <= _FIGURE_LENGTH else f"{text[: _FIGURE_LENGTH - 1]}…"
     return short.replace("$", r"\$")
+
+
+def as_override(key: str, value: str) -> str:
+    """A key and its value for a shell's command line, so quoted that the shell and Hydra leave the text as it is."""
+    if re.fullmatch(r"[\w./+-]+", value, re.ASCII):
+        return f"{key}={value}"
+    mark = "'" if '"' in value and "'" not in value else '"'
+    # Hydra takes a backslash for itself, except before a mark.
+    value = re.sub(rf"(\\*)({mark}|$)", lambda found: found[1] * 2 + (f"\\{mark}" if found[2] else ""), value)
+    return shlex.quote(f"{key}={mark}{value}{mark}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from tyre_lightning.errors import UserError, first_line
-from tyre_lightning.names import MLFLOW_LENGTH, mlflow_name
+from tyre_lightning.names import MLFLOW_LENGTH, as_override, mlflow_name
 from tyre_lightning.tracking.journal import Journal, Record
 from tyre_lightning.tracking.refusals import refusal, why_gone
 
@@ -83,9 +83,10 @@ class Sender:
             while self._journal.waiting:
                 since = self._failing_since
                 if since is not None and time.monotonic() - max(since, begun) >= patience:
+                    kept = as_override("folder", str(self._journal.folder.parent))
                     raise UserError(
                         f"the tracking server does not take what run {self._run_id} has recorded ({self._reason}); "
-                        f"all of it is kept: python -m tyre_lightning.resend folder={self._journal.folder.parent}"
+                        f"all of it is kept: python -m tyre_lightning.resend {kept}"
                     )
                 self._wake.set()
                 self._moved.wait(0.2)
