@@ -113,9 +113,16 @@ def test_a_secret_variable_is_found_wherever_its_value_stands(name: str, monkeyp
 
 
 def test_variables_that_hold_no_secret_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TOKENIZERS_PARALLELISM": "false", "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity"}.items():
+    variables = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity",
+        "PWD": "/home/plant/tyres",
+        "OLDPWD": "/home/plant/pictures",
+    }
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert hide_passwords("false /run/identity") == "false /run/identity"
+    text = " ".join(variables.values())
+    assert hide_passwords(text) == text
 
 
 def test_every_error_that_is_shown_is_without_passwords() -> None:

@@ -57,7 +57,7 @@ def build_trainer(config: TrainConfig, run: Run, folder: Path, *, new: bool) -> 
     unused = config.model.freeze_epochs > 0
     strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
     return L.Trainer(
-        accelerator="gpu" if gpu else options.accelerator,
+        accelerator="gpu" if gpu else "cpu" if options.accelerator == "auto" else options.accelerator,
         devices=options.devices,
         strategy=strategy,
         precision=precision,

@@ -37,6 +37,7 @@ from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
+from tyre_lightning.memory import memory_errors
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 
 
 @disk_errors()
+@memory_errors("data.batch_size or data.image_size")
 @requeued_when_told()
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train on a composed config, judge the best checkpoint and register it; gives the last metrics by name.
