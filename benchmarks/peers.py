@@ -213,7 +213,7 @@ def plain(fold: Fold, recipe: Plain) -> NDArray[np.float64]:
     model = network(fold)
     size = fold.preprocessing.train_size
     optimizer = recipe.optimizer(model)
-    average = AveragedModel(model, avg_fn=partial(move, recipe.decay), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=partial(move, recipe.decay), use_buffers=True)
     steps = -(-len(fold.train.labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,

@@ -1,12 +1,16 @@
 """Backbones, their weights, and the LightningModule round them."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tyre_lightning.config import BACKBONES, DataConfig, S3Config
 from tyre_lightning.data.dataset import Batch
@@ -18,7 +22,7 @@ from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, warmup_cosine
 from tyre_lightning.model.engine import Engine
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.model.inspector import Inspector, whole_precision
 from tyre_lightning.model.metrics import InspectionMetrics, class_weights
 from tyre_lightning.model.weights import load_weights
 
@@ -149,9 +153,40 @@ def test_frozen_stages_neither_learn_nor_move_their_statistics() -> None:
 
 
 def test_an_average_follows_at_once_and_then_slowly() -> None:
-    ten = torch.tensor([10.0])
-    assert move(0.98, torch.zeros(1), ten, torch.tensor(1)).item() == pytest.approx(10 * 9 / 11)
-    assert move(0.98, torch.zeros(1), ten, torch.tensor(10_000)).item() == pytest.approx(10 * 0.02)
+    for count, moved in ((1, 10 * 9 / 11), (10_000, 10 * 0.02)):
+        averages = [torch.zeros(1), torch.full((2, 2), 10.0)]
+        move(0.98, averages, [torch.tensor([10.0]), torch.full((2, 2), 10.0)], torch.tensor(count))
+        assert averages[0].item() == pytest.approx(moved)
+        assert averages[1].tolist() == [[10, 10], [10, 10]]
+
+
+def test_a_step_asks_once_how_many_were_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def ask(number: Tensor) -> float:
+        asked.append(1)
+        return float(number.item())
+
+    monkeypatch.setattr(Tensor, "__float__", ask)
+    network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
+    average = AveragedModel(network, multi_avg_fn=partial(move, 0.98))
+    average.update_parameters(network)
+    average.update_parameters(network)
+    assert len(asked) == 1  # of a GPU each is a wait
+
+
+def test_convolutions_stay_precise_in_one_thread_while_others_come_and_go() -> None:
+    usual = torch.backends.cudnn.allow_tf32
+    assert usual  # else there would be nothing to switch off
+
+    def look(_: int) -> bool:
+        with whole_precision():
+            time.sleep(1e-4)
+            return torch.backends.cudnn.allow_tf32
+
+    with ThreadPoolExecutor(8) as threads:
+        assert not any(threads.map(look, range(200)))
+    assert torch.backends.cudnn.allow_tf32 == usual
 
 
 def test_a_standard_error_of_a_share() -> None:

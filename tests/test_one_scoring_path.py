@@ -47,6 +47,7 @@ def predictions(folder: Path, images: Path) -> pd.DataFrame:
     uri = f"sqlite:///{folder}/mlflow.db"
     newest = max(int(version.version) for version in MlflowClient(uri).search_model_versions("name='tyre-defects'"))
     given = [f"model=models:/tyre-defects/{newest}", f"input={images}", f"output={folder}/rows.parquet"]
+    given.append("accelerator=cpu")  # as the training, so that the last digits are the same beside a GPU too
     register_schemas()
     with initialize_config_dir(str(config_folder("predict")), version_base="1.3"):
         predict(compose("predict", overrides=[*given, f"tracking_uri={uri}"]))

@@ -1,12 +1,47 @@
-"""How this process keeps memory that it has used."""
+"""How this process keeps memory that it has used, and what it says where there is not enough."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tyre_lightning.errors import UserError
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+# What CUDA, its libraries, PyTorch on a CPU, numpy and the system say, to the end of the line; also in the traceback of
+# a process that a training has started.
+_FULL = re.compile(
+    r"(?:(?:CUDA|HIP) (?:error: )?)?"
+    r"(?:out of memory|(?:can't|cannot|unable to) allocate|not enough memory|\w+_ALLOC_FAILED).*",
+    re.IGNORECASE,
+)
+_SENTENCES = 3  # of PyTorch, which say how much was wanted and how much there is; its others are for its developers
+
+
+@contextmanager
+def memory_errors(keys: str) -> Iterator[None]:
+    """Inside, memory that is not enough is one sentence; also for a whole function, as its decorator.
+
+    Args:
+        keys: of the config, on which it depends how much is taken.
+
+    Raises:
+        UserError: names them, and says how much was wanted where the library does.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # PyTorch has several kinds for it
+        found = _FULL.search(str(error))
+        if found is None and not isinstance(error, MemoryError):
+            raise
+        said = ". ".join(found[0].split(". ")[:_SENTENCES]) if found else "out of memory"
+        raise UserError(f"the memory is not enough ({said}): give a smaller {keys}") from error
 
 
 def keep_freed_memory() -> None:

@@ -44,6 +44,7 @@ from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader, open_store
 from tyre_lightning.lake.store import Entry, FolderStore, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
+from tyre_lightning.memory import memory_errors
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
 from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.tracking.registry import load_inspector
@@ -96,6 +97,7 @@ class Source:
 
 
 @disk_errors()
+@memory_errors("batch_size")
 def predict(cfg: DictConfig) -> Summary:
     """Predict on a composed config and write a row for each image.
 

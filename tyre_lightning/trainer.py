@@ -61,7 +61,7 @@ def build_trainer(
     unused = config.model.freeze_epochs > 0
     strategy: Any = SpawnedDDP(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
     return L.Trainer(
-        accelerator="gpu" if gpu else options.accelerator,
+        accelerator="gpu" if gpu else "cpu" if options.accelerator == "auto" else options.accelerator,
         devices=options.devices,
         strategy=strategy,
         precision=precision,

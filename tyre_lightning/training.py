@@ -36,6 +36,7 @@ from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
+from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.engine import check_export
@@ -79,6 +80,7 @@ class Trained:
 
 
 @disk_errors()
+@memory_errors("data.batch_size or data.image_size")
 @requeued_when_told()
 def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     """Train on a composed config, judge the best checkpoint and register it.

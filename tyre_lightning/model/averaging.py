@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def weight_average(decay: float) -> WeightAveraging:
@@ -15,10 +16,14 @@ def weight_average(decay: float) -> WeightAveraging:
     The first steps count less, with a decay of ``(1 + n) / (10 + n)`` after ``n`` of them (the rule of TensorFlow's
     ``ExponentialMovingAverage``), so that a short training does not end with the weights that it began with.
     """
-    return WeightAveraging(avg_fn=partial(move, decay))  # not a closure: it must pickle, for processes that are spawned
+    return WeightAveraging(multi_avg_fn=partial(move, decay))  # not a closure: it must pickle, for spawned processes
 
 
-def move(decay: float, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-    """An average, moved towards a new value after ``count`` others, as torch's ``AveragedModel`` calls it."""
+@torch.no_grad()
+def move(decay: float, averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    """Move averages towards new values after ``count`` others, as torch's ``AveragedModel`` calls it.
+
+    All at once, and what is to be known of ``count`` asked once: a GPU would be waited for at every tensor otherwise.
+    """
     rate = min(decay, float((1 + count) / (10 + count)))
-    return torch.lerp(value.to(torch.float32), average.to(torch.float32), rate)
+    get_ema_multi_avg_fn(rate)(averages, values, count)  # type: ignore[no-untyped-call]

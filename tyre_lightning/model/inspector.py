@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +39,8 @@ SPEC_FILE = "inspector.json"
 FORMAT = 2  # of what is saved; in format 1, which has no number, promises were made picture by picture
 
 log = logging.getLogger(__name__)
+
+_PRECISION = threading.Lock()
 
 
 @dataclass
@@ -236,8 +240,10 @@ class Inspector:
         if device.type == "cpu":
             found = np.concatenate([self._engine(image[None].numpy()) for image in images])
         else:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as on a CPU
-                found = self.network(torch.stack(list(images)).to(device)).cpu().numpy()
+            batch = torch.stack(list(images)).to(device)
+            with whole_precision():
+                answer = self.network(batch)
+            found = answer.cpu().numpy()
         return np.asarray(found.astype(np.float64))
 
     def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
@@ -295,6 +301,17 @@ class Inspector:
         if self.point is None or self.good_class is None:
             return None
         return self.point.decide(float(1 - row[self.classes.index(self.good_class)]))
+
+
+@contextmanager
+def whole_precision() -> Iterator[None]:
+    """Inside, convolutions on a GPU are as precise as on a CPU.
+
+    PyTorch has one switch for all threads, and a thread for each GPU comes here: one at a time, or the first to leave
+    would take the precision from the others. That costs nothing, since a GPU is only told here what to do.
+    """
+    with _PRECISION, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def decide_on_tyres(inspector: Inspector, rows: Sequence[dict[str, Any]]) -> None:
