@@ -14,6 +14,7 @@ from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.metrics import class_weights
 from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.parts import check_parts
 from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import check_database, check_experiment, connect
 from tyre_lightning.trainer import processes
@@ -23,10 +24,11 @@ def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a GPU is missing, SLURM starts several tasks, the tracking server does not answer, or the experiment
-            is deleted there.
+        UserError: a part of one's own cannot be used, a GPU is missing, SLURM starts several tasks, the tracking server
+            does not answer, or the experiment is deleted there.
     """
     check_tasks()
+    check_parts(config)
     processes(config.trainer)
     uri = config.logger.tracking_uri
     if uri.startswith("sqlite:///"):
