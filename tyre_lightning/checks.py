@@ -15,6 +15,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.kernels import check_kernels
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.model.metrics import class_weights
+from tyre_lightning.parts import check_parts
 from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import check_database, check_experiment, connect
 from tyre_lightning.trainer import gpus
@@ -24,10 +25,11 @@ def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a GPU is missing or of no use, SLURM starts several tasks, the tracking server does not answer, or
-            the experiment is deleted there.
+        UserError: a part of one's own cannot be used, a GPU is missing or of no use, SLURM starts several tasks, the
+            tracking server does not answer, or the experiment is deleted there.
     """
     check_tasks()
+    check_parts(config)
     check_kernels(gpus(config.trainer))
     uri = config.logger.tracking_uri
     if uri.startswith("sqlite:///"):

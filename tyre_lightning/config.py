@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
+from tyre_lightning.parts import check_spec, specs
 
 _PACKAGE = Path(__file__).resolve().parent
 # The config tree: beside the package in a checkout, within it where it is installed (pyproject.toml maps it there).
@@ -126,6 +127,7 @@ class AugmentConfig:
     brightness: float = 0.2  # at most this share more or less
     contrast: float = 0.2  # likewise
     saturation: float = 0.1  # likewise
+    extra: dict[str, Any] = field(default_factory=dict)  # more, in order, each {_target_: ..., arguments} by a name
 
 
 @dataclass
@@ -162,12 +164,17 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine to zero."""
+    """AdamW, or an optimiser of one's own, with a linear warm-up and a cosine to zero."""
 
     backbone_lr: float = 5e-4  # the highest learning rate of the backbone
     head_lr: float = 3e-3  # the highest of the last layer
     weight_decay: float = 0.01  # of all weights but biases and norms
     warmup_fraction: float = 0.1  # share of all steps
+    own: dict[str, Any] = field(default_factory=dict)  # {_target_: ..., arguments}: in place of AdamW, with these rates
+
+    def rates(self) -> dict[str, float]:
+        """All but the optimiser itself."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "own"}
 
 
 @dataclass
@@ -176,11 +183,11 @@ class ModelConfig:
 
     library: Library = Library.torchvision
     name: str = "efficientnet_lite0"  # of the backbone in its library
-    weights: str = "imagenet"  # imagenet (of timm, its own), none, or a path or s3:// URI of a .ckpt, .pt, .pth or
-    # .safetensors file, in timm's or torchvision's naming
+    weights: str = "imagenet"  # imagenet, none, or a path or s3:// URI of a .ckpt, .pt, .pth or .safetensors file
     dropout: float | None = None  # null: the backbone's own
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
+    loss: dict[str, Any] = field(default_factory=dict)  # {_target_: ..., arguments}: in place of cross-entropy
     freeze_epochs: int = 0  # epochs in which only the head learns
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
     channels_last: bool = True  # pixels before channels in memory, which is faster
@@ -242,6 +249,7 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    extra: dict[str, Any] = field(default_factory=dict)  # more, each {_target_: ..., arguments} by a name
 
 
 @dataclass
@@ -574,6 +582,10 @@ def check_ranges(config: TrainConfig) -> None:
     _require("callbacks.checkpoint.minutes", minutes, minutes >= 0, "0 or more")
     decay = config.callbacks.ema.decay
     _require("callbacks.ema.decay", decay, decay is None or 0 < decay < 1, "between 0 and 1")
+    for key, spec in specs(config).items():
+        check_spec(key, spec)
+    if model.loss and model.class_weights is not ClassWeights.none:
+        raise UserError("model.class_weights weighs cross-entropy, and model.loss takes its place: give one of them")
     _check_shares(config.operating_point)
     _check_names(config.logger)
     _check_place("paths.output_dir", config.paths.output_dir)

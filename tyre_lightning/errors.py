@@ -78,7 +78,7 @@ class UnreadableImage(UserError):
         return hide_passwords(f"cannot decode image '{self.key}': {self.reason}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of a library says, as part of a sentence, without passwords."""
     return hide_passwords((str(error).strip() or type(error).__name__).splitlines()[0])
 

@@ -17,8 +17,9 @@ from tyre_lightning.checkpointing import FOLDER, LAST, sound
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import is_whole
-from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.classifier import OPTIMIZER, TyreClassifier
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.parts import ADAMW
 from tyre_lightning.slurm import JOB_FILE, job, started_again
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.runs import as_params
@@ -137,7 +138,7 @@ def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> N
         epochs: of a new run; None for the run that left the checkpoint.
 
     Raises:
-        UserError: the file is no checkpoint, its backbone or classes differ, or its run had as many epochs.
+        UserError: the file is no checkpoint, its backbone, classes or optimiser differ, or its run had as many epochs.
     """
     saved = Inspector.from_checkpoint(path)
     for key, theirs, ours in (
@@ -148,8 +149,11 @@ def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> N
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
     if epochs is None:
         return
-    loops = torch.load(path, map_location="cpu", weights_only=True)["loops"]
-    done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if (theirs := content.get(OPTIMIZER, ADAMW)) != model.optimizer_name:
+        raise UserError(f"{path} was trained by {theirs}, whose state says nothing to {model.optimizer_name}: give "
+                        "that as model.optimizer.own, or model.weights=PATH to begin with its weights")  # fmt: skip
+    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if done >= epochs:
         raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
 

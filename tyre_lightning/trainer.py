@@ -31,6 +31,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.messages import have_logs
 from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.best_epoch import BestEpoch
+from tyre_lightning.parts import make_callbacks
 from tyre_lightning.tracking.logger import RunLogger
 from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.runs import Run
@@ -145,7 +146,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
         found.append(lc.EarlyStopping(stop.monitor, mode=stop.mode, patience=stop.patience))
     if options.ema.decay is not None:
         found.append(weight_average(options.ema.decay))
-    return found
+    return [*found, *make_callbacks(options.extra)]
 
 
 def processes(options: TrainerConfig) -> tuple[bool, int]:

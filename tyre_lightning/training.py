@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,9 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         freeze_epochs=options.freeze_epochs,
         freeze_stages=0 if options.weights == "none" else options.freeze_stages,
         channels_last=options.channels_last,
-        optimizer=asdict(options.optimizer),
+        optimizer=options.optimizer.rates(),
     )
+    model.use(options.loss, options.optimizer.own)
     if pretrained:
         load_weights(model.network, options.backbone, options.weights, config.s3)
     check_export(model.network, options.backbone, data.preprocessing.size)

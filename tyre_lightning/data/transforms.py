@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
+from tyre_lightning.parts import apply, make_transforms
 
 FINE = 320  # pixels
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -129,17 +133,25 @@ class Augmentation:
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
     number of devices. A random part of the image at a random aspect (as in Szegedy et al., arXiv:1409.4842), mirrored
-    at random. Colours are changed later, a batch at a time (see :func:`recolour`), and only a little, since a defect
-    may be a matter of colour.
+    at random; then the user's own transforms. Colours are changed later, a batch at a time (see :func:`recolour`), and
+    only a little, since a defect may be a matter of colour.
+
+    Raises:
+        UserError: a transform of ``config.extra`` cannot be made.
     """
 
     def __init__(self, config: AugmentConfig, preprocessing: Preprocessing) -> None:
         self._config = config
         self._size = preprocessing.train_size
         self._interpolation = F.InterpolationMode(preprocessing.interpolation)
+        self._extra = make_transforms(config.extra)
 
     def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, Colour]:
-        """One random view of an image (uint8 [3, height, width]) and its colours, the same for the same seed."""
+        """One random view of an image (uint8 [3, height, width]) and its colours, the same for the same seed.
+
+        Raises:
+            UserError: a transform of the user's own fails, or does not keep size and type.
+        """
         draw = random.Random(seed)
         top, left, height, width = random_crop(draw, image.shape[1], image.shape[2], self._config.min_scale)
         square = [self._size, self._size]
@@ -147,11 +159,33 @@ class Augmentation:
         mirrored = [dim for dim in (1, 2) if self._config.flip and draw.random() < 0.5]
         changes = (self._config.brightness, self._config.contrast, self._config.saturation)
         colour = Colour(*(draw.uniform(max(0.0, 1 - change), 1 + change) for change in changes))
-        return view.flip(mirrored) if mirrored else view, colour
+        view = view.flip(mirrored) if mirrored else view
+        return self._changed(view, seed) if self._extra else view, colour
+
+    def _changed(self, view: Tensor, seed: int) -> Tensor:
+        with _drawn_by(seed):
+            for name, transform in self._extra.items():
+                view = apply(name, transform, view)
+        return view
 
     def shrink(self) -> Shrink:
         """What a cache may keep of an image: the smallest crop still has pixels enough."""
         return Shrink(math.ceil(self._size / math.sqrt(self._config.min_scale)), self._interpolation.value)
+
+
+@contextmanager
+def _drawn_by(seed: int) -> Iterator[None]:
+    """What Python, NumPy and torch draw meanwhile follows from the seed, and what they draw later is as it would be."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def recolour(images: Tensor, colours: Tensor) -> Tensor:

@@ -21,9 +21,11 @@ from tyre_lightning.errors import Diverged, UserError
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.metrics import InspectionMetrics
+from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
 JUDGEMENT = "judgement"  # a checkpoint's keys
 PROGRESS = "progress"
+OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
 FORMAT = 2  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
 
@@ -46,7 +48,7 @@ class TyreClassifier(L.LightningModule):
         freeze_epochs: epochs in which only the head learns and BatchNorm keeps its statistics.
         freeze_stages: of the backbone, the stem included, that never learn; their BatchNorm keeps its statistics too.
         channels_last: memory layout.
-        optimizer: the fields of :class:`tyre_lightning.config.OptimizerConfig`.
+        optimizer: :meth:`tyre_lightning.config.OptimizerConfig.rates`.
 
     Raises:
         UserError: the backbone cannot be built, or has too few stages to freeze so many.
@@ -84,6 +86,26 @@ class TyreClassifier(L.LightningModule):
         self._before: Tensor | None = None  # the loss of the batch before
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
+        self._own_loss: Spec = {}
+        self._own_optimizer: Spec = {}
+        self._criterion: Loss | None = None
+
+    def use(self, loss: Spec, optimizer: Spec) -> None:
+        """Train with a loss and an optimiser of the user's own, where the config names them and not nothing.
+
+        They are no hyperparameters: a checkpoint says what the optimiser was called, and builds neither.
+
+        Raises:
+            UserError: the loss cannot be used for these classes.
+        """
+        self._own_loss, self._own_optimizer = loss, optimizer
+        if loss:
+            make_loss(loss, len(self.hparams["classes"]))
+
+    @property
+    def optimizer_name(self) -> str:
+        """What the optimiser is called in the config."""
+        return str(self._own_optimizer.get(TARGET, ADAMW))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the judgement with the weights, and go on within an epoch.
@@ -108,6 +130,7 @@ class TyreClassifier(L.LightningModule):
             self._check(self._before)
         loss, images = self._loss
         checkpoint[MADE_AS] = FORMAT
+        checkpoint[OPTIMIZER] = self.optimizer_name
         checkpoint[PROGRESS] = {"loss": float(loss), "images": images, "unreadable": self._unreadable["train"]}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -149,6 +172,10 @@ class TyreClassifier(L.LightningModule):
         # In deterministic mode PyTorch would fill every new tensor before use: a quarter of a step, and no need here.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (mypy does not know it)
         self._seed = torch.initial_seed()
+        if self._own_loss:
+            loss = make_loss(self._own_loss)
+            # Its method, since of a module that were this one's checkpoints would hold the tensors.
+            self._criterion = loss.to(self.device).__call__ if isinstance(loss, nn.Module) else loss
 
     def on_train_start(self) -> None:
         """A training that goes on within an epoch does not start one."""
@@ -170,16 +197,18 @@ class TyreClassifier(L.LightningModule):
         if not len(batch.label):
             # Every process must still take part in the step, so a batch that nobody could read gives a zero gradient.
             return sum((p.sum() for p in self.network.parameters() if p.requires_grad), torch.zeros(())) * 0.0
-        weights: Any = self.class_weights
-        smoothing = self.hparams["label_smoothing"]
-        images = recolour(batch.image, batch.colour)
-        loss = cross_entropy(self._learn(images), batch.label, weight=weights, label_smoothing=smoothing)
+        criterion = self._criterion or self._cross_entropy
+        loss = criterion(self._learn(recolour(batch.image, batch.colour)), batch.label)
         if self._before is not None:  # this batch's loss a GPU may still have to compute
             self._check(self._before)
         self._before = loss.detach()
         self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
         self.log("train/loss_step", loss)
         return loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights: Any = self.class_weights
+        return cross_entropy(logits, labels, weight=weights, label_smoothing=self.hparams["label_smoothing"])
 
     def _learn(self, images: Tensor) -> Tensor:
         """Logits of training images."""
@@ -219,13 +248,14 @@ class TyreClassifier(L.LightningModule):
         self._log_metrics("val")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW (Loshchilov and Hutter, arXiv:1711.05101): two learning rates, a warm-up and a cosine."""
+        """AdamW (Loshchilov and Hutter, arXiv:1711.05101) or one's own: two learning rates, a warm-up and a cosine."""
         options = self.hparams["optimizer"]
         groups = [
             *_decayed(self.network.backbone, options["backbone_lr"], options["weight_decay"], "backbone"),
             *_decayed(self.network.head, options["head_lr"], options["weight_decay"], "head"),
         ]
-        optimizer = torch.optim.AdamW(groups)
+        own = self._own_optimizer
+        optimizer = make_optimizer(own, groups) if own else torch.optim.AdamW(groups)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(steps, options["warmup_fraction"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
