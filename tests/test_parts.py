@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -20,7 +21,6 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from tests.conftest import PROJECT, run_here, train_here, write_images
 from tyre_lightning.command_line import check_config
@@ -31,7 +31,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.parts import check_parts
+from tyre_lightning.parts import check_parts, make
 from tyre_lightning.prediction import predict
 from tyre_lightning.resuming import check_checkpoint
 
@@ -215,7 +215,7 @@ def test_what_a_transform_draws_follows_from_the_image_s_seed_alone() -> None:
     change = Augmentation(AugmentConfig(extra={"draw": {"_target_": f"{HERE}.Draw"}}), PREPROCESSING)
     plain = Augmentation(AugmentConfig(), PREPROCESSING)
     image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index,union-attr]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
     first, again, other = (change(image, seed)[0] for seed in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
@@ -229,14 +229,13 @@ def test_transforms_come_in_order_and_fail_in_one_sentence() -> None:
     dark = {"_target_": "torchvision.transforms.v2.RandomPosterize", "bits": 1, "p": 1.0}
     image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
     views = [
-        Augmentation(AugmentConfig(extra=extra), PREPROCESSING)(image, 1)[0].unique().tolist()
+        Augmentation(AugmentConfig(extra=extra), PREPROCESSING)(image, 1)[0].amax().item()
         for extra in ({"a": spec, "b": dark}, {"b": dark, "a": spec})
     ]
-    assert views == [[128], [255]]
+    assert views == [128, 255]
     broken = Augmentation(AugmentConfig(extra={"cut": {"_target_": f"{HERE}.Cut"}}), PREPROCESSING)
     with pytest.raises(UserError, match=r"^data.augment.extra.cut makes torch.uint8 \[3, 27, 28\] of"):
         broken(image, 1)
-    assert isinstance(v2.RandomInvert(), nn.Module)
 
 
 def classifier() -> TyreClassifier:
@@ -278,30 +277,30 @@ def _loops(done: int) -> dict[str, Any]:
 def test_what_a_model_file_names_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ``_target_`` wherever a checkpoint or a saved folder has room for one; whatever is made of it, nothing ran."""
     monkeypatch.chdir(tmp_path)
-    spec = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["ran"]}}
-    plain = {"_target_": "os.mkdir", "path": "ran"}
+    planted = {"_target_": "os.mkdir", "path": "ran"}
     model = classifier()
-    for planted in (spec, plain):
-        for name in model.hparams:
-            _poisoned_checkpoint(model, {**model.hparams, name: planted})
-        _poisoned_checkpoint(model, {**model.hparams, "loss": planted, "own": planted, "callbacks": {"x": planted}})
-        _poisoned_checkpoint(model, {**model.hparams, **planted})
-        _poisoned_checkpoint(model, model.hparams, **planted)
-        for key in ("judgement", "optimizer", "callbacks", "_instantiator", "optimizer_states", "progress"):
-            _poisoned_checkpoint(model, model.hparams, **{key: planted})
-        Inspector.from_classifier(model).save("saved")
-        saved = json.loads(Path("saved/inspector.json").read_text())
-        for key in [*saved, "_target_", "loss", "own"]:
-            Path("saved/inspector.json").write_text(json.dumps({**saved, key: planted}))
-            _opened(lambda: Inspector.load("saved"))
+    for name in model.hparams:
+        _poisoned_checkpoint(model, {**model.hparams, name: planted})
+    _poisoned_checkpoint(model, {**model.hparams, "loss": planted, "own": planted, "callbacks": {"x": planted}})
+    _poisoned_checkpoint(model, {**model.hparams, **planted})
+    for more in (planted, *({key: planted} for key in ("judgement", "optimizer", "callbacks", "_instantiator"))):
+        _poisoned_checkpoint(model, model.hparams, **more)
+        _opened(lambda: check_checkpoint(Path("x.ckpt"), model, 2))
+    Inspector.from_classifier(model).save("saved")
+    saved = json.loads(Path("saved/inspector.json").read_text())
+    for key in [*saved, "_target_", "loss", "own"]:
+        Path("saved/inspector.json").write_text(json.dumps({**saved, key: planted}))
+        _opened(lambda: Inspector.load("saved"))
     assert not os.path.exists("ran")
+    with contextlib.suppress(UserError):
+        make("x", planted)
+    assert os.path.exists("ran")  # in a config it would run
 
 
 def _poisoned_checkpoint(model: TyreClassifier, hyper_parameters: Any, **more: Any) -> None:
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(hyper_parameters), "loops": _loops(1), **more}
     torch.save({"pytorch-lightning_version": L.__version__, **content}, "x.ckpt")
     _opened(lambda: Inspector.from_checkpoint("x.ckpt"))
-    _opened(lambda: check_checkpoint(Path("x.ckpt"), classifier(), 2))
 
 
 def _opened(use: Any) -> None:

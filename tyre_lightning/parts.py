@@ -149,7 +149,8 @@ def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> Optimizer:
     """
     from torch.optim import Optimizer
 
-    return _of_kind(Optimizer, OWN_OPTIMIZER, spec, groups)
+    optimizer: Optimizer = _of_kind(Optimizer, OWN_OPTIMIZER, spec, groups)
+    return optimizer
 
 
 def make_loss(spec: Spec, classes: int | None = None) -> Loss:
@@ -162,7 +163,7 @@ def make_loss(spec: Spec, classes: int | None = None) -> Loss:
     """
     import torch
 
-    loss = make(OWN_LOSS, spec)
+    loss: Loss = make(OWN_LOSS, spec)
     target = spec[TARGET]
     if not callable(loss):
         raise UserError(f"{OWN_LOSS}: {target} gives {type(loss).__name__}, which cannot be called")
