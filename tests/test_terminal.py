@@ -28,9 +28,10 @@ from tyre_lightning.config import register_schemas
 from tyre_lightning.epochs import clock
 from tyre_lightning.messages import ShortFormatter, TerminalHandler
 from tyre_lightning.model.metrics import InspectionMetrics, escape_rate
+from tyre_lightning.names import short_names
 from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.telling import near
-from tyre_lightning.tracking.leaderboard import short_names, table
+from tyre_lightning.tracking.leaderboard import table
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
 VERBS = {"train": "conf", "audit": "conf", "predict": "conf/predict", "promote": "conf/promote"}

@@ -33,7 +33,7 @@ from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
 from tyre_lightning.evaluation.saliency import explain, overlay
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.tyres import tyre_of
-from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
+from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 from tyre_lightning.names import one_form
 from tyre_lightning.opening import open_data as _open_data
 from tyre_lightning.prediction import check_names, open_source, predict_batches
@@ -226,11 +226,6 @@ def _name_tyres(rows: Rows, tyres: Sequence[str | None]) -> None:
         raise UserError(f"there are {len(rows)} pictures and {len(tyres)} names of tyres: give one for each picture")
     for row, tyre in zip(rows, tyres, strict=True):
         row["tyre"] = None if tyre is None else one_form(tyre)
-
-
-def nothing_seen(reason: str) -> dict[str, Any]:
-    """What is said of a picture that could not be read."""
-    return {"class": None, "picture_decision": None, "error": reason}
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -22,6 +22,9 @@ from tyre_lightning.files import is_whole, whole
 FOLDER = "checkpoints"  # in that of a run
 GRADIENTS = "accumulated_gradients"  # a checkpoint's key
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+LOOPS = "loops"  # a checkpoint's key: how far the training was
+# What only a training that goes on needs of a checkpoint: three quarters of it. The last two are the weight average's.
+_PROGRESS = ("optimizer_states", "lr_schedulers", LOOPS, GRADIENTS, "current_model_state", "averaging_state")
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,11 @@ def save_whole(content: Mapping[str, Any], path: str | Path) -> None:
         unfinished.write_bytes(buffer.getbuffer())
         if Path(path).name == LAST:
             _keep(Path(path))
+
+
+def model_alone(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint has, without what only a training that goes on needs."""
+    return {name: value for name, value in content.items() if name not in _PROGRESS}
 
 
 def _keep(last: Path) -> None:

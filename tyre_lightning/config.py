@@ -276,7 +276,7 @@ class LoggerConfig:
 
     tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     experiment: str = "tyre-defects"  # under which the run is found in MLflow
-    run_name: str | None = None  # null: the backbone's name
+    run_name: str | None = None  # null: made of backbone, pixels, seed, and what a sweep's run was given
     registered_model: str | None = "tyre-defects"  # null: the model is logged, not registered
     system_metrics: bool = True  # record the load of processor, memory and GPU
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
+from collections.abc import Sequence
 from hashlib import blake2b, blake2s
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +24,7 @@ _MLFLOW = re.compile(r"[\w.\- :]+")  # of a parameter, metric or tag, between sl
 MLFLOW_LENGTH = 250
 _CLASS_LENGTH = 200  # so that words may stand before a class
 _EXPERIMENT_LENGTH = 256
-_RUN_LENGTH = 250
+RUN_LENGTH = 250
 _MODEL_LENGTH = 200  # the gate makes longer ones of it
 _NOT_IN_MODELS = "/:'\"?#%\\"  # MLflow refuses them, or its filters and models:/ addresses cannot hold them
 _FIGURE_LENGTH = 40
@@ -93,6 +94,17 @@ def mlflow_quoted(text: str) -> str:
     return f"{mark}{text}{mark}"
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Dotted names by what tells them apart: their last parts, and no more of them than that takes."""
+    short = dict.fromkeys(names, "")
+    for name in names:
+        parts = name.split(".")
+        ends = [".".join(parts[place:]) for place in reversed(range(len(parts)))]
+        alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in names) == 1)
+        short[name] = next(alone, name)
+    return short
+
+
 def model_fault(name: str) -> str | None:
     """Why a model cannot be registered under a name; None where it can."""
     found = sorted({character for character in name if character in _NOT_IN_MODELS or not character.isprintable()})
@@ -110,7 +122,7 @@ def experiment_fault(name: str) -> str | None:
 
 def run_fault(name: str) -> str | None:
     """Why a run cannot have a name; None where it can."""
-    return _length_fault(name, _RUN_LENGTH)
+    return _length_fault(name, RUN_LENGTH)
 
 
 def _length_fault(name: str, longest: int) -> str | None:

@@ -7,14 +7,14 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from tyre_lightning.api import Model, compose, load, nothing_seen, tracking
+from tyre_lightning.api import Model, compose, load, tracking
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
@@ -23,8 +23,7 @@ from tyre_lightning.evaluation.judgement import confusion
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
-from tyre_lightning.lake.tyres import tyre_of
-from tyre_lightning.model.inspector import answer_columns, decide_on_tyres
+from tyre_lightning.model.inspector import answer_columns
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
 from tyre_lightning.tracking.report import REPORT
@@ -154,19 +153,7 @@ class Result:
         """
         found = self._scores(usage)
         inspector = self.model.inspector
-        classes = [*inspector.classes, None]  # the last where an image's class is not one of the model's
-        rows: list[dict[str, Any]] = [
-            {"key": key, "true": classes[label], "error": None, **answer}
-            for key, label, answer in zip(found.keys, found.labels, inspector.answers_to(found.logits), strict=True)
-        ]
-        rows += [{"key": key, "true": None, **nothing_seen("it could not be read")} for key in found.unreadable]
-        rows.sort(key=lambda row: row["key"])
-        for row in rows:
-            row |= {"tyre": tyre_of(row["key"], inspector.group_pattern), "reason": None}
-            row["decision"] = row["picture_decision"]
-        if inspector.group_pattern is not None:
-            decide_on_tyres(inspector, rows)
-        return pd.DataFrame(rows, columns=["key", "true", *answer_columns(inspector.columns())])
+        return pd.DataFrame(found.answers(inspector), columns=["key", "true", *answer_columns(inspector.columns())])
 
     def errors(self, count: int = 12, usage: str | None = None, root: str | None = None) -> Image.Image:
         """A contact sheet of the images that the model gets most wrong: those where it is surest of another class.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from tyre_lightning.checkpointing import FOLDER, LAST, sound
+from tyre_lightning.checkpointing import FOLDER, LAST, LOOPS, sound
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.classifier import OPTIMIZER, TyreClassifier
@@ -115,7 +115,7 @@ def runs_of_job(config: TrainConfig) -> list[Path]:
 
 
 def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> None:
-    """Refuse to begin with another model's checkpoint, or with one that leaves a new run nothing to train.
+    """Refuse to begin with another model's checkpoint, one without progress, or one that leaves nothing to train.
 
     Args:
         path: of the checkpoint.
@@ -123,7 +123,8 @@ def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> N
         epochs: of a new run; None for the run that left the checkpoint.
 
     Raises:
-        UserError: the file is no checkpoint, its backbone, classes or optimiser differ, or its run had as many epochs.
+        UserError: the file is no checkpoint or has the model alone, its backbone, classes or optimiser differ, or its
+            run had as many epochs.
     """
     saved = Inspector.from_checkpoint(path)
     for key, theirs, ours in (
@@ -132,13 +133,18 @@ def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> N
     ):
         if theirs != ours:
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if LOOPS not in content:
+        raise UserError(
+            f"{path} keeps the model of a training that is done, and nothing to go on from: that takes its {LAST}, or "
+            f"begin anew with model.weights={path}"
+        )
     if epochs is None:
         return
-    content = torch.load(path, map_location="cpu", weights_only=True)
     if (theirs := content.get(OPTIMIZER, ADAMW)) != model.optimizer_name:
         raise UserError(f"{path} was trained by {theirs}, whose state says nothing to {model.optimizer_name}: give "
                         "that as model.optimizer.own, or model.weights=PATH to begin with its weights")  # fmt: skip
-    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = content[LOOPS]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if done >= epochs:
         raise UserError(f"{path} is of a run that has done its {done} epochs: give a greater trainer.max_epochs")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +12,9 @@ from tyre_lightning.progress import say
 if TYPE_CHECKING:  # the first line is said before any of it is loaded
     from omegaconf import DictConfig
 
-    from tyre_lightning.config import LoggerConfig, OperatingPointConfig, TrainConfig, TrainerConfig
+    from tyre_lightning.config import LoggerConfig, TrainConfig, TrainerConfig
     from tyre_lightning.data.datamodule import TyreDataModule
-    from tyre_lightning.evaluation.scores import Scores
     from tyre_lightning.model.classifier import TyreClassifier
-    from tyre_lightning.model.inspector import Inspector
     from tyre_lightning.tracking.runs import Run
 
 _MOST_CLASSES = 8  # that are counted one by one
@@ -39,14 +36,12 @@ def tell_device(options: TrainerConfig) -> None:
     """
     import torch
 
-    from tyre_lightning.trainer import gpus, precision_of, processes
+    from tyre_lightning.trainer import device_name, precision_of, processes
 
     gpu, count = processes(options)
-    names = Counter(torch.cuda.get_device_name(device) for device in gpus(options))
-    cards = ", ".join(f"{times} x {name}" if times > 1 else name for name, times in names.items())
     threads = torch.get_num_threads()
     cpu = f"CPU, {count} x {threads} threads" if count > 1 else f"CPU, threads: {threads}"
-    say(_line("device", f"{cards if gpu else cpu}; precision {precision_of(options)}"))
+    say(_line("device", f"{device_name(options) if gpu else cpu}; precision {precision_of(options)}"))
 
 
 def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, folder: Path) -> None:
@@ -67,31 +62,26 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         say(f"  where at most {share} of the good ones are rejected")
 
 
-def tell_end(
-    run: Run,
-    inspector: Inspector,
-    scores: Mapping[str, Scores],
-    wanted: OperatingPointConfig,
-    data: TyreDataModule,
-) -> None:
+def tell_end(run: Run, said: str) -> None:
     """Say what came of it, where that is, and what to do next.
 
     Args:
         run: which MLflow has whole.
-        inspector: its model.
-        scores: what it said of images, by usage.
-        wanted: the promise that was asked for.
-        data: the images.
+        said: what :func:`tyre_lightning.evaluation.answer.answer` says of its model.
     """
-    from tyre_lightning.evaluation.answer import answer
+    from tyre_lightning.tracking.pages import run_list
     from tyre_lightning.tracking.registry import model_uri
     from tyre_lightning.tracking.report import find_report
 
-    seen = {usage: data.shared_with_train(usage) for usage in ("val", "test")}
-    uri = model_uri(run)
-    say("\n" + answer(inspector, scores, wanted, seen) + "\n")
-    say(_line("run", f"{run.id} of {_server(run.config)}"))
+    uri, server = model_uri(run), _server(run.config)
+    experiment = run.client.get_run(run.id).info.experiment_id
+    say("\n" + said + "\n")
+    say(_line("run", f"{run.id} of {server}"))
     say(_line("report", near(find_report(run))))
+    if not server.startswith("http"):
+        say(_line("compare", f"mlflow ui --backend-store-uri {server}"))
+    place = server if server.startswith("http") else "http://localhost:5000"
+    say(_line("" if place != server else "compare", f"{place.rstrip('/')}/{run_list(experiment)}"))
     say(_line("model", uri))
     say(_line("next", f"python predict.py model={uri} input=FOLDER"))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,24 @@ def gpus(options: TrainerConfig) -> list[torch.device]:
     return [torch.device("cuda", int(index)) for index in (options.devices if listed else range(count))]
 
 
+def device_name(options: TrainerConfig) -> str:
+    """What the devices are called, for people: ``2 x NVIDIA H100``, or a processor's own name.
+
+    Raises:
+        UserError: as :func:`processes`.
+    """
+    names = Counter(torch.cuda.get_device_name(device) for device in gpus(options))
+    return ", ".join(f"{times} x {name}" if times > 1 else name for name, times in names.items()) or _processor()
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"CPU, {line.partition(':')[2].strip()}"
+    return f"CPU, {platform.processor() or platform.machine()}"
+
+
 def uses_gpu(accelerator: str) -> bool:
     """Whether a GPU is used.
 
@@ -199,8 +220,8 @@ def device_count(devices: Any, gpu: bool) -> int:
     return devices
 
 
-def checkpoints(trainer: L.Trainer, folder: Path) -> list[Path]:
-    """The best checkpoint and the last; where the best is damaged, the last alone.
+def best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
+    """The best checkpoint of a run; where it is damaged, the last.
 
     Raises:
         UserError: no checkpoint of the run is whole.
@@ -209,7 +230,7 @@ def checkpoints(trainer: L.Trainer, folder: Path) -> list[Path]:
     best = sound(Path(paths[0] or folder / FOLDER / BEST))
     if best is None:
         raise UserError(f"no checkpoint in {folder / FOLDER} is whole any more: train again")
-    return [best, *sorted({Path(path) for path in paths[1:] if path} - {best})]
+    return best
 
 
 def _share(limit: float | None) -> int | float | None:

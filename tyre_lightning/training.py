@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from tyre_lightning.checkpointing import save_whole
+from tyre_lightning.checkpointing import BEST, model_alone, save_whole
 from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable, limited
 from tyre_lightning.config import (
     ClassWeights,
@@ -28,6 +28,7 @@ from tyre_lightning.config import (
 )
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.errors import UnreadableImage, UserError, without_passwords
+from tyre_lightning.evaluation.answer import answer
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
 from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
 from tyre_lightning.evaluation.latency import latencies_ms
@@ -47,12 +48,15 @@ from tyre_lightning.progress import progress_bar
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.slurm import JOB_TAG, claim, job, requeued_when_told
 from tyre_lightning.telling import tell_device, tell_end, tell_work
+from tyre_lightning.titles import run_name
 from tyre_lightning.tracking.journal import Journal
+from tyre_lightning.tracking.pages import data_version, model_note
 from tyre_lightning.tracking.registry import model_uri, register, run_model
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, CONFIG, Run, send_left, tracked_run
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
-from tyre_lightning.trainer import build_trainer, checkpoints, gpus
+from tyre_lightning.tracking.tables import PREDICTIONS_TABLE, predictions_table
+from tyre_lightning.trainer import best_checkpoint, build_trainer, device_name, gpus
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,34 +115,35 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
     folder = unfinished or run_folder(config)
     tell_work(config, data, model, folder)
-    name = config.logger.run_name or config.model.name
     if unfinished is None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
-    tracked = tracked_run(config.logger, folder, name, run_tags(), go_on=unfinished is not None)
+    name, tags = run_name(config, data.preprocessing.size), run_tags(config.trainer, setup["found"])
+    tracked = tracked_run(config.logger, folder, name, tags, go_on=unfinished is not None)
     with tracked as run, requeued_when_told():  # before MLflow is waited for
         claim(folder)
         record_setup(run, cfg, setup)
         record_data(run, data, catalogs)
         run.flush()  # a server that takes nothing is a reason to stop now, and none later
-        shared = find_shared(data)
+        seen = find_shared(data)
         check_readable(data, config)
         trainer = build_trainer(config, run, folder, new=unfinished is None, callbacks=callbacks)
         fit(trainer, model, data, resume)
-        best, *others = checkpoints(trainer, folder)
+        best = best_checkpoint(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
         scores = score(inspector, data, config.trainer)
         record_scores(run, inspector, scores, folder / SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
         metrics |= measure(run, inspector, scores, trainer.global_step + 1)
-        metrics |= judge(run, inspector, config.operating_point, scores, shared, data.shared_with_train("val"))
+        metrics |= judge(run, inspector, config.operating_point, scores, seen)
+        run.log_table(predictions_table(scores["test" if "test" in scores else "val"], inspector), PREDICTIONS_TABLE)
         add_judgement(best, inspector)
-        for path in (best, *others):
-            run.log_file(path, "checkpoints")
         metrics |= weigh(run, inspector, data)
-        register(run, inspector, challenger=config.data.folds is None and not in_sweep())
+        said = answer(inspector, readable(scores), config.operating_point, seen)
+        about = model_note(said, inspector.name, inspector.preprocessing.size, setup["found"])
+        register(run, inspector, about, challenger=config.data.folds is None and not in_sweep())
         shown = config.trainer.enable_progress_bar
         log_report(run, inspector, data, readable(scores), config.operating_point, progress=shown)
-    tell_end(run, inspector, readable(scores), config.operating_point, data)
+    tell_end(run, said)
     found = {name: float(value) for name, value in metrics.items()}
     return Trained(run.id, folder, model_uri(run), found)
 
@@ -177,10 +182,15 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
     return model
 
 
-def run_tags() -> dict[str, str]:
-    """Which sweep and which job of SLURM a run belongs to, if to any."""
+def run_tags(options: TrainerConfig, found: Mapping[str, Any]) -> dict[str, str]:
+    """On what and with which data a run trains, and which sweep and which job of SLURM it belongs to, if to any."""
+    about = {
+        "device": device_name(options),
+        "data.version": data_version(found["root"]),
+        "data.fingerprint": found["fingerprint"],
+    }
     of_sweep = {SWEEP_TAG: HydraConfig.get().sweep.dir} if in_sweep() else {}
-    return of_sweep | ({} if (name := job()) is None else {JOB_TAG: name})
+    return about | of_sweep | ({} if (name := job()) is None else {JOB_TAG: name})
 
 
 def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
@@ -219,8 +229,8 @@ def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog])
         run.log_file(path)
 
 
-def find_shared(data: TyreDataModule) -> list[str]:
-    """The keys of test images of tyres that training sees too; warns of them, and of what else copies may spoil."""
+def find_shared(data: TyreDataModule) -> dict[str, list[str]]:
+    """Keys of images of tyres that training sees too, by usage; warns of them, and of what else copies may spoil."""
     found = data.grouping
     if found.copies:
         log.info("%d pairs of images are copies or near-copies: each stays on one side of a split", len(found.copies))
@@ -229,17 +239,18 @@ def find_shared(data: TyreDataModule) -> list[str]:
             "%d pairs of copies or near-copies lie in different classes (%s and %s, ...): "
             "`python -m tyre_lightning.audit` shows them", len(found.conflicts), *found.conflicts[0],
         )  # fmt: skip
-    if shared := data.shared_with_train("val"):
+    seen = {usage: data.shared_with_train(usage) for usage in ("val", "test")}
+    if shared := seen["val"]:
         log.warning(
             "%d of %d validation images are of tyres that training sees too (%s, ...): nothing is promised by them",
             len(shared), len(data.val), shared[0],
         )  # fmt: skip
-    if shared := data.shared_with_train("test"):
+    if shared := seen["test"]:
         log.warning(
             "%d of %d test images are of tyres that training sees too (%s, ...): the metrics without them are "
             "recorded as test_unshared/...", len(shared), len(data.test or ()), shared[0],
         )  # fmt: skip
-    return shared
+    return seen
 
 
 def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: Path | None) -> None:
@@ -334,18 +345,17 @@ def judge(
     inspector: Inspector,
     wanted: OperatingPointConfig,
     scores: Mapping[str, Scores],
-    shared: Sequence[str],
-    seen: Sequence[str] = (),
+    seen: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
     """Give an inspector its temperature and operating point, by the scores of the validation images.
 
-    Those in ``seen``, of tyres of which training saw other pictures, say nothing of new tyres and are left out. Records
-    what both are worth on the test images, where there are some, and gives it; where ``shared`` names test images of
-    tyres that training saw too, then also without them, as ``test_unshared/...``.
+    ``seen`` are images of tyres of which training saw other pictures, by usage: those of validation say nothing of new
+    tyres and are left out. Records what both are worth on the test images, where there are some, and gives it; where
+    some of these are seen, then also without them, as ``test_unshared/...``.
     """
     classes, good = inspector.classes, inspector.good_class
     scores = readable(scores)
-    unseen = scores["val"].without(seen) if "val" in scores else None
+    unseen = scores["val"].without(seen["val"]) if "val" in scores else None
     if unseen is None or not unseen.keys:
         log.warning("no validation image of a tyre that training did not see could be read: nothing is calibrated")
         return {}
@@ -359,7 +369,7 @@ def judge(
     metrics = {"temperature": inspector.temperature}
     if inspector.point is not None:
         metrics |= {"threshold": inspector.point.threshold, "reject_from": inspector.point.reject_from}
-    if shared and "test" in scores and (unshared := scores["test"].without({*shared})).keys:
+    if seen["test"] and "test" in scores and (unshared := scores["test"].without(seen["test"])).keys:
         scores = {**scores, "test_unshared": unshared}
         metrics |= {f"test_unshared/{name}": value for name, value in quality(unshared, classes, good).items()}
     for usage, found in scores.items():
@@ -384,9 +394,13 @@ def weigh(run: Run, inspector: Inspector, data: TyreDataModule) -> dict[str, flo
 
 
 def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
-    """Write temperature and operating point into a checkpoint, so that it answers as the registered model does."""
+    """Write temperature and operating point into a checkpoint, so that it answers as the registered model does.
+
+    The best one keeps the model alone, since a training goes on from the last.
+    """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    save_whole({**content, JUDGEMENT: inspector.judgement()}, checkpoint)
+    kept = model_alone(content) if checkpoint.name == BEST else content
+    save_whole({**kept, JUDGEMENT: inspector.judgement()}, checkpoint)
 
 
 def _decision_figure(scores: Scores, good: int, inspector: Inspector) -> Figure:

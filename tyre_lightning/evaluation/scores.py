@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,8 @@ from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.files import whole
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.tyres import Shown
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.lake.tyres import Shown, tyre_of
+from tyre_lightning.model.inspector import Inspector, decide_on_tyres, nothing_seen
 
 Names = NDArray[np.object_]
 
@@ -124,6 +125,26 @@ class Scores:
         labels = np.array([places[name] for name in table["true"].to_pylist()], np.int64)
         tyres, groups = (np.array(table[name].to_pylist(), dtype=object) for name in ("tyre", "group"))
         return cls(table["key"].to_pylist(), labels, logits, tyres, groups, tuple(unreadable))
+
+    def answers(self, inspector: Inspector) -> list[dict[str, Any]]:
+        """A row for each image in the order of keys: predict.py's columns, and ``true``, None where it is not known.
+
+        Args:
+            inspector: the model, with its operating point.
+        """
+        classes = [*inspector.classes, None]  # the last for UNKNOWN
+        rows: list[dict[str, Any]] = [
+            {"key": key, "true": classes[label], "error": None, **answer}
+            for key, label, answer in zip(self.keys, self.labels, inspector.answers_to(self.logits), strict=True)
+        ]
+        rows += [{"key": key, "true": None, **nothing_seen("it could not be read")} for key in self.unreadable]
+        rows.sort(key=lambda row: str(row["key"]))
+        for row in rows:
+            row |= {"tyre": tyre_of(row["key"], inspector.group_pattern), "reason": None}
+            row["decision"] = row["picture_decision"]
+        if inspector.group_pattern is not None:
+            decide_on_tyres(inspector, rows)
+        return rows
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""

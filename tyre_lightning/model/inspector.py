@@ -330,6 +330,11 @@ def decide_on_tyres(inspector: Inspector, rows: Sequence[dict[str, Any]]) -> Non
         row |= (Verdict(None, None) if alone else inspector.verdict(tyres[row["tyre"] or index]))._asdict()
 
 
+def nothing_seen(reason: str) -> dict[str, Any]:
+    """What is said of a picture that could not be read."""
+    return {"class": None, "picture_decision": None, "error": reason}
+
+
 def answer_columns(probabilities: Sequence[str]) -> list[str]:
     """What is said of a picture, by predict.py and the served model."""
     return ["tyre", "class", "decision", "picture_decision", "reason", *probabilities, "error"]

@@ -26,7 +26,9 @@ from tyre_lightning.files import whole, write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = 2  # of a journal; in format 1, which has no number, every version asks to become the champion
+# Of a journal. In format 1, which has no number, every version asks to become the champion; up to 2 all of its numbers
+# are metrics in MLflow.
+FORMAT = 3
 FOLDER = "tracking"  # a journal's folder in that of its run
 _RUN = "run.json"
 _BEGIN = b'{"kind": '  # of every record
@@ -145,6 +147,11 @@ class Journal:
     def add_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record metrics of a step, with the present time."""
         self.append("metrics", values=dict(values), step=step, timestamp=int(time.time() * 1000))
+
+    def add_table(self, text: str, name: str) -> None:
+        """Record a table, as MLflow writes one, as an artifact that it shows as a table."""
+        write_whole(path := self.new_place(name), text)
+        self.append("table", path=self.relative(path))
 
     def add_file(self, path: str | Path, folder: str | None = None) -> None:
         """Record a file as an artifact; a copy is kept unless it lies in the run's own folder."""

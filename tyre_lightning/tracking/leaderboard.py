@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from tyre_lightning.command_line import failed_runs
 from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords
-from tyre_lightning.names import csv_text
+from tyre_lightning.names import csv_text, short_names
 from tyre_lightning.tracking.studies import PRUNED
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ class Leaderboard(Callback):
         """Print the runs of the sweep, the best first, and those that failed; the parent run gets the same."""
         failed = sorted(Path(config.hydra.sweep.dir).rglob(_NOTE))
         failed_runs.extend(str(path.parent) for path in failed)
-        self._end(config, "FAILED" if failed else "FINISHED")
+        self._end(config, len(failed))
         for path in failed:
             last = path.read_text(encoding="utf-8").strip().splitlines()[-1]
             print(f"failed: {path.parent}: {last}", file=sys.stderr)
 
-    def _end(self, config: DictConfig, status: str) -> None:
+    def _end(self, config: DictConfig, failed: int) -> None:
         from rich.console import Console
 
         from tyre_lightning.tracking.runs import connect
@@ -101,12 +101,27 @@ class Leaderboard(Callback):
         if parent is not None:
             record(client, parent.info.run_id, runs)
             challenge(client, runs)
-            client.set_terminated(parent.info.run_id, status)
+            end(client, parent.info.run_id, failed, _started(Path(sweep)))
             print(f"run {parent.info.run_id} in MLflow has all of it")
         if (best := advice(client, runs)) is not None:
             print(best)
         if self._interrupted is not None:
             atexit.unregister(self._interrupted)
+
+
+def _started(sweep: Path) -> int:
+    """How many runs a sweep has begun, by what Hydra leaves of each."""
+    return len({path.parent for name in (".hydra", _NOTE) for path in sweep.rglob(name)})
+
+
+def end(client: MlflowClient, parent: str, failed: int, started: int) -> None:
+    """End the parent run of a sweep, which has failed only where all of its runs have, and say how many did."""
+    from tyre_lightning.tracking.pages import NOTE
+
+    if failed:
+        client.set_tag(parent, "failed_runs", f"{failed} of {started}")
+        client.set_tag(parent, NOTE, f"{failed} of {started} runs of this sweep failed; the table is of the others.")
+    client.set_terminated(parent, "FAILED" if failed and failed == started else "FINISHED")
 
 
 def record(client: MlflowClient, parent: str, runs: list[Run]) -> None:
@@ -178,17 +193,6 @@ def table(runs: Sequence[Run]) -> Any:
         about = [f"{chosen[name]}={value}" for name, value in group.common.items()]
         view.add_row(*map(Text, ("", *cells, "", " ".join([f"mean of {len(group.runs)}", *about]))), style="bold")
     return view
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Dotted names by what tells them apart: their last parts, and no more of them than that takes."""
-    short = dict.fromkeys(names, "")
-    for name in names:
-        parts = name.split(".")
-        ends = [".".join(parts[place:]) for place in reversed(range(len(parts)))]
-        alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in names) == 1)
-        short[name] = next(alone, name)
-    return short
 
 
 def advice(client: MlflowClient, runs: Sequence[Run]) -> str | None:

@@ -15,6 +15,7 @@ from tyre_lightning.model.from_timm import is_timm
 from tyre_lightning.model.inspector import SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
+from tyre_lightning.tracking.versions import how_to_call
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -28,12 +29,13 @@ _REQUIREMENTS = (
 )  # fmt: skip
 
 
-def register(run: Run, inspector: Inspector, *, challenger: bool = True) -> None:
+def register(run: Run, inspector: Inspector, about: str = "", *, challenger: bool = True) -> None:
     """Record a model as an artifact of a run and, where a name is configured, have it registered.
 
     Args:
         run: of the training.
         inspector: the model.
+        about: what it is worth and made of, for the descriptions of its run and its version.
         challenger: whether it asks to become the champion; of a sweep only the best does, once all have ended.
 
     Raises:
@@ -47,9 +49,11 @@ def register(run: Run, inspector: Inspector, *, challenger: bool = True) -> None
     except OSError as error:
         raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}") from error
     run.journal.append("model", path=run.journal.relative(folder))
+    if about:
+        run.log_note(f"{about}\n\n{how_to_call(run_model(run.id))}")
     if run.config.registered_model:
         name = run.config.registered_model
-        run.journal.append("version", name=name, folder=MODEL_FOLDER, challenger=challenger)
+        run.journal.append("version", name=name, folder=MODEL_FOLDER, about=about, challenger=challenger)
 
 
 def model_uri(run: Run) -> str:

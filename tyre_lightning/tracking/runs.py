@@ -22,10 +22,12 @@ from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords, without_passwords
 from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
+from tyre_lightning.tracking.pages import furnish
 from tyre_lightning.tracking.refusals import why_gone
 from tyre_lightning.tracking.sender import Sender, UnderWay
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
 from tyre_lightning.tracking.system import SystemMonitor
+from tyre_lightning.tracking.tables import EPOCHS_TABLE, METRICS_TABLE, epochs_table, metrics_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -156,6 +158,14 @@ class Run:
         """Record a text as an artifact."""
         self.journal.add_text(hide_passwords(text), name)
 
+    def log_table(self, text: str, name: str) -> None:
+        """Record a table, as MLflow writes one, as an artifact that it shows as a table."""
+        self.journal.add_table(hide_passwords(text), name)
+
+    def log_note(self, text: str) -> None:
+        """Describe the run, in Markdown; its experiment too, where nobody has but another run."""
+        self.journal.append("note", text=hide_passwords(text))
+
     def log_dataset(self, usage: str, digest: str, root: str, counts: Mapping[str, int]) -> None:
         """Record a set of images as an input of the run."""
         root = hide_passwords(root)
@@ -198,7 +208,7 @@ class Run:
 
     def _record_end(self, status: str) -> None:
         try:
-            self.journal.append("end", status=status, timestamp=int(time.time() * 1000))
+            _finish(self.journal, status)
         except (OSError, UserError):  # a full disk; MLflow may have another one
             with suppress(Exception):
                 self.client.set_terminated(self.id, "FAILED" if status == "FINISHED" else status)
@@ -309,6 +319,13 @@ def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
     return run
 
 
+def _finish(journal: Journal, status: str) -> None:
+    """Record the tables of all numbers, and the end."""
+    journal.add_table(metrics_table(journal.metrics()), METRICS_TABLE)
+    journal.add_table(epochs_table(journal), EPOCHS_TABLE)
+    journal.append("end", status=status, timestamp=int(time.time() * 1000))
+
+
 def _end(run: Run, status: str) -> None:
     """End a run; that MLflow cannot be told of one that has failed is a warning beside its error."""
     try:
@@ -337,7 +354,7 @@ def resend(journal: Journal, tracking_uri: str | None = None) -> None:
     run = Run(about["run_id"], client, config, journal)
     try:
         if journal.status() is None:
-            journal.append("end", status="KILLED", timestamp=int(time.time() * 1000))
+            _finish(journal, "KILLED")
         run.flush()
     finally:
         run.close()
@@ -377,12 +394,14 @@ def open_experiment(client: MlflowClient, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name))
-        except MlflowException:  # another run has just made it
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
+            client.create_experiment(name)
+        except MlflowException:  # another run has just made it, or it cannot be made
+            if client.get_experiment_by_name(name) is None:
                 raise
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
     _check_active(experiment)
+    furnish(client, experiment)
     return str(experiment.experiment_id)
 
 

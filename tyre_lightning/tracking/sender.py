@@ -16,6 +16,7 @@ from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.names import MLFLOW_LENGTH, as_override, mlflow_name
 from tyre_lightning.tracking.journal import Journal, Record
 from tyre_lightning.tracking.refusals import refusal, why_gone
+from tyre_lightning.tracking.tables import is_detail
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,6 +54,7 @@ class Sender:
         self._client = client
         self._run_id = run_id
         self.version: str | None = None  # of the registered model, once there is one
+        self._all_are_metrics = journal.run().get("format", 1) <= 2  # an older version's, that has no tables
         self._gone: str | None = None  # why MLflow takes nothing of this run any more
         self._failing_since: float | None = None
         self._reason = ""
@@ -174,6 +176,7 @@ class Sender:
 
     def _send(self, records: list[Record]) -> None:
         """Send one record, or several of metrics."""
+        from tyre_lightning.tracking.pages import show_as_table, write_notes
         from tyre_lightning.tracking.versions import create_version
 
         record, client, run_id = records[0], self._client, self._run_id
@@ -193,13 +196,21 @@ class Sender:
                 else:
                     log.warning("%s is gone, so that MLflow does not get it", path)
                 self._journal.forget(path)
+            case "table":
+                if (path := self._path(record)).is_file():
+                    client.log_artifact(run_id, str(path))
+                    show_as_table(client, run_id, path.name)
+                self._journal.forget(path)
+            case "note":
+                write_notes(client, run_id, record["text"])
             case "model":
                 path = self._path(record)
                 client.log_artifacts(run_id, str(path), path.name)
                 self._journal.forget(path)
             case "version":
                 asks = record.get("challenger", True)  # journals of older versions do not say
-                self.version = create_version(client, run_id, record["name"], record["folder"], challenger=asks)
+                about = record.get("about", "")
+                self.version = create_version(client, run_id, record["name"], record["folder"], about, challenger=asks)
             case "end":
                 client.set_terminated(run_id, record["status"], record["timestamp"])
 
@@ -214,6 +225,7 @@ class Sender:
             Metric(mlflow_name(name), value, record["timestamp"], record["step"])
             for record in records
             for name, value in record["values"].items()
+            if self._all_are_metrics or not is_detail(name)
         ]
         for start in range(0, len(metrics), _TOGETHER):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + _TOGETHER])

@@ -15,15 +15,25 @@ ANCHOR = "anchor"  # of the one that no champion may be much worse than
 _ASKS = "challenger.asks"  # the tag of a version that may become the challenger
 
 
-def create_version(client: MlflowClient, run_id: str, name: str, folder: str, *, challenger: bool = True) -> str:
+def create_version(
+    client: MlflowClient, run_id: str, name: str, folder: str, about: str = "", *, challenger: bool = True
+) -> str:
     """Register the model that is an artifact of a run, where wanted as the challenger; gives its version.
 
     A model that is registered already keeps its version: a request may have to be made twice, or comes late.
+
+    Args:
+        client: of MLflow.
+        run_id: of the run.
+        name: of the registered model.
+        folder: of the artifact.
+        about: the description of the version, to which is added how to call it.
+        challenger: whether it asks to become the champion.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_about_model(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -31,9 +41,31 @@ def create_version(client: MlflowClient, run_id: str, name: str, folder: str, *,
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
     asks = {_ASKS: "true"} if challenger else {}
     version = made[0] if made else client.create_model_version(name, source, run_id=run_id, tags=asks)
+    if about and not version.description:
+        described = f"{about}\n\n{how_to_call(f'models:/{name}/{version.version}')}"
+        client.update_model_version(name, str(version.version), described)
     if challenger:
         let_newest_ask(client, name)
     return str(version.version)
+
+
+def how_to_call(uri: str) -> str:
+    """The commands that use a model, as Markdown."""
+    commands = [
+        f"python predict.py model={uri} input=FOLDER",
+        f"mlflow models serve -m {uri} --env-manager local --port 8080",
+    ]
+    return "\n".join(f"    {command}" for command in commands)
+
+
+def _about_model(name: str) -> str:
+    """The description of a registered model, as Markdown."""
+    return (
+        "Tells good tyres from defective ones. Each version says in its description on which data it was trained, what "
+        f"it promises and how good it is. `{CHAMPION}` is the alias of the version in use, `{CHALLENGER}` of the one "
+        f"that `python -m tyre_lightning.promote model={name}` compares with it.\n\n"
+        + how_to_call(f"models:/{name}@{CHAMPION}")
+    )
 
 
 def make_challenger(client: MlflowClient, run_id: str) -> list[str]:
