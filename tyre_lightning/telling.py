@@ -85,13 +85,13 @@ def tell_end(
     """
     from tyre_lightning.evaluation.answer import answer
     from tyre_lightning.tracking.registry import model_uri
-    from tyre_lightning.tracking.report import find_report
+    from tyre_lightning.tracking.runs import REPORT, find_artifact
 
     seen = {usage: data.shared_with_train(usage) for usage in ("val", "test")}
     uri = model_uri(run)
     say("\n" + answer(inspector, scores, wanted, seen) + "\n")
     say(_line("run", f"{run.id} of {_server(run.config)}"))
-    say(_line("report", near(find_report(run))))
+    say(_line("report", near(find_artifact(run.client, run.id, REPORT))))
     say(_line("model", uri))
     say(_line("next", f"python predict.py model={uri} input=FOLDER"))
 
