@@ -152,7 +152,7 @@ def worth(metrics: Mapping[str, float], params: Mapping[str, str]) -> str:
     """How good the model is on the test images, what is promised of new tyres, and what that costs."""
     rate, confidence = (float(params[f"operating_point.{name}"]) for name in ("max_escape_rate", "confidence"))
     guess = 1 / len(CLASSES)
-    return f"""  accuracy   {metrics["test/accuracy"]:.1%} of the test images get the right class; by guessing {guess:.1%}
+    return f"""  accuracy   {metrics["test/accuracy"]:.1%} of the test images; guessing gets {guess:.1%}
   promise    at most {rate:.0%} of defective tyres pass as good, with a confidence of {confidence:.0%}
   escape     {metrics["test/escape_rate"]:.1%} of the defective test tyres pass
   overkill   {metrics["test/overkill_rate"]:.1%} of the good test tyres are rejected: what the promise costs"""
