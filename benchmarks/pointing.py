@@ -1,6 +1,6 @@
-"""Whether maps of what the model looked at point at the defect: the demo's recipe on drawn tyres.
+"""Whether maps of what the model looked at point at the defect, on drawn tyres.
 
-Trains on as many pictures as the demo, and plays the pointing game (Zhang et al., arXiv:1608.00507) on others, whose
+Trains on 100 pictures of each class, and plays the pointing game (Zhang et al., arXiv:1608.00507) on others, whose
 defects are known: the share of maps whose highest place is at most 15 of 224 pixels away from the defect. Beside it the
 score of Grad-CAM (Selvaraju et al., arXiv:1610.02391) on the last stage, and of guessing.
 """
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
-from tyre_lightning.demo.__main__ import COUNTS
 from tyre_lightning.demo.drawing import CLASSES, draw, write_lake
 from tyre_lightning.evaluation.saliency import Heat, explain, place
 from tyre_lightning.model.inspector import Inspector
@@ -31,6 +30,8 @@ from tyre_lightning.model.inspector import Inspector
 TRAIN = Path(__file__).parents[1] / "train.py"
 UNSEEN = 1_000_000  # seeds of the test pictures start here
 SIZE = 224
+COUNTS = {"train": 100, "test": 25}  # images of each class
+RECIPE = ("data.image_size=160", "data.batch_size=16", "data.augment.min_scale=0.7", "trainer.max_epochs=10")
 BATCH = 20
 _TOLERANCE = 15 / 224  # of the longer side
 
@@ -52,9 +53,9 @@ def points_at(heat: Heat, mask: NDArray[np.bool_]) -> tuple[bool, float]:
 
 
 def train(folder: Path) -> Inspector:
-    """The demo's model."""
+    """A small model."""
     write_lake(folder / "lake" / "v1", COUNTS, size=SIZE)
-    options = ["experiment=demo", "data.root=lake/v1", "logger.registered_model=null"]
+    options = [*RECIPE, "data.root=lake/v1", "logger.registered_model=null"]
     done = subprocess.run(
         [sys.executable, str(TRAIN), *options], cwd=folder, capture_output=True, text=True, check=False
     )

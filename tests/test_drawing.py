@@ -14,10 +14,11 @@ from tyre_lightning.demo.drawing import CLASSES, draw, write_lake
 DEFECTS = [label for label in CLASSES if label != "good"]
 SEEDS = range(12)
 PER_CLASS = 40
+KINDS = pytest.mark.parametrize("clear", [False, True], ids=["as_found", "clear"])
 
 
-def _pixels(label: str, seed: int, size: int = 128) -> NDArray[np.float64]:
-    return np.asarray(draw(label, seed, size)[0], dtype=np.float64)
+def _pixels(label: str, seed: int, size: int = 128, *, clear: bool = False) -> NDArray[np.float64]:
+    return np.asarray(draw(label, seed, size, clear=clear)[0], dtype=np.float64)
 
 
 def _border(pixels: NDArray[np.float64]) -> float:
@@ -30,6 +31,13 @@ def _border(pixels: NDArray[np.float64]) -> float:
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lake")
     write_lake(root, {"train": PER_CLASS, "test": 2}, size=96)
+    return root
+
+
+@pytest.fixture(scope="module")
+def clear_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clear")
+    write_lake(root, {"train": PER_CLASS}, size=96, clear=True)
     return root
 
 
@@ -53,20 +61,32 @@ def test_good_tyres_have_an_empty_mask() -> None:
     assert not any(draw("good", seed, 64)[1].any() for seed in SEEDS)
 
 
+@KINDS
 @pytest.mark.parametrize("label", DEFECTS)
-def test_mask_covers_what_the_defect_changes(label: str) -> None:
+def test_mask_covers_what_the_defect_changes(label: str, clear: bool) -> None:
     for seed in SEEDS:
-        mask = draw(label, seed, 128)[1]
-        change = np.abs(_pixels(label, seed) - _pixels("good", seed)).mean(axis=2)
+        mask = draw(label, seed, 128, clear=clear)[1]
+        change = np.abs(_pixels(label, seed, clear=clear) - _pixels("good", seed, clear=clear)).mean(axis=2)
         assert 0.005 < mask.mean() < 0.35
         assert change[mask].mean() > 10, "a defect must be seen"
         assert change[mask].sum() > 0.75 * change.sum(), "a defect must leave the rest of the scene alone"
 
 
+@KINDS
 @pytest.mark.parametrize("label", DEFECTS)
-def test_defect_leaves_the_border_of_its_scene_alone(label: str) -> None:
-    changes = [_border(_pixels(label, seed)) / _border(_pixels("good", seed)) - 1 for seed in SEEDS]
-    assert abs(np.mean(changes)) < 0.01
+def test_defect_leaves_the_border_of_its_scene_alone(label: str, clear: bool) -> None:
+    worn, fine = ([_border(_pixels(name, seed, clear=clear)) for seed in SEEDS] for name in (label, "good"))
+    assert abs(np.mean(np.divide(worn, fine) - 1)) < 0.01
+
+
+@KINDS
+def test_only_clear_pictures_never_cut_a_defect_off(clear: bool) -> None:
+    masks = [draw(label, seed, 96, clear=clear)[1] for label in DEFECTS for seed in range(60)]
+    assert any(map(_at_the_border, masks)) is not clear
+
+
+def _at_the_border(mask: NDArray[np.bool_]) -> bool:
+    return bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
 
 
 def test_lake_layout(lake: Path) -> None:
@@ -96,8 +116,10 @@ def _tells(path: Path) -> tuple[float, float, float]:
     return float(pixels.mean()), _border(pixels), float(path.stat().st_size)
 
 
-def test_nothing_but_the_defect_betrays_the_class(lake: Path) -> None:
-    tells = {c: np.array([_tells(p) for p in sorted((lake / "train" / c).glob("*.jpg"))]) for c in CLASSES}
+@pytest.mark.parametrize("name", ["lake", "clear_lake"])
+def test_nothing_but_the_defect_betrays_the_class(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name) / "train"
+    tells = {c: np.array([_tells(p) for p in sorted((folder / c).glob("*.jpg"))]) for c in CLASSES}
     for label in DEFECTS:
         gap = tells[label].mean(axis=0) - tells["good"].mean(axis=0)
         noise = np.sqrt((tells[label].var(axis=0) + tells["good"].var(axis=0)) / PER_CLASS)

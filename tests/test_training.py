@@ -174,8 +174,8 @@ def test_a_run_is_repeated_on_the_same_images(trained: Trained, tmp_path: Path) 
     assert (
         f"of the images to train on, 1 gone (v1/test/good/{lost.name}); training goes on" in done.stdout + done.stderr
     )
-    assert "the model gets no operating point: operating_point.max_escape_rate=0.1 with" in done.stdout + done.stderr
-    assert "it takes 22 defective validation tyres, and there are 7: add tyres" in done.stdout + done.stderr
+    assert "the model gets no operating point: operating_point.max_escape_rate=0.05 with" in done.stdout + done.stderr
+    assert "it takes 59 defective validation tyres, and there are 7: add tyres" in done.stdout + done.stderr
     second = only_run(trained.folder, "again")
     before, after = ({usage: item.digest for usage, item in datasets(run).items()} for run in (first, second))
     assert before["train"] == after["train"]

@@ -26,8 +26,7 @@ from tyre_lightning.lake.store import Store
 from tyre_lightning.model.inspector import answer_columns
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
-from tyre_lightning.tracking.report import REPORT
-from tyre_lightning.tracking.runs import CONFIG, connect
+from tyre_lightning.tracking.runs import CONFIG, REPORT, connect
 from tyre_lightning.tracking.sweeps import PARENT_TAG, QUALITY, leaderboard, newest_trainings
 
 if TYPE_CHECKING:

@@ -71,13 +71,13 @@ def tell_end(run: Run, said: str) -> None:
     """
     from tyre_lightning.tracking.pages import run_list
     from tyre_lightning.tracking.registry import model_uri
-    from tyre_lightning.tracking.report import find_report
+    from tyre_lightning.tracking.runs import REPORT, find_artifact
 
     uri, server = model_uri(run), _server(run.config)
     experiment = run.client.get_run(run.id).info.experiment_id
     say("\n" + said + "\n")
     say(_line("run", f"{run.id} of {server}"))
-    say(_line("report", near(find_report(run))))
+    say(_line("report", near(find_artifact(run.client, run.id, REPORT))))
     if not server.startswith("http"):
         say(_line("compare", f"mlflow ui --backend-store-uri {server}"))
     place = server if server.startswith("http") else "http://localhost:5000"

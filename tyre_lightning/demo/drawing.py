@@ -28,6 +28,8 @@ _SHOULDER = 0.87  # where the sidewall ends and the tread blocks begin, as a fra
 # A rim is open where a wave around the axle exceeds a level, between two radii: spokes, holes, all, none.
 _RIMS = ((0.0, 0.3, 0.84), (0.35, 0.56, 0.74), (-2.0, -1.0, 0.86), (2.0, 0.0, 0.0))
 _JPEG_QUALITY = (72, 95)
+_SEVERITY = 1.6  # of the defects in clear pictures
+_CALM = 0.4  # of the noise and of what is behind the tyre
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,17 @@ class _Scene:
     rim: float
     u: Field
     v: Field
+    clear: bool
+
+    @property
+    def severity(self) -> float:
+        """How large defects are."""
+        return _SEVERITY if self.clear else 1.0
+
+    @property
+    def rough(self) -> float:
+        """How much noise the picture has, and how restless it is behind the tyre."""
+        return _CALM if self.clear else 1.0
 
     def canvas(self, u: Field, v: Field) -> tuple[Field, Field]:
         """Surface coordinates to canvas coordinates (fractions of the canvas, 0 in the middle)."""
@@ -82,22 +95,22 @@ def _local(px: int, centre: tuple[float, float], scale: tuple[float, float], tur
     return (x * c + y * s) / np.float32(scale[0]), (y * c - x * s) / np.float32(scale[1])
 
 
-def _pose(rng: Generator, px: int) -> _Scene:
-    """Draw the view and the camera's distance, offset and rotation."""
-    tread, rim = bool(rng.random() < 0.3), rng.uniform(0.46, 0.58)
+def _pose(rng: Generator, px: int, clear: bool) -> _Scene:
+    """Draw the view and the camera's distance, offset and rotation; a clear view is the whole tyre from the side."""
+    tread, rim = bool(rng.random() < 0.3) and not clear, rng.uniform(0.46, 0.58)
     shift_x, shift_y = (float(shift) for shift in rng.uniform(-0.06, 0.06, 2))
     if tread:
         turn = float(rng.choice([0.0, np.pi / 2])) + rng.normal(0, 0.15)
         scale = (rng.uniform(0.25, 0.34), rng.uniform(0.55, 0.9))
         a, b = _local(px, (shift_x, shift_y), scale, turn)
-        return _Scene(tread, px, (shift_x, shift_y), scale, turn, rim, np.arcsin(np.clip(b, -1, 1)), a)
-    radius, focus, turn = rng.uniform(0.42, 0.85), *rng.uniform(-np.pi, np.pi, 2)
+        return _Scene(tread, px, (shift_x, shift_y), scale, turn, rim, np.arcsin(np.clip(b, -1, 1)), a, clear)
+    radius, focus, turn = rng.uniform(0.42, 0.44 if clear else 0.85), *rng.uniform(-np.pi, np.pi, 2)
     # A near camera sees only a part of the tyre: keep a stretch of sidewall and outline in the frame.
     away = 0.8 * radius * min((radius - 0.42) / 0.2, 1.0)
     centre = (shift_x - away * float(np.cos(focus)), shift_y - away * float(np.sin(focus)))
     scale = (radius, radius * rng.uniform(0.9, 1.0))
     a, b = _local(px, centre, scale, float(turn))
-    return _Scene(tread, px, centre, scale, float(turn), rim, np.arctan2(b, a), np.hypot(a, b))
+    return _Scene(tread, px, centre, scale, float(turn), rim, np.arctan2(b, a), np.hypot(a, b), clear)
 
 
 def _angle_from(u: Field, u0: float) -> Field:
@@ -142,7 +155,8 @@ def _crack(scene: _Scene, rng: Generator) -> _Defect:
     low, high = (-0.75, 0.75) if scene.tread else (scene.rim + 0.08, 0.94)
     v0 = rng.uniform(0.7 * low + 0.3 * high, 0.3 * low + 0.7 * high)
     # Across a tread's own grooves only a wider crack stands out.
-    width, heading = rng.uniform(0.009, 0.014) * (1.45 if scene.tread else 1), rng.uniform(0, 2 * np.pi)
+    width = rng.uniform(0.009, 0.014) * (1.45 if scene.tread else 1) * scene.severity
+    heading = rng.uniform(0, 2 * np.pi)
     canvas, halo = (Image.new("L", (scene.px, scene.px)) for _ in range(2))
     todo = [(scene.angle_at(rng, v0), v0, heading, rng.uniform(0.2, 0.34), width)]
     todo.append((*todo[0][:2], heading + np.pi + rng.normal(0, 0.3), rng.uniform(0.12, 0.25), width))
@@ -171,12 +185,12 @@ def _stroke(canvas: Image.Image, scene: _Scene, u: Field, v: Field, thick: float
 
 def _bulge(scene: _Scene, rng: Generator) -> _Defect:
     """A blister on the sidewall, or a contour that swells (always so when the camera faces the tread)."""
-    high, wide = rng.uniform(0.045, 0.065), rng.uniform(0.08, 0.12)
+    high, wide = rng.uniform(0.045, 0.065) * scene.severity, rng.uniform(0.08, 0.12)
     if scene.tread or rng.random() < 0.4:
         side = float(rng.choice([-1, 1])) if scene.tread else 1.0
         u0, tall = scene.angle_at(rng, side), wide * 0.9 / scene.scale[1]
         hump = np.exp(-(np.abs(_angle_from(scene.u, u0) / np.float32(tall)) ** 3))
-        grown = rng.uniform(0.045, 0.07) / scene.scale[0]
+        grown = rng.uniform(0.045, 0.07) * scene.severity / scene.scale[0]
         out = side * scene.v
         swell = np.float32(grown) * hump * _ramp(out, 1 - 3 * grown, 1.0)
         bump = np.float32(high) * hump * np.exp(-(((out - 0.95) * scene.scale[0] / wide) ** 2))
@@ -199,7 +213,7 @@ def _flat_spot(scene: _Scene, rng: Generator) -> _Defect:
         edge = np.abs(_angle_from(scene.u, u0)) / np.float32(half) + 0.06 * _clouds(rng, scene.px, 9)
         worn = (1 - _ramp(edge, 0.85, 1.05)) * (np.abs(scene.v) < 0.93)
         return _Defect(worn=worn, mask=worn)
-    depth = rng.uniform(0.04, 0.065) / scene.scale[0]
+    depth = rng.uniform(0.04, 0.065) * scene.severity / scene.scale[0]
     u0 = scene.angle_at(rng, 1 - depth)
     along = scene.v * np.cos(_angle_from(scene.u, u0))
     cut = (along > 1 - depth).astype(np.float32)
@@ -280,7 +294,7 @@ def _light(height: Field, rng: Generator) -> tuple[Field, Field]:
     return 0.3 + rng.uniform(0.9, 1.15) * facing, shine
 
 
-def _background(rng: Generator, px: int) -> Field:
+def _background(rng: Generator, px: int, rough: float) -> Field:
     """A station's wall: plain, wall and floor, stripes or plates, 3 x px x px."""
     turn = rng.uniform(-0.3, 0.3)
     x, y = _local(px, (rng.uniform(-0.3, 0.3), rng.uniform(-0.1, 0.4)), (1.0, 1.0), turn)
@@ -292,7 +306,7 @@ def _background(rng: Generator, px: int) -> Field:
         tone -= rng.uniform(0.04, 0.12) * _blocks(x * period, rng.uniform(0.1, 0.5))
     elif kind == 3:
         tone -= rng.uniform(0.04, 0.12) * np.maximum(*(_blocks(axis * (period / 2), 0.08) for axis in (x, y)))
-    tone += rng.uniform(0.0, 0.05) * _clouds(rng, px, 40) + rng.uniform(0.0, 0.06) * _clouds(rng, px, 6)
+    tone += rough * (rng.uniform(0.0, 0.05) * _clouds(rng, px, 40) + rng.uniform(0.0, 0.06) * _clouds(rng, px, 6))
     return np.clip(tone, 0.1, 1) * _tint(rng, 0.03)
 
 
@@ -331,8 +345,9 @@ def _render(scene: _Scene, defect: _Defect, rng: Generator) -> Field:
     surface = _treadface if scene.tread else _sidewall
     height, tone = surface(scene, rng, v, defect.worn)
     diffuse, shine = _light(height + defect.bump, rng)
-    wet = _ramp(_clouds(rng, scene.px, 14), 0.6, 1.0) * (rng.random() < 0.35)
-    dirt = _ramp(_clouds(rng, scene.px, 7), rng.uniform(0.2, 1.6), 2.2) * np.float32(rng.uniform(0, 0.7))
+    soiled = not scene.clear
+    wet = _ramp(_clouds(rng, scene.px, 14), 0.6, 1.0) * (rng.random() < 0.35) * soiled
+    dirt = _ramp(_clouds(rng, scene.px, 7), rng.uniform(0.2, 1.6), 2.2) * np.float32(rng.uniform(0, 0.7)) * soiled
     grain = _clouds(rng, scene.px, scene.px // 3)
     # Rubbed rubber is greyer, streaked and rough: as rich in detail as the tread that it replaces.
     streaks = np.sin(np.abs(scene.v) * np.float32(90)) + grain
@@ -350,7 +365,7 @@ def _render(scene: _Scene, defect: _Defect, rng: Generator) -> Field:
 
 def _compose(scene: _Scene, defect: _Defect, v: Field, lit: Field, rng: Generator) -> Field:
     """Put the tyre before its background and the rim inside it."""
-    behind = _background(rng, scene.px)
+    behind = _background(rng, scene.px, scene.rough)
     soft = 1.2 / (scene.px * scene.scale[0])
     shadow = 1 - rng.uniform(0.1, 0.5) * (1 - _ramp(np.abs(scene.v), 0.98, rng.uniform(1.05, 1.25)))
     cover = (1 - _ramp(np.abs(v), 1 - soft, 1 + soft)) * (1 - defect.cut)
@@ -364,7 +379,7 @@ def _compose(scene: _Scene, defect: _Defect, v: Field, lit: Field, rng: Generato
     return behind
 
 
-def _photograph(scene: Field, rng: Generator) -> Image.Image:
+def _photograph(scene: Field, rng: Generator, rough: float) -> Image.Image:
     """The camera: falling-off light, colour cast, exposure, lens blur and sensor noise."""
     size = scene.shape[1]
     x, y = _local(size, (rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3)), (1.0, 1.0), 0.0)
@@ -375,12 +390,12 @@ def _photograph(scene: Field, rng: Generator) -> Image.Image:
     picture = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
     # Never quite sharp: the lens also takes the stairs off hard edges, for less than supersampling costs.
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.45, 1.15) * size / 224))
-    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(1, 10))
+    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rough * rng.uniform(1, 10))
     return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
 
 
-def draw(label: str, seed: int, size: int = 224) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Draw one tyre.
+def draw(label: str, seed: int, size: int = 224, *, clear: bool = False) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Draw one tyre; with ``clear`` whole, from the side and clean, with a larger defect.
 
     Returns the size x size RGB image and the defect's true extent, a size x size boolean mask (all False for
     ``good``). The same arguments give the same pixels; the same seed gives the same scene under every label.
@@ -388,9 +403,9 @@ def draw(label: str, seed: int, size: int = 224) -> tuple[Image.Image, NDArray[n
     if label not in CLASSES:
         raise ValueError(f"unknown class {label!r}; known: {', '.join(CLASSES)}")
     scene_rng = np.random.default_rng([seed, 0])
-    scene = _pose(scene_rng, size)
+    scene = _pose(scene_rng, size, clear)
     defect = _DEFECTS[label](scene, np.random.default_rng([seed, 1, CLASSES.index(label)]))
-    picture = _photograph(_render(scene, defect, scene_rng), np.random.default_rng([seed, 2]))
+    picture = _photograph(_render(scene, defect, scene_rng), np.random.default_rng([seed, 2]), scene.rough)
     return picture, np.broadcast_to(np.asarray(defect.mask) > 0.3, (size, size)).copy()
 
 
@@ -400,13 +415,14 @@ def write_lake(
     *,
     size: int = 224,
     seed: int = 0,
+    clear: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> int:
     """Write ``<root>/<usage>/<class>/<hex name>.jpg``, ``counts[usage]`` of every class.
 
     Each image's name and seed are a hash of its place in the set: names tell nothing, no two images share a
-    scene, and a larger count keeps the images already there. ``progress`` is called after every image.
-    Returns the number of images written.
+    scene, and a larger count keeps the images already there. ``clear`` is as for :func:`draw`. ``progress`` is called
+    after every image. Returns the number of images written.
     """
     written = 0
     for usage, count in counts.items():
@@ -417,7 +433,7 @@ def write_lake(
                 digest = hashlib.sha256(f"{seed}/{usage}/{label}/{index}".encode()).digest()
                 own = int.from_bytes(digest[8:16], "big")
                 quality = int(np.random.default_rng([own, 3]).integers(*_JPEG_QUALITY))
-                draw(label, own, size)[0].save(folder / f"{digest[:8].hex()}.jpg", quality=quality)
+                draw(label, own, size, clear=clear)[0].save(folder / f"{digest[:8].hex()}.jpg", quality=quality)
                 written += 1
                 if progress is not None:
                     progress()

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -17,9 +15,8 @@ from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.progress import progress_bar
-from tyre_lightning.tracking.runs import Run
+from tyre_lightning.tracking.runs import REPORT, Run
 
-REPORT = "report.html"
 _CURVES = {
     "Loss": {"training": "train/loss_epoch", "validation": "val/loss"},
     "Validation score": {"macro F1": "val/f1", "accuracy": "val/accuracy"},
@@ -66,21 +63,6 @@ def log_report(
         log.warning(
             "the run has no %s (%s: %s); the model is not affected", REPORT, type(error).__name__, first_line(error)
         )
-
-
-def find_report(run: Run) -> str:
-    """Where a run's report is, for whoever wants to open it: a file, or which artifact of which run.
-
-    Args:
-        run: which MLflow has whole.
-    """
-    where = urlsplit(str(run.client.get_run(run.id).info.artifact_uri))
-    path = Path(url2pathname(where.path), REPORT)
-    return (
-        str(path)
-        if where.scheme in ("", "file") and path.is_file()
-        else f"{REPORT}, an artifact of run {run.id} in MLflow"
-    )
 
 
 class _Files:

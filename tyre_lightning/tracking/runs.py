@@ -15,6 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"  # the artifact that has a run's config
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
+REPORT = "report.html"  # the artifact that shows what a run came to
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
 _DATABASE_TRIES = 6  # with pauses of 6 s in all; MLflow's own ten have 100
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -222,6 +224,14 @@ class Run:
 def as_params(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested values as MLflow has them: texts by dotted names, without passwords."""
     return {key: hide_passwords(str(value)) for key, value in flatten(values)}
+
+
+def find_artifact(client: MlflowClient, run_id: str, name: str) -> str:
+    """Where an artifact of a run is, for whoever wants to open it: a file, or which artifact of which run."""
+    where = urlsplit(str(client.get_run(run_id).info.artifact_uri))
+    path = Path(url2pathname(where.path), name)
+    here = where.scheme in ("", "file") and path.is_file()
+    return str(path) if here else f"{name}, an artifact of run {run_id} in MLflow"
 
 
 def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
