@@ -260,6 +260,8 @@ def show(summary: Summary, inspector: Inspector) -> None:
     point = inspector.point
     decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
     console.print(decisions, highlight=False, markup=False)
+    if point is not None:
+        console.print(_what_decides(inspector, point), highlight=False, markup=False)
     console.print(f"a row for each image is in {summary.output}", highlight=False, markup=False)
     if summary.tyres_output is not None:
         console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False, markup=False)
@@ -268,6 +270,14 @@ def show(summary: Summary, inspector: Inspector) -> None:
 def _decisions(summary: Summary, point: OperatingPoint) -> str:
     counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
     return f"decisions: {counts} ({point.sentence()})"
+
+
+def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
+    """Why class and decision need not agree."""
+    return (
+        "the class is the most probable one, and the decision is by the promise: what looks most like "
+        f"{inspector.good_class} is still not accepted from a P(defective) of {point.threshold:.4g} on"
+    )
 
 
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:

@@ -90,8 +90,10 @@ class InspectionMetrics(nn.Module):
             share: of the good images, from 0 to 1.
         """
         area = self.auroc_defective
-        with area.sync_context():
-            if self.good is None or not area.preds:
+        if self.good is None:
+            return None
+        with area.sync_context():  # in which they are lists or, from several processes, tensors
+            if not len(area.preds):
                 return None
             scores, defective = dim_zero_cat(area.preds), dim_zero_cat(area.target).bool()
         return escape_rate(scores[defective], scores[~defective], share)
