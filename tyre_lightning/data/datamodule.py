@@ -269,9 +269,14 @@ class TyreDataModule(L.LightningDataModule):
 
 
 def default_start() -> str | None:
-    """How workers are started: as Python does (None), also where joblib has set its own way, which only it can use."""
+    """How workers are started: as Python does (None), also where joblib has set its own way, which only it can use.
+
+    A process that was itself spawned, as each of several that train is, would spawn its workers too, and each of them
+    would load PyTorch anew: they are started as they are anywhere else.
+    """
     chosen, usual = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
-    return None if chosen in (None, *usual) else usual[0]
+    own = multiprocessing.parent_process() is None and chosen in (None, *usual)
+    return None if own else usual[0]
 
 
 def batch_per_device(batch_size: int, world: int) -> int:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _NOTE = "failed.txt"  # in the folder of a run of a sweep
-_SIZE = "model/parameters"
 _COLUMNS = {  # of the table: metric, its title, and how it is written
     "val/f1": ("val F1", ".3f"),
     "test/f1": ("test F1", ".3f"),
@@ -34,7 +33,6 @@ _COLUMNS = {  # of the table: metric, its title, and how it is written
     "test/escape_rate": ("escape", ".1%"),
     "test/overkill_rate": ("overkill", ".1%"),
     "model/latency_ms": ("ms", ".1f"),
-    _SIZE: ("parameters", ",.0f"),
 }
 
 
@@ -160,8 +158,6 @@ def table(runs: Sequence[Run]) -> Any:
     from tyre_lightning.tracking.sweeps import differing, repetitions
 
     metrics = [name for name in _COLUMNS if any(name in run.data.metrics for run in runs)]
-    if len({run.data.metrics.get(_SIZE) for run in runs}) <= 1:
-        metrics = [name for name in metrics if name != _SIZE]
     chosen = short_names([name for name in differing(runs) if not name.startswith("found.")])
     view = Table(title="runs of this sweep", title_justify="left", box=None, pad_edge=False)
     view.add_column("", justify="right", no_wrap=True)
