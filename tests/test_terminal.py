@@ -96,7 +96,7 @@ def test_every_verb_has_short_lines_and_a_log_file_with_all(verb: str, tmp_path:
         HydraConfig.instance().cfg = None
     assert isinstance(settings, dict) and console.endswith(".TerminalHandler")
     with redirect_stdout(io.StringIO()) as said:
-        logging.config.dictConfig(settings)
+        logging.config.dictConfig({str(key): value for key, value in settings.items()})
         logging.getLogger(OURS).info("18 images")
         logging.getLogger(THEIRS).warning("%s", long := "much " * 60)
     first, second = said.getvalue().splitlines()
@@ -137,9 +137,8 @@ def test_a_run_says_what_it_does_and_what_came_of_it(
 ) -> None:
     promise = ("operating_point.max_escape_rate=0.4", "operating_point.confidence=0.6")
     bar = "trainer.enable_progress_bar=true"
-    given = train_here(tmp_path, lake, "logger.system_metrics=false", "trainer.max_epochs=3", bar, *promise)
+    metrics = train_here(tmp_path, lake, "logger.system_metrics=false", "trainer.max_epochs=3", bar, *promise)
     said = capsys.readouterr().out
-    metrics = {name: float(value) for name, value in cast(dict[str, float], given).items()}
     assert "\x1b" not in said and "━" not in said and "\r" not in said  # no bars: this is no terminal
     assert "  train    16 images of 16 tyres: crack 8, good 8\n" in said
     assert "  test     8 images of 8 tyres: crack 4, good 4\n" in said
