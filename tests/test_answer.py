@@ -158,7 +158,7 @@ def test_without_test_images_the_validation_ones_tell_and_without_a_good_class_n
     found = scores_of(*validation)
     seen = found.keys[:30]
     said = answer(inspector, {"val": found}, PROMISE, {"val": seen})
-    assert said.startswith("the model on 230 validation images\n")
+    assert said.startswith("the model on 230 validation images, by which its threshold was chosen\n")
     assert lines_of(said)["escape"].endswith("of 140 defective tyres")
     assert "these validation tyres" in said
     assert answer(inspector, {}, PROMISE, {}).startswith("no test or validation image could be read")

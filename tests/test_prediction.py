@@ -91,6 +91,9 @@ def test_decisions_follow_the_promise(trained: Trained, inspector: Inspector, tm
     given = [f"model={trained.model}", f"input={trained.local}/test", "output=rows.parquet"]
     done = predict(trained, tmp_path, *given)
     assert "decisions: " in done.stdout
+    assert (
+        f"looks most like good is not accepted from a P(defective) of {inspector.point.threshold:.4g} on" in done.stdout
+    )
     rows = pd.read_parquet(tmp_path / "rows.parquet")
     assert ((1 - rows["p_good"] >= inspector.point.threshold) == (rows["decision"] == "reject")).all()
     assert set(rows["decision"]) <= {"accept", "reject"}

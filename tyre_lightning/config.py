@@ -274,7 +274,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0
-    ckpt_path: str | None = None  # resume: a checkpoint's path, or last
+    ckpt_path: str | None = None  # resume: a checkpoint's path, or last: of this experiment's newest run
 
 
 @dataclass

@@ -42,7 +42,7 @@ from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry, FolderStore, Store, open_store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
-from tyre_lightning.progress import progress_bar
+from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.tracking.registry import load_inspector
 
 Rows = list[dict[str, Any]]
@@ -255,16 +255,15 @@ def show(summary: Summary, inspector: Inspector) -> None:
     rows = [(name, summary.classes[name]) for name in inspector.classes]
     for name, count in [*rows, ("unreadable", summary.unreadable)]:
         table.add_row(Text(name), str(count), f"{count / max(1, summary.images):.1%}")
-    console = Console()
-    console.print(table)
+    Console().print(table)
     point = inspector.point
     decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
-    console.print(decisions, highlight=False, markup=False)
+    say(decisions)
     if point is not None:
-        console.print(_what_decides(inspector, point), highlight=False, markup=False)
-    console.print(f"a row for each image is in {summary.output}", highlight=False, markup=False)
+        say(_what_decides(inspector, point))
+    say(f"a row for each image is in {summary.output}")
     if summary.tyres_output is not None:
-        console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False, markup=False)
+        say(f"a row for each tyre is in {summary.tyres_output}")
 
 
 def _decisions(summary: Summary, point: OperatingPoint) -> str:
@@ -275,8 +274,8 @@ def _decisions(summary: Summary, point: OperatingPoint) -> str:
 def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
     """Why class and decision need not agree."""
     return (
-        "the class is the most probable one, and the decision is by the promise: what looks most like "
-        f"{inspector.good_class} is still not accepted from a P(defective) of {point.threshold:.4g} on"
+        "  the class is the most probable one, and the decision is by the promise: also what\n"
+        f"  looks most like {inspector.good_class} is not accepted from a P(defective) of {point.threshold:.4g} on"
     )
 
 

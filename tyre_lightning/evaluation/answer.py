@@ -89,7 +89,8 @@ def answer(
         return "no test or validation image could be read: nothing is known of the model"
     found = scores[usage]
     counted = found.without(seen.get("val", ())) if usage == "val" else found
-    lines = [f"the model on {len(found.keys)} {_NAMES[usage]} images", *_quality(inspector, found, counted, wanted)]
+    by = ", by which its threshold was chosen" if usage == "val" else ""
+    lines = [f"the model on {len(found.keys)} {_NAMES[usage]} images{by}", *_quality(inspector, found, counted, wanted)]
     good, calibration = inspector.good_class, inspector.calibration
     if good is None or calibration is None or not counted.keys:
         return "\n".join([*lines, _line("promise", f"none, because {inspector.undecided()}")])
