@@ -28,7 +28,7 @@ from tyre_lightning.config import register_schemas
 from tyre_lightning.epochs import clock
 from tyre_lightning.evaluation.metrics import InspectionMetrics, escape_rate
 from tyre_lightning.messages import ShortFormatter, TerminalHandler
-from tyre_lightning.progress import progress_bar
+from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.telling import near
 from tyre_lightning.tracking.leaderboard import short_names, table
 
@@ -59,6 +59,13 @@ def test_a_library_s_long_warning_is_a_line_and_a_pointer_and_ours_is_whole(monk
         assert len(said.partition(" (all")[0]) <= 60 and "\n" not in said
     assert ShortFormatter("a/train.log").format(record(THEIRS, logging.WARNING, "short")) == "! short"
     assert ShortFormatter().format(record(THEIRS, logging.ERROR, long)) == f"x {long}"
+
+
+def test_names_of_others_cannot_draw_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "cr\x1b[2Jack\u202e\udcff"
+    say(f"train {name}\nval")
+    assert capsys.readouterr().out == "train cr\\x1b[2Jack\\u202e\\udcff\nval\n"
+    assert ShortFormatter().format(record(OURS, logging.WARNING, name)) == "! cr\\x1b[2Jack\\u202e\\udcff"
 
 
 def test_a_log_goes_where_stdout_goes_now() -> None:

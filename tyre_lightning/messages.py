@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from hydra.core.config_store import ConfigStore
 
+from tyre_lightning.names import terminal_text
 from tyre_lightning.tracking.secrecy import hide_in_logs
 
 NAME = "short"  # of Hydra's hydra/job_logging and hydra/hydra_logging
@@ -46,7 +47,7 @@ class ShortFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record; a traceback, where there is one, goes below it."""
-        mark, text = _MARKS.get(record.levelno, "x"), super().format(record)
+        mark, text = _MARKS.get(record.levelno, "x"), terminal_text(super().format(record))
         if record.name.partition(".")[0] == _OURS or record.exc_info or record.levelno > logging.WARNING:
             return f"{mark} {text}"
         return f"{mark} {self._short(record, text.strip())}"

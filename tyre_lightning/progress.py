@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tyre_lightning.names import terminal_text
+
 
 def progress_bar(show: bool = True) -> Progress:
     """A bar that counts what is done and guesses what time is left; it is gone when the work is done.
@@ -19,4 +21,4 @@ def progress_bar(show: bool = True) -> Progress:
 
 def say(text: str) -> None:
     """Print lines at once, above a bar where one is drawn."""
-    print(text, flush=True)
+    print(terminal_text(text), flush=True)
