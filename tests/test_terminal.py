@@ -105,13 +105,14 @@ def test_every_verb_has_short_lines_and_a_log_file_with_all(verb: str, tmp_path:
     with redirect_stdout(io.StringIO()) as said:
         logging.config.dictConfig({str(key): value for key, value in settings.items()})
         logging.getLogger(OURS).info("18 images")
+        say("epoch 1")
         logging.getLogger(THEIRS).warning("%s", long := "much " * 60)
-    first, second = said.getvalue().splitlines()
-    assert first == "- 18 images"
+    first, row, second = said.getvalue().splitlines()
+    assert (first, row) == ("- 18 images", "epoch 1")
     assert second.startswith("! much much") and second.endswith(f" ... (all of it: {tmp_path}/{verb}.log)")
     file = (tmp_path / f"{verb}.log").read_text()
     assert re.search(rf"^\[20\d\d-[\d-]+ [\d:,]+\]\[{OURS}\]\[INFO\] - 18 images$", file, re.MULTILINE)
-    assert long in file
+    assert long in file and "][INFO] - epoch 1\n" in file
 
 
 def test_the_first_line_is_said_before_anything_heavy_is_loaded() -> None:

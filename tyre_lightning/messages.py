@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from hydra.core.config_store import ConfigStore
 
+from tyre_lightning import progress
 from tyre_lightning.names import terminal_text
 from tyre_lightning.tracking.secrecy import hide_in_logs
 
@@ -66,6 +67,7 @@ class TerminalHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(lambda record: record.name != progress.log.name)  # it has been printed
 
     @property
     def stream(self) -> TextIO:

@@ -268,13 +268,13 @@ def show(summary: Summary, inspector: Inspector) -> None:
 
 def _decisions(summary: Summary, point: OperatingPoint) -> str:
     counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
-    return f"decisions: {counts} ({point.sentence()})"
+    return f"decisions: {counts}\n  {point.sentence()}"
 
 
 def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
     """Why class and decision need not agree."""
     return (
-        "  the class is the most probable one, and the decision is by the promise: also what\n"
+        "  the class is the most probable one; the decision is by the promise: even what\n"
         f"  looks most like {inspector.good_class} is not accepted from a P(defective) of {point.threshold:.4g} on"
     )
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tyre_lightning.names import terminal_text
+
+log = logging.getLogger(__name__)  # of what has been printed
 
 
 def progress_bar(show: bool = True) -> Progress:
@@ -20,5 +24,6 @@ def progress_bar(show: bool = True) -> Progress:
 
 
 def say(text: str) -> None:
-    """Print lines at once, above a bar where one is drawn."""
+    """Print lines at once, above a bar where one is drawn; a log file has them too."""
     print(terminal_text(text), flush=True)
+    log.info("%s", text)
