@@ -51,6 +51,7 @@ def test_a_line_begins_with_a_mark(level: int, mark: str) -> None:
 def test_a_library_s_long_warning_is_a_line_and_a_pointer_and_ours_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     long = "what to do: " + "give another value; " * 20
+    assert ShortFormatter("a.log").format(record("hydra", logging.INFO, long)) == f"- {long}"
     assert ShortFormatter("a/train.log").format(record(OURS, logging.WARNING, long)) == f"! {long}"
     warning = f"/usr/lib/x.py:12: UserWarning: {long}\n  warnings.warn(a + b)"
     for name, text in ((THEIRS, long), ("py.warnings", warning), ("py.warnings", f"/lib/x.py:3: {long}")):

@@ -49,7 +49,7 @@ class ShortFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One record; a traceback, where there is one, goes below it."""
         mark, text = _MARKS.get(record.levelno, "x"), terminal_text(super().format(record))
-        if record.name.partition(".")[0] == _OURS or record.exc_info or record.levelno > logging.WARNING:
+        if record.name.partition(".")[0] == _OURS or record.exc_info or record.levelno != logging.WARNING:
             return f"{mark} {text}"
         return f"{mark} {self._short(record, text.strip())}"
 
@@ -82,6 +82,7 @@ class TerminalHandler(logging.StreamHandler[TextIO]):
 def quiet() -> None:
     """Silence what is no news to a user, and let no library say its messages twice; idempotent."""
     hide_in_logs()
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
