@@ -117,9 +117,8 @@ def going_on(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         if not is_whole(left := folder / FOLDER / LAST):
             raise
-        raise KeyboardInterrupt(
-            f"{left} is kept: the same command with ckpt_path=last goes on where it was broken off"
-        ) from None
+        key = f"hydra.sweep.dir={HydraConfig.get().sweep.dir}" if in_sweep() else f"ckpt_path={left}"
+        raise KeyboardInterrupt(f"to go on where this was broken off, give the same command with {key}") from None
 
 
 def runs_of_job(config: TrainConfig) -> list[Path]:
