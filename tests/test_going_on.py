@@ -17,7 +17,7 @@ from tyre_lightning.config import PathsConfig, TrainConfig, known_keys
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
-from tyre_lightning.resuming import different, find_checkpoint, going_on, run_folder
+from tyre_lightning.resuming import different, find_checkpoint, run_folder
 from tyre_lightning.tracking.journal import FOLDER, Journal
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
@@ -95,7 +95,7 @@ def test_a_run_broken_off_between_two_steps_loses_no_gradient(
 
     with monkeypatch.context() as patched:
         patched.setattr(TyreClassifier, "on_train_batch_start", stop)
-        with pytest.raises(KeyboardInterrupt, match=r"^to go on .* give the same command with ckpt_path="):
+        with pytest.raises(KeyboardInterrupt):
             train_here(tmp_path, *options)
     broken = run_here(tmp_path)
     assert (broken / "checkpoints" / "last.ckpt").is_file()
@@ -182,19 +182,3 @@ def test_the_last_checkpoint_is_of_this_experiment(tmp_path: Path) -> None:
     config.logger.experiment = "mine"
     with pytest.raises(UserError, match=f"no run of experiment 'mine' in {runs} has left a checkpoint yet: give"):
         find_checkpoint(config)
-
-
-def test_an_interrupt_says_how_to_go_on_where_something_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(KeyboardInterrupt) as none, going_on(tmp_path):
-        raise KeyboardInterrupt
-    assert none.value.args == ()
-    path = leave_checkpoint(tmp_path, "tyre-defects", 1)
-    with pytest.raises(KeyboardInterrupt, match=f"the same command with ckpt_path={path}$"), going_on(tmp_path):
-        raise KeyboardInterrupt
-    hydra = SimpleNamespace(sweep=SimpleNamespace(dir="outputs/sweep/a"), mode=RunMode.MULTIRUN)
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    with pytest.raises(KeyboardInterrupt, match=r"with hydra\.sweep\.dir=outputs/sweep/a$"), going_on(tmp_path):
-        raise KeyboardInterrupt

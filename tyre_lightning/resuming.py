@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 from tyre_lightning.checkpointing import FOLDER, LAST, sound
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.errors import UserError
-from tyre_lightning.files import is_whole
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.slurm import JOB_FILE, job, started_again
@@ -107,18 +105,6 @@ def _newest(config: TrainConfig) -> Path:
         f"ckpt_path=last: no run of experiment '{experiment}' in {place} has left a checkpoint yet: give a "
         "checkpoint's path, or leave ckpt_path out"
     )
-
-
-@contextmanager
-def going_on(folder: Path) -> Iterator[None]:
-    """Inside, an interrupt that leaves a checkpoint in the folder of a run says how to go on with it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not is_whole(left := folder / FOLDER / LAST):
-            raise
-        key = f"hydra.sweep.dir={HydraConfig.get().sweep.dir}" if in_sweep() else f"ckpt_path={left}"
-        raise KeyboardInterrupt(f"to go on where this was broken off, give the same command with {key}") from None
 
 
 def runs_of_job(config: TrainConfig) -> list[Path]:

@@ -42,7 +42,7 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
-from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, going_on, run_folder, starting_point
+from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
 from tyre_lightning.slurm import JOB_TAG, claim, job, requeued_when_told
 from tyre_lightning.telling import tell_device, tell_end, tell_work
 from tyre_lightning.tracking.registry import register
@@ -91,7 +91,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if unfinished is None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
     tracked = tracked_run(config.logger, folder, name, run_tags(), go_on=unfinished is not None)
-    with going_on(folder), tracked as run, requeued_when_told():  # before MLflow is waited for
+    with tracked as run, requeued_when_told():  # before MLflow is waited for
         claim(folder)
         record_setup(run, cfg, setup)
         record_data(run, data, catalogs)
