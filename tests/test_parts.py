@@ -283,7 +283,9 @@ def test_what_a_model_file_names_never_runs(tmp_path: Path, monkeypatch: pytest.
         _poisoned_checkpoint(model, {**model.hparams, name: planted})
     _poisoned_checkpoint(model, {**model.hparams, "loss": planted, "own": planted, "callbacks": {"x": planted}})
     _poisoned_checkpoint(model, {**model.hparams, **planted})
-    for more in (planted, *({key: planted} for key in ("judgement", "optimizer", "callbacks", "_instantiator"))):
+    places = ("judgement", "optimizer", "callbacks", "_instantiator")
+    plants: list[dict[str, Any]] = [planted, *({key: planted} for key in places)]
+    for more in plants:
         _poisoned_checkpoint(model, model.hparams, **more)
         _opened(lambda: check_checkpoint(Path("x.ckpt"), model, 2))
     Inspector.from_classifier(model).save("saved")

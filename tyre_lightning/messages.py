@@ -105,7 +105,7 @@ def have_logs() -> None:
 
 
 def register_logging() -> None:
-    """Offer Hydra this module's logging, for ``override hydra/job_logging: short``; idempotent."""
+    """Offer Hydra this module's logging: ``short``, and ``lines`` for commands that leave no log file; idempotent."""
     store, console = ConfigStore.instance(), {"class": f"{__name__}.TerminalHandler", "formatter": "short"}
     file = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
     short: dict[str, Any] = {"()": f"{__name__}.ShortFormatter"}
@@ -120,7 +120,7 @@ def register_logging() -> None:
         "root": {"level": "INFO", "handlers": ["console", "file"]},
         "disable_existing_loggers": False,
     }
-    sweep = {
+    lines = {
         "version": 1,
         "formatters": {"short": short},
         "handlers": {"console": console},
@@ -128,4 +128,5 @@ def register_logging() -> None:
         "disable_existing_loggers": False,
     }
     store.store(group="hydra/job_logging", name=NAME, node=job)
-    store.store(group="hydra/hydra_logging", name=NAME, node=sweep)
+    store.store(group="hydra/job_logging", name="lines", node=lines)
+    store.store(group="hydra/hydra_logging", name=NAME, node=lines)
