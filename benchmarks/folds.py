@@ -18,7 +18,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 import tyre_lightning.data.datamodule as datamodule
-from tyre_lightning.evaluation.judgement import quality
+from tyre_lightning.evaluation.judgement import class_metrics
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.splits import split_fold
@@ -92,7 +92,7 @@ def regime_in_use(regime: str) -> Iterator[None]:
 
 def measure(scores: Scores, classes: Sequence[str]) -> dict[str, float]:
     """Macro F1, accuracy, AUROC of 1 - P(good), and the same among the images of cracks and good tyres alone."""
-    found = quality(scores, classes, GOOD)
+    found = class_metrics(scores, classes, GOOD)
     good, cracks = classes.index(GOOD), classes.index(CRACKS)
     pair = (scores.labels == good) | (scores.labels == cracks)
     defective = torch.from_numpy(scores.defective(good, 1.0)[pair])

@@ -96,7 +96,7 @@ def redraw(
 def _rates(
     population: Population, drawn: Ints, epoch: int, promises: Sequence[OperatingPointConfig]
 ) -> Iterator[tuple[float, float]]:
-    calibration = judgement.calibrate(population.sample(drawn, epoch), population.good)
+    calibration = judgement.fit_calibration(population.sample(drawn, epoch), population.good)
     for promise in promises:
         try:
             threshold = calibration.operating_point(promise).threshold

@@ -12,7 +12,7 @@ from tests.promise_simulation import SCENES, Promised, exact_thresholds, to_late
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, interval
 from tyre_lightning.decision.calibration import brier_score, expected_calibration_error, fit_temperature, softmax
-from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, decisions, rates
+from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, decisions, measure_rates
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 
@@ -130,7 +130,7 @@ def test_rates() -> None:
     labels = np.array([0, 0, 2, 2, 1, 1, 1])
     names = np.array([*"abcdefg"], dtype=object)
     point = OperatingPoint(0.2, 0.8, OperatingPointConfig(0.05, 0.9))
-    found = rates(point, Tyres.of(names, scores, labels, 1), 1, ["bulge", "good", "cracks"], "good")
+    found = measure_rates(point, Tyres.of(names, scores, labels, 1), 1, ["bulge", "good", "cracks"], "good")
     assert (found.escape.count, found.escape.total) == (1, 4)
     assert (found.overkill.count, found.overkill.total) == (1, 3)
     assert (found.review.count, found.review.total) == (2, 7)

@@ -13,7 +13,7 @@ import torch
 from redraw import WAYS, Broken, Population, kept_epoch, macro_f1, redraw
 
 from tyre_lightning.config import OperatingPointConfig
-from tyre_lightning.evaluation.judgement import confusion, quality
+from tyre_lightning.evaluation.judgement import class_metrics, confusion
 from tyre_lightning.model.best_epoch import BestEpoch
 
 PROMISE = OperatingPointConfig(0.1, 0.9)
@@ -41,7 +41,7 @@ def test_macro_f1_is_what_training_measures() -> None:
     scores = macro_f1(found.confusions().sum(axis=0))
     for epoch, score in enumerate(scores):
         sample = found.sample(np.arange(40), epoch)
-        assert score == pytest.approx(quality(sample, list("abcd"), "b")["f1"])
+        assert score == pytest.approx(class_metrics(sample, list("abcd"), "b")["f1"])
         assert (found.confusions().sum(axis=0)[epoch] == confusion(sample.labels, sample.logits)).all()
 
 

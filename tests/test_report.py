@@ -19,10 +19,10 @@ from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.bounds import Interval
-from tyre_lightning.decision.operating_point import OperatingPoint, rates
+from tyre_lightning.decision.operating_point import OperatingPoint, measure_rates
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
-from tyre_lightning.evaluation.judgement import calibrate
+from tyre_lightning.evaluation.judgement import fit_calibration
 from tyre_lightning.evaluation.report.charts import rate_curves
 from tyre_lightning.evaluation.report.decisions import sides
 from tyre_lightning.evaluation.report.page import Facts, build_page
@@ -55,7 +55,7 @@ def inspector(wanted: OperatingPointConfig | None, good: str | None = "good") ->
     network = Network("efficientnet_lite0", len(CLASSES), preprocessing.mean, preprocessing.std).eval()
     made = Inspector(network, "efficientnet_lite0", CLASSES, preprocessing, good)
     if wanted is not None:
-        made.calibration = calibrate(scores(300, 1), GOOD)
+        made.calibration = fit_calibration(scores(300, 1), GOOD)
         made.promise(wanted)
     return made
 
@@ -87,7 +87,7 @@ class Page:
         assert point is not None
         band = point.reject_from > point.threshold
         at = OperatingPoint(threshold, max(threshold, point.reject_from) if band else threshold, point.promised)
-        found = rates(at, self.tyres(), 1, CLASSES, "good")
+        found = measure_rates(at, self.tyres(), 1, CLASSES, "good")
         return found.escape, found.overkill, found.review, found.escape_by_class
 
     def tyres(self) -> Tyres:

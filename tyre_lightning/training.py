@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tyre_lightning.checkpointing import BEST, model_alone, save_whole
@@ -27,16 +25,11 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.errors import UnreadableImage, UserError, without_passwords
+from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.answer import answer
-from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
-from tyre_lightning.evaluation.judgement import assess, calibrate, confusion, quality
-from tyre_lightning.evaluation.latency import latencies_ms
+from tyre_lightning.evaluation.judgement import fit_calibration
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
-from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.lake.fingerprint import fingerprint
-from tyre_lightning.lake.pinned import save as save_catalogs
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
@@ -45,23 +38,29 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
+from tyre_lightning.recording import (
+    UNSHARED,
+    describe,
+    record_class_metrics,
+    record_cost,
+    record_data,
+    record_decision_metrics,
+    record_scores,
+    record_setup,
+    run_tags,
+)
 from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
-from tyre_lightning.slurm import JOB_TAG, claim, job, requeued_when_told
+from tyre_lightning.slurm import claim, requeued_when_told
 from tyre_lightning.telling import tell_device, tell_end, tell_work
 from tyre_lightning.titles import run_name
 from tyre_lightning.tracking.journal import Journal
-from tyre_lightning.tracking.pages import data_version, model_note
+from tyre_lightning.tracking.pages import model_note
 from tyre_lightning.tracking.registry import model_uri, register, run_model
 from tyre_lightning.tracking.report import log_report
-from tyre_lightning.tracking.runs import CATALOG, CONFIG, Run, send_left, tracked_run
-from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
+from tyre_lightning.tracking.runs import send_left, tracked_run
+from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.tracking.tables import PREDICTIONS_TABLE, predictions_table
-from tyre_lightning.trainer import best_checkpoint, build_trainer, device_name, gpus
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_TIMED = 15  # images
+from tyre_lightning.trainer import best_checkpoint, build_trainer, gpus
 
 log = logging.getLogger(__name__)
 
@@ -133,11 +132,13 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         scores = score(inspector, data, config.trainer)
         record_scores(run, inspector, scores, folder / SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
-        metrics |= measure(run, inspector, scores, trainer.global_step + 1)
-        metrics |= judge(run, inspector, config.operating_point, scores, seen)
+        metrics |= record_class_metrics(run, inspector, scores, trainer.global_step + 1)
+        judged = fresh(readable(scores), seen)
+        fit_decisions(inspector, config.operating_point, judged.get("val"))
+        metrics |= record_decision_metrics(run, inspector, judged, config.operating_point.confidence)
         run.log_table(predictions_table(scores["test" if "test" in scores else "val"], inspector), PREDICTIONS_TABLE)
         add_judgement(best, inspector)
-        metrics |= weigh(run, inspector, data)
+        metrics |= record_cost(run, inspector, data)
         said = answer(inspector, readable(scores), config.operating_point, seen)
         about = model_note(said, inspector.name, inspector.preprocessing.size, setup["found"])
         register(run, inspector, about, challenger=config.data.folds is None and not in_sweep())
@@ -180,53 +181,6 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         load_weights(model.network, options.backbone, options.weights, config.s3)
     check_export(model.network, options.backbone, data.preprocessing.size)
     return model
-
-
-def run_tags(options: TrainerConfig, found: Mapping[str, Any]) -> dict[str, str]:
-    """On what and with which data a run trains, and which sweep and which job of SLURM it belongs to, if to any."""
-    about = {
-        "device": device_name(options),
-        "data.version": data_version(found["root"]),
-        "data.fingerprint": found["fingerprint"],
-    }
-    of_sweep = {SWEEP_TAG: HydraConfig.get().sweep.dir} if in_sweep() else {}
-    return about | of_sweep | ({} if (name := job()) is None else {JOB_TAG: name})
-
-
-def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
-    """A run's parameters: the resolved config, and what the data turned out to be."""
-    found = {
-        "root": data.store.root,
-        "classes": list(data.classes),
-        "good_class": data.good_class,
-        "images": {usage: catalog.counts() for usage, catalog in catalogs.items()},
-        "ignored": data.ignored,
-        "fingerprint": fingerprint([*catalogs.values()]),
-    }
-    return {**_shown(cfg), "found": found}
-
-
-def record_setup(run: Run, cfg: DictConfig, setup: Mapping[str, Any]) -> None:
-    """Record a run's parameters, and its config as a file."""
-    run.log_params(setup)
-    run.log_text(OmegaConf.to_yaml(_shown(cfg)), CONFIG)
-
-
-def _shown(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config without a password."""
-    resolved = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    assert isinstance(resolved, dict)
-    return {str(key): without_passwords(value) for key, value in resolved.items()}
-
-
-def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> None:
-    """Record which images the run saw: their fingerprints as inputs, the list of them as an artifact."""
-    for usage, catalog in catalogs.items():
-        run.log_dataset(usage, fingerprint([catalog]), data.store.root, catalog.counts())
-    with TemporaryDirectory() as folder:
-        shown = {usage: data.shown(usage) for usage in catalogs}
-        save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs, shown)
-        run.log_file(path)
 
 
 def find_shared(data: TyreDataModule) -> dict[str, list[str]]:
@@ -310,87 +264,37 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
     return found
 
 
-def record_scores(run: Run, inspector: Inspector, scores: Mapping[str, Scores], folder: Path) -> None:
-    """Keep what was said of each image as ``<usage>.parquet``, an artifact of the run too."""
-    for usage, found in scores.items():
-        found.save(path := folder / f"{usage}.parquet", inspector.classes)
-        run.log_file(path, SCORES)
-
-
 def readable(scores: Mapping[str, Scores]) -> dict[str, Scores]:
     """Without the usages of which no image could be read."""
     return {usage: found for usage, found in scores.items() if found.keys}
 
 
-def measure(run: Run, inspector: Inspector, scores: Mapping[str, Scores], step: int) -> dict[str, float]:
-    """Record what the scores are worth, and the test images' confusion matrix; gives the metrics by name.
+def fresh(scores: Mapping[str, Scores], seen: Mapping[str, Sequence[str]]) -> dict[str, Scores]:
+    """The scores that say something of new tyres, by usage.
 
-    Those of the validation images are the last point, at ``step``, of what was recorded epoch by epoch: a run's latest
-    value is that of the model which it registers.
+    Args:
+        scores: of readable images.
+        seen: keys of images of tyres of which training saw other pictures. Those of validation are left out; where some
+            of the test images are among them, the others are :data:`UNSHARED` too.
     """
-    metrics: dict[str, float] = {}
-    for usage, found in scores.items():
-        values = quality(found, inspector.classes, inspector.good_class) if found.keys else {}
-        metrics |= {f"{usage}/{name}": value for name, value in values.items()}
-        metrics[f"{usage}/unreadable"] = float(len(found.unreadable))
-    run.log_metrics(metrics, step)
-    if "test" in scores:
-        matrix = confusion(scores["test"].labels, scores["test"].logits)
-        run.log_figure(confusion_figure(matrix, inspector.classes), "confusion_matrix.png")
-    return metrics
+    found = {usage: one.without(seen["val"]) if usage == "val" else one for usage, one in scores.items()}
+    if seen["test"] and "test" in scores:
+        found[UNSHARED] = scores["test"].without(seen["test"])
+    return readable(found)
 
 
-def judge(
-    run: Run,
-    inspector: Inspector,
-    wanted: OperatingPointConfig,
-    scores: Mapping[str, Scores],
-    seen: Mapping[str, Sequence[str]],
-) -> dict[str, float]:
-    """Give an inspector its temperature and operating point, by the scores of the validation images.
-
-    ``seen`` are images of tyres of which training saw other pictures, by usage: those of validation say nothing of new
-    tyres and are left out. Records what both are worth on the test images, where there are some, and gives it; where
-    some of these are seen, then also without them, as ``test_unshared/...``.
-    """
-    classes, good = inspector.classes, inspector.good_class
-    scores = readable(scores)
-    unseen = scores["val"].without(seen["val"]) if "val" in scores else None
-    if unseen is None or not unseen.keys:
+def fit_decisions(inspector: Inspector, wanted: OperatingPointConfig, scores: Scores | None) -> None:
+    """Give an inspector its temperature and operating point, by the scores of validation images of new tyres."""
+    if scores is None:
         log.warning("no validation image of a tyre that training did not see could be read: nothing is calibrated")
-        return {}
-    scores = {**scores, "val": unseen}
-    inspector.calibration = calibrate(unseen, None if good is None else classes.index(good))
+        return
+    good = inspector.good_class
+    inspector.calibration = fit_calibration(scores, None if good is None else inspector.classes.index(good))
     try:
         if good is not None:  # else the data module has said so
             inspector.promise(wanted)
     except UserError as error:
         log.warning("the model gets no operating point: %s", error)
-    metrics = {"temperature": inspector.temperature}
-    if inspector.point is not None:
-        metrics |= {"threshold": inspector.point.threshold, "reject_from": inspector.point.reject_from}
-    if seen["test"] and "test" in scores and (unshared := scores["test"].without(seen["test"])).keys:
-        scores = {**scores, "test_unshared": unshared}
-        metrics |= {f"test_unshared/{name}": value for name, value in quality(unshared, classes, good).items()}
-    for usage, found in scores.items():
-        values = assess(found, classes, good, inspector.calibration, inspector.point, wanted.confidence)
-        metrics |= {f"{usage}/{name}": value for name, value in values.items()}
-        if good is not None:
-            run.log_figure(_decision_figure(found, classes.index(good), inspector), f"{usage}_decisions.png")
-    run.log_metrics(metrics)
-    return metrics
-
-
-def weigh(run: Run, inspector: Inspector, data: TyreDataModule) -> dict[str, float]:
-    """Record what a model costs: its parameters, and the time for an image on this machine's CPU."""
-    files = data.reader().read([data.val.entry(index) for index in range(min(len(data.val), _TIMED))])
-    times = latencies_ms(inspector, files)
-    values = {
-        "model/latency_ms": min(times, default=float("nan")),  # what others do on this machine must not count
-        "model/parameters": float(sum(part.numel() for part in inspector.network.parameters())),
-    }
-    run.log_metrics(values)
-    return values
 
 
 def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
@@ -401,9 +305,3 @@ def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept = model_alone(content) if checkpoint.name == BEST else content
     save_whole({**kept, JUDGEMENT: inspector.judgement()}, checkpoint)
-
-
-def _decision_figure(scores: Scores, good: int, inspector: Inspector) -> Figure:
-    threshold = None if inspector.point is None else inspector.point.threshold
-    tyres = scores.counted(good, inspector.temperature)
-    return decision_figure(tyres.labels != good, tyres.scores, threshold)

@@ -176,7 +176,9 @@ def decisions(point: OperatingPoint, tyres: Tyres, least_pictures: int) -> NDArr
     return found
 
 
-def rates(point: OperatingPoint, tyres: Tyres, least_pictures: int, classes: Sequence[str], good_class: str) -> Rates:
+def measure_rates(
+    point: OperatingPoint, tyres: Tyres, least_pictures: int, classes: Sequence[str], good_class: str
+) -> Rates:
     """Escape, overkill and review rates.
 
     Args:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, least_rate
-from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, rates
+from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.judgement import auroc_ends, confusion, quality
+from tyre_lightning.evaluation.judgement import auroc_ends, class_metrics, confusion
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
@@ -52,7 +52,9 @@ def offers(
         except UserError:
             found.append(Offer(rate, None, None, _lacking(calibration, replace(wanted, max_escape_rate=rate))))
             continue
-        found.append(Offer(rate, rates(point, tyres, calibration.least_pictures, classes, good_class), point, None))
+        found.append(
+            Offer(rate, measure_rates(point, tyres, calibration.least_pictures, classes, good_class), point, None)
+        )
     return found
 
 
@@ -104,7 +106,7 @@ def answer(
 def _quality(inspector: Inspector, found: Scores, counted: Scores, wanted: OperatingPointConfig) -> list[str]:
     """Macro F1, the class that is found worst, and how well defective and good are told apart."""
     classes, good = inspector.classes, inspector.good_class
-    values = quality(found, classes, good)
+    values = class_metrics(found, classes, good)
     lines = [_line("macro F1", f"{values['f1']:.3f}"), _line("worst class", _worst(found, classes, values))]
     if "auroc_defective" not in values or good is None:
         return lines
@@ -145,10 +147,10 @@ def _unshared(inspector: Inspector, found: Scores, shared: int, wanted: Operatin
     good, calibration, point = inspector.good_class, inspector.calibration, inspector.point
     if not found.keys or good is None or calibration is None:
         return [f"{shared} of these images are of tyres that training saw too: none is left"]
-    lines.append(_line("macro F1", f"{quality(found, inspector.classes, good)['f1']:.3f}"))
+    lines.append(_line("macro F1", f"{class_metrics(found, inspector.classes, good)['f1']:.3f}"))
     if point is not None:
         tyres = found.counted(inspector.classes.index(good), calibration.temperature)
-        without = rates(point, tyres, calibration.least_pictures, inspector.classes, good)
+        without = measure_rates(point, tyres, calibration.least_pictures, inspector.classes, good)
         lines.append(_line("escape", _interval(without.escape, "defective tyres")))
         lines.append(_line("overkill", _interval(without.overkill, "good tyres")))
     return lines

@@ -15,13 +15,13 @@ from tyre_lightning.decision.calibration import (
     fit_temperature,
     softmax,
 )
-from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, rates
+from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.metrics import InspectionMetrics
 
 
-def calibrate(scores: Scores, good: int | None) -> Calibration:
+def fit_calibration(scores: Scores, good: int | None) -> Calibration:
     """What validation images say; ``good`` is the index of the class without defects, if one is known."""
     place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)[1:]
     temperature = fit_temperature(scores.logits, scores.labels, 1 / sizes[place])
@@ -30,7 +30,7 @@ def calibrate(scores: Scores, good: int | None) -> Calibration:
     return Calibration.of(scores.counted(good, temperature), good, temperature)
 
 
-def quality(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:
+def class_metrics(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:
     """What :class:`InspectionMetrics` measures, by name."""
     metrics = InspectionMetrics(classes, good_class)
     metrics.update(torch.from_numpy(scores.logits), torch.from_numpy(scores.labels))
@@ -57,7 +57,7 @@ def auroc_ends(scores: Scores, good: int, confidence: float) -> dict[str, float]
     return {} if ends is None else {"auroc_defective_low": ends[0], "auroc_defective_high": ends[1]}
 
 
-def assess(
+def decision_metrics(
     scores: Scores,
     classes: Sequence[str],
     good_class: str | None,
@@ -84,7 +84,7 @@ def assess(
     found["tyres"] = float(len(tyres))
     if point is None or calibration is None:
         return found
-    return found | rates_by_name(rates(point, tyres, calibration.least_pictures, classes, good_class))
+    return found | rates_by_name(measure_rates(point, tyres, calibration.least_pictures, classes, good_class))
 
 
 def rates_by_name(found: Rates) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.calibration import expected_calibration_error, softmax
-from tyre_lightning.evaluation.judgement import auroc_ends, confusion, quality
+from tyre_lightning.evaluation.judgement import auroc_ends, class_metrics, confusion
 from tyre_lightning.evaluation.report.charts import (
     Chart,
     Pairs,
@@ -115,7 +115,7 @@ def _decisions(
 
 
 def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[str, float]:
-    found = quality(scores, inspector.classes, inspector.good_class)
+    found = class_metrics(scores, inspector.classes, inspector.good_class)
     probabilities = [softmax(scores.logits, temperature) for temperature in (1.0, inspector.temperature)]
     before, after = (expected_calibration_error(values, scores.labels) for values in probabilities)
     values = {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
