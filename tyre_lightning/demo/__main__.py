@@ -20,6 +20,7 @@ from tyre_lightning.config import DEFAULT_TRACKING_URI
 from tyre_lightning.demo.drawing import CLASSES, write_lake
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.surroundings import run_plainly
+from tyre_lightning.tracking.pages import run_list
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -103,14 +104,15 @@ def client() -> MlflowClient:
 
 def summary(model: ModelVersion, seconds: float) -> str:
     """Where everything is, and what it came to."""
-    metrics = client().get_run(str(model.run_id)).data.metrics
+    run = client().get_run(str(model.run_id))
+    metrics = run.data.metrics
     return f"""
 The demo took {seconds:.0f} s.
   test accuracy  {metrics["test/accuracy"]:.1%} (guessing the largest class: {1 / len(CLASSES):.1%})
   images         {LAKE / BUCKET}
   model          models:/{MODEL}/{model.version}
   predictions    demo/predictions.csv
-  runs           make ui, then http://localhost:5000"""
+  runs           make ui, then http://localhost:5000/{run_list(run.info.experiment_id)}"""
 
 
 def start() -> int:
