@@ -17,9 +17,11 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from tyre_lightning.demo.server import S3Server
+from tyre_lightning.tracking.tables import METRICS_TABLE
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-RATES = tuple(f"{name}_rate{end}" for name in ("escape", "overkill") for end in ("", "_low", "_high"))
+ENDS = {"": "value", "_low": "low", "_high": "high"}
+RATES = tuple(f"{name}_rate{end}" for name in ("escape", "overkill") for end in ENDS)
 METRICS = ("f1", "accuracy", "auroc_defective", "ece_uncalibrated", "ece", *RATES)
 
 
@@ -34,7 +36,14 @@ def train(root: str, seed: int, overrides: list[str], environment: dict[str, str
         minutes = (time.monotonic() - started) / 60
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         run = client.search_runs([e.experiment_id for e in client.search_experiments()])[0]
-        return {name: run.data.metrics[key] for name in METRICS if (key := f"test/{name}") in run.data.metrics}, minutes
+        table = client.load_table(run.info.experiment_id, METRICS_TABLE, [run.info.run_id])
+        rows = table[(table["usage"] == "test") & (table["class"] == "")].set_index("metric")
+        found = {
+            f"{metric}{end}": float(value)
+            for end, column in ENDS.items()
+            for metric, value in rows[column].dropna().items()
+        }
+        return {name: found[name] for name in METRICS if name in found}, minutes
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ def test_what_a_newer_version_made_is_refused_in_one_sentence(old_model: Path, t
         Inspector.from_checkpoint(tmp_path / "new.ckpt")
     shutil.copytree(OLD / "tracking", tmp_path / "tracking")
     (tmp_path / "tracking" / "run.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="has format 99, and this version knows up to 2"):
+    with pytest.raises(UserError, match="has format 99, and this version knows up to 3"):
         Journal(tmp_path / "tracking").run()
 
 
@@ -110,5 +110,5 @@ def test_what_is_made_now_has_a_number(trained: Trained) -> None:
     assert load_pinned(client.download_artifacts(run, "catalog.parquet"), S3Config()).shown["test"].tyres
     (best,) = trained.folder.glob("outputs/train/*/checkpoints/best.ckpt")
     assert torch.load(best, weights_only=True)["tyre_lightning_format"] == 2
-    assert Journal(best.parents[1] / "tracking").run()["format"] == 2
+    assert Journal(best.parents[1] / "tracking").run()["format"] == 3
     assert replace(found).group_pattern is None

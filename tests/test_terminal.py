@@ -184,7 +184,10 @@ def test_a_run_says_what_it_does_and_what_came_of_it(
     assert (tmp_path / report).read_text(encoding="utf-8").startswith("<!")
     assert "  model    models:/tyre-defects/1\n" in answer
     assert answer.endswith("  next     python predict.py model=models:/tyre-defects/1 input=FOLDER\n")
-    assert all(len(line) <= 80 for line in said.splitlines() if str(tmp_path) not in line and report not in line)
+    address = "http://localhost:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=tyres"
+    assert f"  compare  mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db\n           {address}\n" in answer
+    free = (str(tmp_path), report, address)
+    assert all(len(line) <= 80 for line in said.splitlines() if not any(text in line for text in free))
 
 
 def test_without_a_good_class_its_columns_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from html import escape
@@ -28,6 +29,7 @@ from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
 from tyre_lightning.tracking.runs import CONFIG, REPORT, connect
 from tyre_lightning.tracking.sweeps import PARENT_TAG, QUALITY, leaderboard, newest_trainings
+from tyre_lightning.tracking.tables import METRICS_TABLE
 
 if TYPE_CHECKING:
     import lightning as L
@@ -186,6 +188,15 @@ class Result:
         """
         with TemporaryDirectory() as folder:
             return Report(self._artifact(REPORT, folder).read_text(encoding="utf-8"))
+
+    def numbers(self) -> pd.DataFrame:
+        """Every number that the run ended with: usage, metric, class, value, and the ends of its interval.
+
+        Raises:
+            UserError: the run has not ended, or an older version made it, whose :attr:`metrics` have all of them.
+        """
+        with TemporaryDirectory() as folder:
+            return pd.DataFrame(**json.loads(self._artifact(METRICS_TABLE, folder).read_text(encoding="utf-8")))
 
     def curves(self) -> pd.DataFrame:
         """Loss, macro F1 and accuracy, a row for each epoch, counted from 1."""

@@ -23,6 +23,7 @@ from tyre_lightning.demo.drawing import CLASSES, write_lake
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.surroundings import run_plainly
 from tyre_lightning.telling import near
+from tyre_lightning.tracking.pages import run_list
 from tyre_lightning.tracking.runs import REPORT, connect, find_artifact
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ what the model is worth
 
 what to do next{on_the_path()}
   make ui
-             shows the runs and the model: http://localhost:5000
+             shows the runs: http://localhost:5000/{run_list(run.info.experiment_id)}
   tyre predict model={uri} input={LAKE / BUCKET}/v1/new explain=true
              shows where the model saw each defect
   tyre train data.root=FOLDER

@@ -26,7 +26,8 @@ _OURS = "Trainings that tell good tyres from defective ones."  # how a descripti
 def furnish(client: MlflowClient, experiment: Experiment) -> None:
     """Let an experiment open as trainings, not as talks with a language model; give it a view and a description.
 
-    What somebody has chosen stays.
+    What somebody has chosen stays. From MLflow 3.17 on the browser decides which of both it shows, by what it showed
+    last or what its address says, as that of :func:`run_list` does; before, the experiment's tag.
     """
     id = str(experiment.experiment_id)
     wanted = {
@@ -41,7 +42,7 @@ def furnish(client: MlflowClient, experiment: Experiment) -> None:
 
 def run_list(experiment_id: str) -> str:
     """The address, behind that of the server, of an experiment's runs with :data:`COLUMNS` first."""
-    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
 
 
 def write_notes(client: MlflowClient, run_id: str, text: str) -> None:
@@ -95,7 +96,6 @@ def _about(experiment_id: str) -> str:
 
 def _view() -> str:
     """A saved view, as MLflow's pages write and read one."""
-    attributes = [f"attributes.`{name}`" for name in ("Dataset", "Models")]
-    state = {"selectedColumns": [*(f"metrics.`{name}`" for name in COLUMNS), *attributes]}
+    state = {"selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]}
     now = int(1000 * time.time())
     return json.dumps({"name": "F1, escape, overkill", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})

@@ -19,6 +19,7 @@ METRICS_TABLE = "metrics.json"  # every last value, with its interval: a row for
 EPOCHS_TABLE = "epochs.json"  # every value that was recorded at the end of an epoch: a row for each
 PREDICTIONS_TABLE = "predictions.json"  # what the model said of test images, those first that it got most wrong
 _MOST_PREDICTIONS = 1000  # of which MLflow shows a table; ``scores/test.parquet`` has all
+_DIGITS = 4  # of a probability in this table
 _USAGES = ("val", "test", "test_unshared")
 _OF_CLASSES = ("recall", "precision", "escape_rate")
 _WITH_ENDS = ("auroc_defective", "escape_rate", "overkill_rate", "review_rate")
@@ -73,10 +74,10 @@ def predictions_table(scores: Scores, inspector: Inspector) -> str:
     """
     rows = scores.answers(inspector)
     for row in rows:
-        row["p_true"] = row.get(f"p_{row['true']}", math.nan)
-        row["p_defective"] = inspector.defective(row) if row["error"] is None else math.nan
+        row["p_true"] = round(row.get(f"p_{row['true']}", math.nan), _DIGITS)
+        row["p_defective"] = math.nan if row["error"] else round(inspector.defective(row), _DIGITS)
     rows.sort(key=lambda row: (row["error"] is not None, row["p_true"]))
-    columns = ["key", "tyre", "true", "class", "decision", "p_true", "p_defective", "error"]
+    columns = ["key", "true", "class", "decision", "p_true", "p_defective", "tyre", "error"]
     return table_text(columns, [[row[name] for name in columns] for row in rows[:_MOST_PREDICTIONS]])
 
 
