@@ -113,14 +113,15 @@ def last_screen(model: ModelVersion, seconds: float) -> str:
     """What the product is, by what it has just done: verdicts, promise and cost, the report, what to do next."""
     with PREDICTIONS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    run, uri = client().get_run(str(model.run_id)), f"models:/{MODEL}/{model.version}"
+    mlflow, uri = client(), f"models:/{MODEL}/{model.version}"
+    run = mlflow.get_run(str(model.run_id))
     return f"""
 verdicts on new pictures, which the model had not seen; all {len(rows)} are in {PREDICTIONS}
 {verdicts(rows)}
 
 what the model is worth
 {worth(run.data.metrics, run.data.params)}
-  report     {find_artifact(client(), run.info.run_id, REPORT)}
+  report     {near(find_artifact(mlflow, run.info.run_id, REPORT))}
   model      {uri}
   time       {seconds:.0f} s, the drawing included
 
@@ -140,9 +141,9 @@ def verdicts(rows: Sequence[Mapping[str, str]]) -> str:
         rows: of the predictions file; the folder of a picture is the class of which it was drawn.
     """
     drawn = {label: [row for row in rows if row["key"].split("/")[-2] == label] for label in CLASSES}
-    lines = [f"  {'picture':<34}{'class':<11}{'decision':<10}P(defective)"]
+    lines = [f"  {'picture':<39}{'class':<11}{'decision':<10}P(defective)"]
     for row in (row for label in CLASSES for row in drawn[label][:_SHOWN]):
-        lines.append(f"  {row['key']:<34}{row['class']:<11}{row['decision']:<10}{1 - float(row['p_good']):>12.3f}")
+        lines.append(f"  {row['key']:<39}{row['class']:<11}{row['decision']:<10}{1 - float(row['p_good']):>12.3f}")
     good = [row["decision"] for row in drawn["good"]]
     bad = [row["decision"] for label in CLASSES if label != "good" for row in drawn[label]]
     right = f"{good.count('accept')} of {len(good)} good tyres are accepted, {bad.count('reject')} of {len(bad)}"
