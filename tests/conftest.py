@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import uuid
@@ -17,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from tests import warm
 from tests.images import encode, picture
 from tests.mlflow_server import lay_database
+from tests.once import once, share
 from tyre_lightning.config import CONF, register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
@@ -33,6 +35,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is left in the user's cache, nor found there."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where :func:`tests.once.once` keeps what all processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    share(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session")
@@ -101,26 +110,33 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Train once for all tests that need a run, a registered model or a checkpoint."""
-    local = s3_server.folder / "drawn" / "v1"
-    write_lake(local, {"train": 12, "test": 5}, size=64)
-    folder = tmp_path_factory.mktemp("trained")
+    """A training for all tests that need a run, a registered model or a checkpoint; each process has its copy."""
+    local, folder = s3_server.folder / "drawn" / "v1", tmp_path_factory.mktemp("trained") / "run"
     environment = subprocess_environment(s3_server)
     environment["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
-    root = "s3://drawn/v1"
-    promise = ("operating_point.max_escape_rate=0.25", "operating_point.confidence=0.8")  # by 6 defective images
-    options = ("experiment=demo", f"data.root={root}", *SMALL, *promise)
-    done = run_script("train.py", *options, cwd=folder, environment=environment)
-    assert done.returncode == 0, done.stderr
+
+    def train(made: Path) -> None:
+        write_lake(made / "lake", {"train": 12, "test": 5}, size=64)
+        shutil.copytree(made / "lake", local)
+        (made / "run").mkdir()
+        promise = ("operating_point.max_escape_rate=0.25", "operating_point.confidence=0.8")  # by 6 defective images
+        options = ("experiment=demo", "data.root=s3://drawn/v1", *SMALL, *promise)
+        done = run_script("train.py", *options, cwd=made / "run", environment=environment)
+        assert done.returncode == 0, done.stderr
+        (made / "said.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+
+    made = once("trained", train)
+    shutil.copytree(made / "lake", local, dirs_exist_ok=True)
+    shutil.copytree(made / "run", folder)
     return Trained(
-        root=root,
+        root="s3://drawn/v1",
         local=local,
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
         experiment="tyre-demo",
         model="models:/tyre-demo/1",
         environment={**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
         folder=folder,
-        output=done.stdout + done.stderr,
+        output=(made / "said.txt").read_text(encoding="utf-8"),
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,22 +16,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.once import once
+
 _START_SECONDS = 120
 
 
-@functools.cache
-def _empty_database() -> bytes:
+def _make_database(place: Path) -> None:
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+    with contextlib.chdir(place):
         MlflowClient("sqlite:///mlflow.db").search_experiments(max_results=1)
-        return Path("mlflow.db").read_bytes()
 
 
 def lay_database(path: Path) -> None:
     """Put an empty database of MLflow's where there is none: it takes MLflow seconds to make one, and all are alike."""
     if not path.exists():
-        path.write_bytes(_empty_database())
+        shutil.copy(once("database", _make_database) / "mlflow.db", path)
 
 
 class MlflowServer:
