@@ -208,9 +208,9 @@ def test_training_gives_a_result_and_calls_back(
     (lake / "test" / "good" / "bad.jpg").write_bytes(b"no image")
     lay_database(tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     counting = Counting()
-    where = (f"data.root={lake}", "trainer.enable_progress_bar=false", "logger.system_metrics=false")
+    tracking = f"logger.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+    where = (f"data.root={lake}", "trainer.enable_progress_bar=false", "logger.system_metrics=false", tracking)
     run = tl.train(*where, *TINY, callbacks=[counting])
     learnt = [int(count) for name, count in run.settings.items() if name.startswith("found.images.train.")]
     assert counting.batches == -(-sum(learnt) // 4)  # images in a batch

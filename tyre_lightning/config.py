@@ -396,7 +396,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
-    keep_texts(SCHEMAS.values())
+    keep_texts()
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -11,6 +12,7 @@ import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydrasOwn
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser import overrides_parser
 from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -22,24 +24,27 @@ from tyre_lightning.errors import UserError
 _OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
 _OF_STUDIES = ("study", "storage", "metric", "direction")  # what tracking/sweeper.py takes as text
 _NULL = "tag:yaml.org,2002:null"
-_texts: set[str] = set()  # the keys of text
-_nodes: set[str] = set()  # the first parts of all keys
+SCHEMA = "_schema"  # what the names of schemas end in, where Hydra keeps them
 
 
-def keep_texts(schemas: Iterable[type]) -> None:
-    """From now on, leave what is written for keys of text as it is: in overrides, from Python too, and in files.
-
-    Args:
-        schemas: of all commands; a key that is of text in any is in none of another kind.
-    """
-    hydra = [*text_keys(HydraConf), *(f"sweeper.{key}" for key in _OF_STUDIES)]
-    for schema in schemas:
-        _texts.update(text_keys(schema))
-        _nodes.update(item.name for item in fields(schema))
-    _texts.update({"experiment"}, {f"hydra.{key}" for key in hydra})
-    _nodes.add("hydra")
-    setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)
+def keep_texts() -> None:
+    """From now on, leave what is written for keys of text as it is: in files; in overrides once this is imported."""
     SourcesRegistry.instance().types[HydrasOwn.scheme()] = FileConfigSource
+
+
+@cache
+def _schemas() -> tuple[type, ...]:
+    """Of all commands, as Hydra has them, also in processes that its launchers have started."""
+    kept = ConfigStore.instance().repo
+    found = (OmegaConf.get_type(kept[name].node) for name in kept if name.endswith(f"{SCHEMA}.yaml"))
+    return tuple(schema for schema in found if isinstance(schema, type) and is_dataclass(schema))
+
+
+@cache
+def _texts() -> set[str]:
+    """All keys of text, of all commands: one that is of text in any is in none of another kind."""
+    hydra = [*text_keys(HydraConf), *(f"sweeper.{key}" for key in _OF_STUDIES)]
+    return {"experiment", *(f"hydra.{key}" for key in hydra)}.union(*map(text_keys, _schemas()))
 
 
 def text_keys(schema: type, prefix: str = "") -> set[str]:
@@ -76,7 +81,7 @@ class _Overrides(HydraOverrideVisitor):
 
     def visitPrimitive(self, ctx: Any) -> Any:  # noqa: N802
         value, text = super().visitPrimitive(ctx), ctx.getText().strip()
-        changed = self._key in _texts and isinstance(value, int | float) and str(value) != text
+        changed = self._key in _texts() and isinstance(value, int | float) and str(value) != text
         return QuotedString(text, Quote.single) if changed else value
 
     def _within(self, key: str, visit: Any, ctx: Any) -> Any:
@@ -101,14 +106,15 @@ class FileConfigSource(HydrasOwn):
         _check_place(path, config_path.rpartition("/")[0], result.header)
         package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
         for key, text in _scalars(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""):
-            if package + key.partition("[")[0] in _texts:
+            if package + key.partition("[")[0] in _texts():
                 OmegaConf.update(result.config, key, text)
         return result
 
 
 def _check_place(path: Path, group: str, header: Mapping[str, str | None]) -> None:
     """Refuse a file whose values would go to a node that no config has, called as its folder is."""
-    if group and group.partition("/")[0] not in _nodes and header.get("package") is None:
+    nodes = {"hydra"}.union(*({item.name for item in fields(schema)} for schema in _schemas()))
+    if group and group.partition("/")[0] not in nodes and header.get("package") is None:
         raise UserError(
             f"{path} lacks the line '# @package _global_': write it as the first, so that the file's data.root is "
             f"data.root, and not {group.replace('/', '.')}.data.root"
@@ -131,3 +137,6 @@ def _scalars(node: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _scalars(value, f"{key}[{place}]")
     elif isinstance(node, yaml.ScalarNode) and node.tag != _NULL and node.style is None:
         yield key, node.value
+
+
+setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)

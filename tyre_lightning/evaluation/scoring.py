@@ -62,7 +62,7 @@ def look_at(
     with ThreadPoolExecutor(count) as devices:
         for number, (batch, images) in enumerate(stream(reader.read, entries, look, batch_size)):
             waiting.append(devices.submit(_see, inspectors[number % count], batch, images))
-            if len(waiting) > count:
+            if len(waiting) == count:  # each device has one; the next is being decoded meanwhile
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
