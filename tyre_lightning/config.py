@@ -90,7 +90,7 @@ class S3Config:
     """Where the S3 service is. Credentials are never here: they come from the standard AWS chain."""
 
     endpoint_url: str | None = None  # null: AWS itself, or AWS_ENDPOINT_URL
-    region: str | None = None
+    region: str | None = None  # null: as the AWS chain has it
     profile: str | None = None  # a profile of ~/.aws/config
     anonymous: bool = False  # requests are not signed: for buckets that are open to all
     path_style: bool | None = None  # null: path-style wherever an endpoint is given
@@ -100,9 +100,9 @@ class S3Config:
 class UsageConfig:
     """The folder names of the three usages below the root."""
 
-    train: str = "train"
-    val: str = "val"
-    test: str = "test"
+    train: str = "train"  # the images to learn from
+    val: str = "val"  # those that choose epoch, temperature and threshold
+    test: str = "test"  # those that say how good the model is
 
 
 @dataclass
@@ -111,9 +111,9 @@ class AugmentConfig:
 
     min_scale: float = 0.5  # smallest share of the image's area that a random crop keeps
     flip: bool = True  # mirror left-right and top-bottom, each half of the time
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.1
+    brightness: float = 0.2  # at most this share more or less
+    contrast: float = 0.2  # likewise
+    saturation: float = 0.1  # likewise
 
 
 @dataclass
@@ -152,9 +152,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with a linear warm-up and a cosine to zero."""
 
-    backbone_lr: float = 5e-4
-    head_lr: float = 3e-3
-    weight_decay: float = 0.01
+    backbone_lr: float = 5e-4  # the highest learning rate of the backbone
+    head_lr: float = 3e-3  # the highest of the last layer
+    weight_decay: float = 0.01  # of all weights but biases and norms
     warmup_fraction: float = 0.1  # share of all steps
 
 
@@ -162,14 +162,14 @@ class OptimizerConfig:
 class ModelConfig:
     """The classifier: backbone, weights, loss and optimiser."""
 
-    name: str = "efficientnet_lite0"
+    name: str = "efficientnet_lite0"  # of the backbone
     weights: str = "imagenet"  # imagenet, none, or a path or s3:// URI of a .ckpt, .pt, .pth or .safetensors file
     dropout: float | None = None  # null: the backbone's own
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
     freeze_epochs: int = 0  # epochs in which only the head learns
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
-    channels_last: bool = True
+    channels_last: bool = True  # pixels before channels in memory, which is faster
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -177,25 +177,25 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 12
-    accelerator: str = "auto"
+    max_epochs: int = 12  # times that training sees its images
+    accelerator: str = "auto"  # auto: a GPU where there is one; or cpu, gpu
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: int = 1  # batches whose gradients are summed up for one step
+    gradient_clip_val: float | None = 1.0  # the gradient's highest norm; null: any
     deterministic: bool = True  # the same seed gives the same run on the same machine
-    log_every_n_steps: int = 10
-    limit_train_batches: float | None = None
-    limit_val_batches: float | None = None
-    limit_test_batches: float | None = None
-    enable_progress_bar: bool = True
+    log_every_n_steps: int = 10  # steps between two records of the training loss
+    limit_train_batches: float | None = None  # of an epoch: a share (0.1) or a count (10); null: all
+    limit_val_batches: float | None = None  # likewise
+    limit_test_batches: float | None = None  # likewise
+    enable_progress_bar: bool = True  # in the terminal
 
 
 @dataclass
 class CheckpointConfig:
     """Which checkpoints are kept: the best by ``monitor``, and the last."""
 
-    monitor: str = "val/f1"
+    monitor: str = "val/f1"  # any metric of validation
     mode: str = "max"  # to within a standard error the later epoch wins; see BestEpoch
     minutes: float = 10.0  # the last is kept so often within an epoch, and at its end
 
@@ -204,9 +204,9 @@ class CheckpointConfig:
 class EarlyStoppingConfig:
     """Stop when ``monitor`` has not improved for ``patience`` epochs; null: never."""
 
-    monitor: str = "val/f1"
-    mode: str = "max"
-    patience: int | None = None
+    monitor: str = "val/f1"  # any metric of validation
+    mode: str = "max"  # max or min: which is better
+    patience: int | None = None  # epochs
 
 
 @dataclass
@@ -238,20 +238,20 @@ class OperatingPointConfig:
 class OtherOperatingPointConfig:
     """Another promise than the model was trained for; null: the model's own."""
 
-    max_escape_rate: float | None = None
-    confidence: float | None = None
-    max_overkill_rate: float | None = None
+    max_escape_rate: float | None = None  # at most this share of defective tyres passes as good ...
+    confidence: float | None = None  # ... with this confidence
+    max_overkill_rate: float | None = None  # with it, a person reviews what lies between
 
 
 @dataclass
 class LoggerConfig:
     """The MLflow server (or database file) that records runs and models."""
 
-    tracking_uri: str = DEFAULT_TRACKING_URI
-    experiment: str = "tyre-defects"
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+    experiment: str = "tyre-defects"  # under which the run is found in MLflow
     run_name: str | None = None  # null: the backbone's name
     registered_model: str | None = "tyre-defects"  # null: the model is logged, not registered
-    system_metrics: bool = True
+    system_metrics: bool = True  # record the load of processor, memory and GPU
 
 
 @dataclass
@@ -273,7 +273,7 @@ class TrainConfig:
     operating_point: OperatingPointConfig = field(default_factory=OperatingPointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
+    seed: int = 0  # of the split, the order of images, the head's first weights
     ckpt_path: str | None = None  # resume: a checkpoint's path, or last
 
 
@@ -294,9 +294,9 @@ class PredictConfig:
     input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
     output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
     explain: bool = False  # also draw, beside the output, where on each image the model saw a defect
-    batch_size: int = 32
+    batch_size: int = 32  # images at a time
     accelerator: str = "auto"  # auto, cpu or gpu
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     operating_point: OtherOperatingPointConfig = field(default_factory=OtherOperatingPointConfig)
     s3: S3Config = field(default_factory=S3Config)
 
@@ -309,8 +309,8 @@ class GateConfig:
     confidence: float = 0.9  # ... with this confidence, against each
     max_latency_ms: float | None = None  # for an image, on this machine
     max_escape_rate: float = 0.1  # these three hold for every challenger, the first one too
-    max_overkill_rate: float = 0.3
-    min_f1: float = 0.8
+    max_overkill_rate: float = 0.3  # likewise
+    min_f1: float = 0.8  # macro F1
 
 
 @dataclass
@@ -323,7 +323,7 @@ class PromoteConfig:
     dry_run: bool = False  # compare, and change nothing
     rollback: bool = False  # return to the champion before, without a comparison
     anchor: bool = False  # make the champion the anchor, without a comparison
-    tracking_uri: str = DEFAULT_TRACKING_URI
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     s3: S3Config = field(default_factory=S3Config)
 
 
