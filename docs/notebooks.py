@@ -1,4 +1,4 @@
-"""Write the pages of executed notebooks, with their pictures: ``python docs/notebooks.py outputs/notebooks/*.ipynb``."""
+"""Write pages of executed notebooks, with their pictures: ``python docs/notebooks.py outputs/notebooks/*.ipynb``."""
 
 from __future__ import annotations
 

@@ -2,26 +2,45 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from tests.conftest import PROJECT
-from tyre_lightning.command_line import check_config
+from tyre_lightning.command_line import check_config, explain
 from tyre_lightning.config import register_schemas
+from tyre_lightning.errors import UserError
 
 README = PROJECT / "README.md"
 KOREAN = PROJECT / "docs" / "README.ko.md"
 PAGES = {str(path.relative_to(PROJECT)): path for path in (README, *sorted((PROJECT / "docs").rglob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
-BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
-COMMANDS = sorted({line for block in BLOCKS for line in block.splitlines() if line.strip()})
+TYPED = {line for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+         for line in block.splitlines()}  # fmt: skip
+SHOWN = {  # a command and what it says
+    command: output.strip()
+    for text in TEXTS.values()
+    for command, output in re.findall(r"```console\n\$ (.+)\n(.*?)```", text, re.DOTALL)
+}
+COMMANDS = sorted({line for line in TYPED if line} | {*SHOWN})
 SCRIPTS = [line for line in COMMANDS if line.startswith("python ")]
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
-def test_python_commands_compose(command: str) -> None:
+def test_python_commands_compose_or_are_refused_as_the_page_says(command: str) -> None:
+    said = SHOWN.get(command, "")
+    if not said.startswith("error: "):
+        check(command)
+        return
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as refused:
+        check(command)
+    assert said == f"error: {explain(refused.value)}"
+
+
+def check(command: str) -> None:
+    """Compose and check the configs of a command."""
     _, script, *arguments = shlex.split(command.replace("-m tyre_lightning.", ""))
     name = script.removesuffix(".py")
     if name in ("resend", "export"):  # test_tracking and test_prediction run them
@@ -72,7 +91,7 @@ def test_the_readme_is_for_five_minutes_and_names_every_page() -> None:
 def test_the_korean_readme_has_the_same_commands_links_and_sections() -> None:
     both = TEXTS["README.md"], TEXTS["docs/README.ko.md"]
     blocks = [re.findall(r"```.*?```", text, re.DOTALL) for text in both]
-    assert blocks[0] == blocks[1] and len(blocks[0]) > 10
+    assert blocks[0] == blocks[1] and len(blocks[0]) > 10  # the ten recipes, the two commands, the Python
     assert [text.count("\n## ") for text in both] == [both[0].count("\n## ")] * 2
     leads_to = [
         {(folder / link).resolve() for link in re.findall(r"\]\(([^)#:\s]+)", text)}
@@ -81,12 +100,7 @@ def test_the_korean_readme_has_the_same_commands_links_and_sections() -> None:
     assert leads_to[0] - leads_to[1] == {KOREAN.resolve()} and leads_to[1] - leads_to[0] == {README.resolve()}
 
 
-def test_the_top_of_the_repository_stays_small(request: pytest.FixtureRequest) -> None:
+def test_the_top_of_the_repository_stays_small() -> None:
     made = {"demo", "outputs", "mlruns", "mlartifacts", "shared", "build", "dist"}  # git ignores them
     names = {path.name for path in PROJECT.iterdir() if not path.name.startswith((".", "predictions.", "mlflow.db"))}
     assert len({name for name in names - made if not name.endswith(".egg-info") and name != "__pycache__"}) <= 16
-
-
-def here(path: Path) -> str:
-    """A page's name."""
-    return str(path.relative_to(PROJECT))
