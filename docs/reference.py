@@ -9,6 +9,7 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from html import escape
 from pathlib import Path
 from types import NoneType
@@ -84,6 +85,7 @@ def about(group: type) -> str:
     return inspect.cleandoc(group.__doc__ or "").partition("\n\n")[0].replace("``", "`").replace("\n", " ")
 
 
+@cache
 def comments(group: type) -> dict[str, str]:
     """The comment behind each field or member of a class."""
     found: dict[str, str] = {}
