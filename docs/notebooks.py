@@ -50,13 +50,14 @@ def _cell(cell: NotebookNode, stem: str, heading: str, pictures: list[bytes]) ->
     parts = [f"```python\n{cell.source}\n```"]
     for output in cell.outputs:
         data = output.get("data", {})
+        html = data.get("text/html", "")
         if "image/png" in data:
             parts.append(f"![{heading}]({_name(stem, len(pictures))})")
             pictures.append(small(b64decode(data["image/png"])))
-        elif "text/html" in data:
-            parts.append(re.sub(r"<style.*?</style>|\n\s*", "", data["text/html"], flags=re.DOTALL))
-        elif text := output.get("text"):
-            parts.append(f"```text\n{text.strip()}\n```")
+        elif html and not html.startswith("<pre"):  # which are progress bars
+            parts.append(re.sub(r"<style.*?</style>|\n\s*", "", html, flags=re.DOTALL))
+        elif output.get("name") == "stdout":  # not what libraries warn of
+            parts.append(f"```text\n{output.text.strip()}\n```")
     return parts
 
 
