@@ -77,7 +77,7 @@ def default(item: Field[Any]) -> str:
     """A key's default as YAML has it."""
     assert item.default is not MISSING
     value = item.default.name if isinstance(item.default, Enum) else item.default
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
 
 
 def about(group: type) -> str:
