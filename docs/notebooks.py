@@ -16,6 +16,7 @@ PAGES = Path(__file__).resolve().parent / "notebooks"
 _WIDTH = 960  # pixels of a picture, at most
 _BYTES = 60_000  # of a picture's file, at most
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_PLAIN = re.compile(r'<style.*?</style>|\n\s*| border="1" class="dataframe"', re.DOTALL)  # tables look as the page's do
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def _cell(cell: NotebookNode, stem: str, heading: str, pictures: list[bytes]) ->
             parts.append(f"![{heading}]({_name(stem, len(pictures))})")
             pictures.append(small(b64decode(data["image/png"])))
         elif html and not html.startswith("<pre"):  # which are progress bars
-            parts.append(re.sub(r"<style.*?</style>|\n\s*", "", html, flags=re.DOTALL))
+            parts.append(_PLAIN.sub("", html))
         elif output.get("name") == "stdout":  # not what libraries warn of
             parts.append(f"```text\n{output.text.strip()}\n```")
     return parts

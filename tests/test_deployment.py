@@ -25,7 +25,7 @@ from tyre_lightning.demo.server import S3Server
 
 MODEL = "tyre-defects"
 PAGE = (PROJECT / "docs/deploy.md").read_text(encoding="utf-8")
-NAMES = shlex.split(re.findall(r"^mlflow server .*?(--allowed-hosts .*)$", README, re.MULTILINE)[0])
+NAMES = shlex.split(re.findall(r"^mlflow server .*?(--allowed-hosts .*)$", PAGE, re.MULTILINE)[0])
 
 
 @pytest.fixture

@@ -85,7 +85,9 @@ def test_the_request_of_the_page_is_answered(
     def answer(request: urllib.request.Request) -> BytesIO:
         assert request.full_url.endswith(":8080/invocations") and isinstance(request.data, bytes)
         kind = request.get_header("Content-type")
-        return BytesIO(invocations(request.data, kind, model, model.metadata.get_input_schema()).response.encode())
+        schema = model.metadata.get_input_schema()
+        reply = invocations(request.data, kind, model, schema)  # type: ignore[no-untyped-call]
+        return BytesIO(reply.response.encode())
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     (block,) = blocks(DOCS / "deploy.md")
