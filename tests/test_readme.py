@@ -22,7 +22,7 @@ TYPED = {line for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?
 SHOWN = {  # a command and what it says
     command: output.strip()
     for text in TEXTS.values()
-    for command, output in re.findall(r"```console\n\$ (.+)\n(.*?)```", text, re.DOTALL)
+    for command, output in re.findall(r"```console\n\$ ([^\n]+)\n(.*?)```", text, re.DOTALL)
 }
 COMMANDS = sorted({line for line in TYPED if line} | {*SHOWN})
 SCRIPTS = [line for line in COMMANDS if line.startswith("python ")]
@@ -74,6 +74,12 @@ def test_make_commands_are_targets() -> None:
 def test_what_a_page_links_to_exists(page: str) -> None:
     for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", TEXTS[page]):
         assert (PAGES[page].parent / link).exists(), link
+
+
+def test_each_of_ten_recipes_shows_what_its_command_says() -> None:
+    recipes = TEXTS["README.md"].split("\n## ")[2]
+    assert recipes.count("```console\n$ ") == len(re.findall(r"^\*\*\d+\. ", recipes, re.MULTILINE)) == 10
+    assert all(SHOWN.values())
 
 
 def test_every_command_is_known() -> None:
