@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make` itself fills with the tested versions.
+# Everything runs in .venv, which `make` itself fills with the tested versions: each target with what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,39 +9,42 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/.installed ## make .venv and install the tested versions
+install: $(VENV)/.has-demo ## make .venv and install what running needs, in the tested versions
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# .has-NAME: the extra NAME of pyproject.toml is installed.
+$(VENV)/.has-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 
-demo: install ## the whole path on drawn tyres: S3, training, registry, prediction
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, since Hydra 1.3 cannot start on later ones; this is " + sys.version + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+demo: $(VENV)/.has-demo ## the whole path on drawn tyres: S3, training, registry, prediction
 	$(BIN)/python -m tyre_lightning.demo
 
-ui: install ## open the MLflow UI on port 5000
+ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000
 	hosts="localhost 127.0.0.1 $$(hostname) $$(hostname -f 2>/dev/null) $$(hostname -I 2>/dev/null)"; \
 	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db \
 		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
-test: install ## run the tests
+test: $(VENV)/.has-dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-test-s3: install ## run the S3 tests against Ceph (apt-get install --no-install-recommends radosgw ceph-mon ceph-osd)
+test-s3: $(VENV)/.has-dev ## run the S3 tests against Ceph (apt-get install --no-install-recommends radosgw ceph-mon ceph-osd)
 	@command -v radosgw >/dev/null || { echo "radosgw is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"; exit 1; }
 	$(BIN)/python -m pytest -m radosgw
 
-lint: install docs ## check style, types and the documentation's links
+lint: $(VENV)/.has-dev docs ## check style, types and the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: install ## build the documentation: outputs/docs/index.html
+docs: $(VENV)/.has-dev ## build the documentation: outputs/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-notebooks: install ## execute the notebooks on the demo's images and runs
+notebooks: $(VENV)/.has-demo $(VENV)/.has-notebooks ## execute the notebooks on the demo's images and runs
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean: ## remove what the demo and the tests leave
-	rm -rf demo outputs mlruns mlflow.db predictions.* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo outputs mlruns mlflow.db predictions.* build dist .pytest_cache .mypy_cache .ruff_cache

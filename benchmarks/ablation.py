@@ -30,7 +30,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, one_hot
 from torchvision.transforms import v2
 
 import tyre_lightning.model.classifier as classifier
-from tyre_lightning.config import register_schemas
+from tyre_lightning.config import CONF, register_schemas
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Augmentation, Colour, recolour
 from tyre_lightning.evaluation.scores import Scores
@@ -39,7 +39,6 @@ from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.training import train
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 MIRRORED = {"2 mirrored views averaged": 2, "4 mirrored views averaged": 4}
 
 

@@ -17,21 +17,38 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.demo.__main__ import COUNTS
 from tyre_lightning.demo.drawing import CLASSES, draw, write_lake
-from tyre_lightning.evaluation.saliency import Heat, explain, place, points_at
+from tyre_lightning.evaluation.saliency import Heat, explain, place
 from tyre_lightning.model.inspector import Inspector
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 UNSEEN = 1_000_000  # seeds of the test pictures start here
 SIZE = 224
 BATCH = 20
+_TOLERANCE = 15 / 224  # of the longer side
 
 Method = Callable[[Inspector, Sequence[Tensor]], Heat]
+
+
+def points_at(heat: Heat, mask: NDArray[np.bool_]) -> tuple[bool, float]:
+    """The pointing game (Zhang et al., arXiv:1608.00507): whether the highest place is at most 15/224 away from a mask.
+
+    Args:
+        heat: shape (H, W).
+        mask: what is to be found, shape (H, W).
+
+    Returns:
+        Whether it is, and the share of all places that would be.
+    """
+    near = distance_transform_edt(~mask) <= _TOLERANCE * max(mask.shape)
+    return bool(near[np.unravel_index(heat.argmax(), heat.shape)]), float(near.mean())
 
 
 def train(folder: Path) -> Inspector:

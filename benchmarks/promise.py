@@ -26,11 +26,10 @@ from redraw import WAYS, Broken, Floats, Population, macro_f1, redraw
 from torch import Tensor
 
 import tyre_lightning.training as training
-from tyre_lightning.config import OperatingPointConfig, register_schemas
+from tyre_lightning.config import CONF, OperatingPointConfig, register_schemas
 from tyre_lightning.demo.drawing import CLASSES, write_lake
 from tyre_lightning.trainer import build_trainer
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMISES = (OperatingPointConfig(0.05, 0.95), OperatingPointConfig(0.1, 0.9))
 SIZES = (60, 100, 200, 400)
 

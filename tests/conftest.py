@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from tests import warm
 from tests.images import encode, picture
 from tests.mlflow_server import lay_database
-from tyre_lightning.config import register_schemas
+from tyre_lightning.config import CONF, register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
 
@@ -134,7 +134,7 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
 
     register_schemas()
     paths = [f"paths.output_dir={folder}/out", f"logger.tracking_uri=sqlite:///{folder}/mlflow.db"]
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*TINY, *paths, "trainer.enable_progress_bar=false", *overrides])
     folder.mkdir(exist_ok=True)
     lay_database(folder / "mlflow.db")
@@ -163,7 +163,6 @@ def run_script(
     script: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py or predict.py as a user would."""
-    command = [sys.executable, str(PROJECT / script), *arguments]
     lay_database(cwd / "mlflow.db")
     env = untracked_environment() if environment is None else environment
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400, check=False)
+    return warm.run([str(PROJECT / script), *arguments], cwd, env, timeout=400)

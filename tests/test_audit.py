@@ -159,7 +159,7 @@ def data_module(planted: Planted, cache: Path, **options: object) -> TyreDataMod
 def test_no_split_divides_copies(planted: Planted, tmp_path: Path) -> None:
     data = data_module(planted, tmp_path)
     assert data.shared_with_train("test") == sorted(test for _, test in planted.pairs)
-    assert data.conflicts == [("v1/train/good/1.jpg", "v1/test/crack/same.jpg")]
+    assert data.grouping.conflicts == [("v1/train/good/1.jpg", "v1/test/crack/same.jpg")]
     for how in ("turned", "mirrored"):  # both into train, where a split could divide them
         source = next(planted.root.glob(f"test/*/{how}.jpg"))
         source.rename(planted.root / "train" / source.parent.name / source.name)

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 
-from tests.conftest import PROJECT, run_here, train_here, write_files, write_images
+from tests.conftest import run_here, train_here, write_files, write_images
 from tests.mlflow_server import lay_database
-from tyre_lightning.config import DataConfig, S3Config
+from tyre_lightning.config import CONF, DataConfig, S3Config, config_folder
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
@@ -141,7 +141,7 @@ def test_classes_may_not_be_given_in_both_forms(tmp_path: Path) -> None:
     from tyre_lightning.config import register_schemas
 
     register_schemas()
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=["data.root=lake"])
     cfg.data.classes = [NFC, NFD]
     with pytest.raises(UserError, match="each once"):
@@ -197,7 +197,7 @@ def test_any_folder_is_a_class_all_the_way(tmp_path: Path, caplog: pytest.LogCap
     columns = {f"p_{name}" for name in (*odd, NFC)}
     assert columns <= {*served(uri, tmp_path / "lake" / "v1" / "test" / "good" / "0.jpg")}
     for output in ("rows.csv", "rows.parquet"):
-        with initialize_config_dir(str(PROJECT / "conf" / "predict"), version_base="1.3"):
+        with initialize_config_dir(str(config_folder("predict")), version_base="1.3"):
             cfg = compose("predict")
         cfg.model, cfg.tracking_uri, cfg.input = "models:/tyre-defects/1", uri, str(tmp_path / "lake" / "v1" / "test")
         cfg.output = str(tmp_path / output)

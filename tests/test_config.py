@@ -14,8 +14,10 @@ from tests.conftest import PROJECT, run_script
 from tyre_lightning.command_line import check_config
 from tyre_lightning.config import (
     BACKBONES,
+    CONF,
     SCHEMAS,
     TrainConfig,
+    config_folder,
     known_keys,
     register_schemas,
     to_audit_config,
@@ -26,8 +28,7 @@ from tyre_lightning.config import (
 from tyre_lightning.errors import UserError
 from tyre_lightning.written import text_keys
 
-CONF = PROJECT / "conf"
-OWN = ("predict", "promote")  # commands with a folder of their own
+OWN = ("predict", "promote", "export", "resend")  # commands with a folder of their own
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OWN)
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
@@ -39,12 +40,12 @@ def test_every_shipped_config_composes_and_is_valid(group: str, name: str) -> No
         cfg = compose("train", overrides=[f"{group}={name}", "data.root=lake"])
     check_config(cfg)
     config = to_train_config(cfg)
-    if group == "model" and name != "default":
+    if group == "model" and name not in ("default", "timm"):
         assert config.model.name == name
 
 
 def test_there_is_a_config_for_every_backbone() -> None:
-    assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default"}
+    assert {name for group, name in FILES if group == "model"} == {*BACKBONES, "default", "timm"}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_there_is_a_config_for_every_backbone() -> None:
 )
 def test_configs_of_commands_with_a_folder_of_their_own_compose(name: str, overrides: list[str]) -> None:
     register_schemas()
-    with initialize_config_dir(str(CONF / name), version_base="1.3"):
+    with initialize_config_dir(str(config_folder(name)), version_base="1.3"):
         cfg = compose(name, overrides=overrides)
     check_config(cfg)
     assert f"model={cfg.model}" in overrides
@@ -69,7 +70,7 @@ def test_configs_of_commands_with_a_folder_of_their_own_compose(name: str, overr
 )
 def test_a_gate_that_makes_no_sense_is_refused(override: str, message: str) -> None:
     register_schemas()
-    with initialize_config_dir(str(CONF / "promote"), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"):
         cfg = compose("promote", overrides=[override])
     with pytest.raises(UserError, match=message):
         check_config(cfg)
@@ -80,7 +81,7 @@ def test_yaml_files_and_schema_agree_on_every_default(name: str, monkeypatch: py
     """Python callers and the command line must do alike."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where a test uses MLflow
     register_schemas()
-    with initialize_config_dir(str(CONF / name if name in OWN else CONF), version_base="1.3"):
+    with initialize_config_dir(str(config_folder(name)), version_base="1.3"):
         cfg = compose(name)
     schema = OmegaConf.structured(type(OmegaConf.to_object(cfg)))
     for key in known_keys(type(OmegaConf.to_object(cfg))):
@@ -126,6 +127,14 @@ def test_a_misspelt_key_in_an_experiment_file_names_the_file(tmp_path: Path) -> 
     assert done.returncode == 1
     expected = "unknown config key 'data.batchsize' (in experiment/mine): did you mean 'data.batch_size'?"
     assert done.stderr.strip() == f"error: {expected}"
+
+
+def test_an_experiment_in_a_folder_of_one_s_own_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "x.yaml").write_text("# @package _global_\ndata:\n  root: ours\nseed: 7\n")
+    done = run_script("train.py", "--config-dir", "mine", "experiment=x", "--cfg", "job", cwd=tmp_path)
+    shown = OmegaConf.create(done.stdout)
+    assert (shown.data.root, shown.seed) == ("ours", 7), done.stderr
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -176,7 +185,7 @@ def test_python_takes_no_unknown_key_in_silence(
     name: str, check: Callable[[Any], Any], override: str, nearest: str
 ) -> None:
     register_schemas()
-    with initialize_config_dir(str(CONF / name if name in OWN else CONF), version_base="1.3"):
+    with initialize_config_dir(str(config_folder(name)), version_base="1.3"):
         cfg = compose(name, overrides=[override])
     with pytest.raises(
         UserError, match=f"unknown config key '{override[1:].partition('=')[0]}': did you mean '{nearest}'"
@@ -247,17 +256,13 @@ def texts(name: str) -> Iterator[str]:
             yield key
 
 
-def config_dir(name: str) -> str:
-    return str(CONF / name if name in OWN else CONF)
-
-
 @pytest.mark.parametrize("value", LIKE_NUMBERS)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_text_stays_as_it_is_written(name: str, value: str) -> None:
     register_schemas()
     written = {key: [value, "x"] if key == "data.classes" else value for key in texts(name)}
     overrides = [f"{key}={value}" if key != "data.classes" else f"{key}=[{value},x]" for key in written]
-    with initialize_config_dir(config_dir(name), version_base="1.3"):
+    with initialize_config_dir(str(config_folder(name)), version_base="1.3"):
         cfg = compose(name, overrides=overrides)
     assert {key: OmegaConf.select(cfg, key) for key in written} == written
     assert len(written) > 4
@@ -277,6 +282,24 @@ def test_a_text_in_a_file_stays_as_it_is_written(value: str, tmp_path: Path) -> 
         cfg = compose("train", overrides=overrides)
     assert (cfg.data.root, [*cfg.data.classes], cfg.logger.run_name) == (value, [value, "x"], value)
     assert (cfg.data.folds, cfg.seed, cfg.logger.system_metrics) == (10, 16, False)
+
+
+@pytest.mark.parametrize("group", ["experiment", "recipes", "experiment/ours"])
+def test_an_experiment_of_one_s_own_folder_says_where_its_values_go(group: str, tmp_path: Path) -> None:
+    """By --config-dir, which is a place to look in beside conf/; without the line, the file and the line are named."""
+    register_schemas()
+    (tmp_path / group).mkdir(parents=True)
+    good, bad = tmp_path / group / "good.yaml", tmp_path / group / "bad.yaml"
+    good.write_text("# @package _global_\ndata:\n  root: lake\nseed: 7\n")
+    bad.write_text("data:\n  root: lake\n")
+    choose = "experiment=" if group == "experiment" else f"+{group}="
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = [f"hydra.searchpath=[file://{tmp_path}]"]
+        cfg = compose("train", overrides=[*found, f"{choose}good"])
+        check_config(cfg)
+        assert (cfg.data.root, cfg.seed, cfg.model.name) == ("lake", 7, "efficientnet_lite0")
+        with pytest.raises(UserError, match=rf"^{bad} lacks the line '# @package _global_': write it as the first"):
+            compose("train", overrides=[*found, f"{choose}bad"])
 
 
 def test_what_is_no_text_is_read_as_before() -> None:
@@ -312,7 +335,7 @@ def test_texts_stay_as_they_are_written_in_a_sweep() -> None:
 @pytest.mark.parametrize("command", ["train", "promote"])
 def test_a_model_name_that_mlflow_refuses_is_refused_at_once(command: str, name: str) -> None:
     register_schemas()
-    with initialize_config_dir(config_dir(command), version_base="1.3"):
+    with initialize_config_dir(str(config_folder(command)), version_base="1.3"):
         cfg = compose(command)
     key = "logger.registered_model" if command == "train" else "model"
     OmegaConf.update(cfg, key, name)

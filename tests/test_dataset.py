@@ -1,5 +1,6 @@
 """Images stream in order, once each, from S3 and folders, in every kind of worker."""
 
+import multiprocessing
 import re
 import shutil
 import time
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import Cache, Changed, DataConfig, S3Config, Unreadable, WorkerStart
-from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
+from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device, default_start
 from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.transforms import Preprocessing
@@ -49,6 +50,13 @@ def test_workers_of_every_kind_give_the_same_batches(lake: str, start: str) -> N
     for ours, theirs in zip(alone, workers, strict=True):
         assert torch.equal(ours.image, theirs.image)
         assert torch.equal(ours.label, theirs.label)
+
+
+def test_a_spawned_process_starts_its_workers_as_any_other_does() -> None:
+    """It would spawn them, as several processes that train are, and each worker would load PyTorch anew."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(default_start) == multiprocessing.get_all_start_methods()[0]
+    assert default_start() is None
 
 
 def test_labels_are_the_folders(lake: str) -> None:

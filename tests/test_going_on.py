@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,11 @@ from hydra.types import RunMode
 
 from tests.conftest import run_here, train_here, write_images
 from tyre_lightning.checkpointing import GRADIENTS
-from tyre_lightning.config import PathsConfig, TrainConfig
+from tyre_lightning.config import PathsConfig, TrainConfig, known_keys
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
-from tyre_lightning.resuming import run_folder
+from tyre_lightning.resuming import different, find_checkpoint, going_on, run_folder
 from tyre_lightning.tracking.journal import FOLDER, Journal
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
@@ -94,14 +95,99 @@ def test_a_run_broken_off_between_two_steps_loses_no_gradient(
 
     with monkeypatch.context() as patched:
         patched.setattr(TyreClassifier, "on_train_batch_start", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the same command with ckpt_path=last goes on"):
             train_here(tmp_path, *options)
     broken = run_here(tmp_path)
     assert (broken / "checkpoints" / "last.ckpt").is_file()
-    train_here(tmp_path, *options, "ckpt_path=last")
+    train_here(tmp_path, *options, "ckpt_path=last", "trainer.enable_progress_bar=true", "data.num_workers=1")
     assert run_here(tmp_path) == broken  # the same run went on
     for name in ("best", "last"):
         first, second = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, broken))
         for part in ("state_dict", "current_model_state"):
             assert all(torch.equal(second[part][key], value) for key, value in first[part].items())
         assert GRADIENTS not in first
+
+
+# Whether a run that was broken off is another run with another value of a setting: each is decided here, on purpose.
+MATTERS = {
+    **dict.fromkeys(
+        (
+            *("data.root", "data.bucket", "data.prefix", "data.usage.train", "data.usage.val", "data.usage.test"),
+            *("data.classes", "data.good_class", "data.val_fraction", "data.group_pattern", "data.near_copies"),
+            *("data.folds", "data.fold", "data.image_size", "data.eval_crop", "data.eval_views", "data.sampling"),
+            *("data.batch_size", "data.unreadable", "data.changed", "data.catalog", "data.from_run"),
+            "data.cache",  # resized pixels are not those of the files
+            *("data.augment.min_scale", "data.augment.flip", "data.augment.brightness", "data.augment.contrast"),
+            *("data.augment.saturation", "model.name", "model.weights", "model.dropout", "model.label_smoothing"),
+            *("model.class_weights", "model.freeze_epochs", "model.freeze_stages", "model.channels_last"),
+            *("model.optimizer.backbone_lr", "model.optimizer.head_lr", "model.optimizer.weight_decay"),
+            *("model.optimizer.warmup_fraction", "trainer.max_epochs", "trainer.accelerator", "trainer.devices"),
+            *("trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+            *("trainer.deterministic", "trainer.limit_train_batches", "trainer.limit_val_batches"),
+            *("trainer.limit_test_batches", "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode"),
+            *("callbacks.early_stopping.monitor", "callbacks.early_stopping.mode"),
+            *("callbacks.early_stopping.patience", "callbacks.ema.decay", "operating_point.max_escape_rate"),
+            *("operating_point.confidence", "operating_point.max_overkill_rate", "seed"),
+            # Where and under which name a run is recorded, it cannot change later.
+            *("logger.tracking_uri", "logger.experiment", "logger.run_name", "logger.registered_model"),
+        ),
+        True,
+    ),
+    **dict.fromkeys(
+        (
+            *("data.num_workers", "data.worker_start"),  # any number of any kind gives the same batches
+            *("data.cache_dir", "data.cache_gb", "paths.output_dir", "ckpt_path"),
+            # How the images are reached; that they are the same, their fingerprint says.
+            *("s3.endpoint_url", "s3.region", "s3.profile", "s3.anonymous", "s3.path_style"),
+            *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "callbacks.checkpoint.minutes"),
+            "logger.system_metrics",
+        ),
+        False,
+    ),
+}
+
+
+def test_every_setting_is_decided_to_matter_or_not(tmp_path: Path) -> None:
+    keys = known_keys(TrainConfig)
+    leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+    assert leaves == {*MATTERS}
+    journal = Journal(tmp_path / FOLDER)
+    journal.append("params", values=dict.fromkeys(leaves, "one"))
+    for key, matters in MATTERS.items():
+        given = {other: "another" if other == key else "one" for other in leaves}
+        assert different(journal, given) == ([key] if matters else []), key
+
+
+def leave_checkpoint(folder: Path, experiment: str, time: int) -> Path:
+    """What find_checkpoint looks for, of a run in an experiment."""
+    journal = Journal(folder / FOLDER)
+    journal.begin("a", "name", "sqlite:///mlflow.db")
+    journal.append("params", values={"logger.experiment": experiment})
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    torch.save({}, path)
+    os.utime(path, (time, time))
+    return path
+
+
+def test_the_last_checkpoint_is_of_this_experiment(tmp_path: Path) -> None:
+    runs = tmp_path / "train"
+    config = TrainConfig(paths=PathsConfig(str(tmp_path)), ckpt_path="last")
+    leave_checkpoint(runs / "1", "tyre-defects", 1)
+    second = leave_checkpoint(runs / "2", "tyre-defects", 2)
+    third = leave_checkpoint(runs / "3", "tyre-demo", 3)
+    assert find_checkpoint(config) == second
+    config.logger.experiment = "tyre-demo"
+    assert find_checkpoint(config) == third
+    config.logger.experiment = "mine"
+    with pytest.raises(UserError, match=f"no run of experiment 'mine' in {runs} has left a checkpoint yet: give"):
+        find_checkpoint(config)
+
+
+def test_an_interrupt_says_how_to_go_on_where_something_is_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as none, going_on(tmp_path):
+        raise KeyboardInterrupt
+    assert none.value.args == ()
+    path = leave_checkpoint(tmp_path, "tyre-defects", 1)
+    with pytest.raises(KeyboardInterrupt, match=f"{path} is kept: the same command with"), going_on(tmp_path):
+        raise KeyboardInterrupt

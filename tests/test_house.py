@@ -25,9 +25,9 @@ def modules() -> dict[str, Path]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """What a module imports, within functions too; not what only type checkers see."""
+    """What a module imports, within functions too; not what only type checkers see, or a script that it is run as."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if isinstance(node, ast.If) and {"TYPE_CHECKING", "__name__"} & {*ast.unparse(node.test).split()}:
             continue
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{name.name}" for name in node.names)

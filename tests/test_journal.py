@@ -20,13 +20,14 @@ from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from omegaconf import OmegaConf
 from requests import HTTPError, Response
 
 from tests.conftest import train_here
 from tests.mlflow_server import lay_database
-from tyre_lightning import resend
-from tyre_lightning.config import LoggerConfig
+from tyre_lightning.config import LoggerConfig, ResendConfig
 from tyre_lightning.errors import UserError
+from tyre_lightning.resend import resend
 from tyre_lightning.tracking.journal import FOLDER, Journal, unsent
 from tyre_lightning.tracking.refusals import refusal
 from tyre_lightning.tracking.runs import Run, send_left, tracked_run
@@ -221,16 +222,12 @@ def test_a_run_that_is_gone_is_set_aside_once_and_for_all(
     assert not caplog.text
 
 
-def test_a_run_is_not_set_aside_for_a_wrong_address(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_not_set_aside_for_a_wrong_address(uri: str, tmp_path: Path) -> None:
     run_id = broken_off(uri, tmp_path / "out" / "run")
     lay_database(tmp_path / "other.db")
-    monkeypatch.setattr(sys, "argv", ["resend", "out", "--tracking-uri", f"sqlite:///{tmp_path}/other.db"])
-    assert resend.main() == 1
-    assert f"MLflow has no run {run_id}: give the address" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["resend", "out"])
-    assert resend.main() == 0
+    count, (error,) = resend(OmegaConf.structured(ResendConfig("out", f"sqlite:///{tmp_path}/other.db")))
+    assert count == 1 and f"MLflow has no run {run_id}: give the address" in str(error)
+    assert resend(OmegaConf.structured(ResendConfig("out"))) == (1, [])
     assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import Tensor
 
-from tests.conftest import PROJECT, TINY, run_here, run_script, train_here, write_images
-from tyre_lightning.config import Changed, DataConfig, register_schemas
+from tests.conftest import TINY, run_here, run_script, train_here, write_images
+from tyre_lightning.config import Changed, DataConfig, config_folder, register_schemas
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.evaluation.scores import Scores
@@ -48,7 +48,7 @@ def predictions(folder: Path, images: Path) -> pd.DataFrame:
     newest = max(int(version.version) for version in MlflowClient(uri).search_model_versions("name='tyre-defects'"))
     given = [f"model=models:/tyre-defects/{newest}", f"input={images}", f"output={folder}/rows.parquet"]
     register_schemas()
-    with initialize_config_dir(str(PROJECT / "conf" / "predict"), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("predict")), version_base="1.3"):
         predict(compose("predict", overrides=[*given, f"tracking_uri={uri}"]))
     return pd.read_parquet(folder / "rows.parquet").sort_values("key", ignore_index=True)
 
@@ -129,7 +129,7 @@ def assert_predict_agrees(folder: Path, run: Path, lake: Path) -> None:
 
     register_schemas()
     given = ["model=tyre-defects", f"tracking_uri=sqlite:///{folder}/mlflow.db", "dry_run=true"]
-    with initialize_config_dir(str(PROJECT / "conf" / "promote"), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"):
         numbers = promote(compose("promote", overrides=given)).numbers["challenger"]
     for name in ("escape_rate", "overkill_rate", "review_rate", "f1"):
         assert numbers[name] == pytest.approx(metrics[f"test/{name}"], abs=1e-6), name

@@ -36,7 +36,7 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
     data = open_data(config_of(root))
     val, train = (cracks(data.catalogs()[usage]) for usage in ("val", "train"))
     assert val and not val & train
-    assert not open_data(config_of(root, near_copies=False)).copies
+    assert not open_data(config_of(root, near_copies=False)).grouping.copies
 
 
 def test_the_notebooks_open_the_images_as_training_does() -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,6 +92,9 @@ def test_decisions_follow_the_promise(trained: Trained, inspector: Inspector, tm
     given = [f"model={trained.model}", f"input={trained.local}/test", "output=rows.parquet"]
     done = predict(trained, tmp_path, *given)
     assert "decisions: " in done.stdout
+    assert (
+        f"looks most like good is not accepted from a P(defective) of {inspector.point.threshold:.4g} on" in done.stdout
+    )
     rows = pd.read_parquet(tmp_path / "rows.parquet")
     assert ((1 - rows["p_good"] >= inspector.point.threshold) == (rows["decision"] == "reject")).all()
     assert set(rows["decision"]) <= {"accept", "reject"}
@@ -271,9 +275,14 @@ def test_a_served_model_refuses_a_file_that_is_too_large(trained: Trained, monke
 
 def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: Path) -> None:
     """As another program would use it: with its runtime, an image library and what the file says of itself."""
-    command = [sys.executable, "-m", "tyre_lightning.export", trained.model, "tyre.onnx"]
+    command = [sys.executable, "-m", "tyre_lightning.export", f"model={trained.model}", "output=tyre.onnx"]
     done = subprocess.run(command, cwd=tmp_path, env=trained.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"wrote tyre\.onnx \(\d+\.\d MB\): image uint8 \[N, 3, (\d+), \1\] to logits float32 \[N, 4\], of .*good.*\n",
+        done.stdout,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["tyre.onnx"]
     session: Any = onnxruntime.InferenceSession(str(tmp_path / "tyre.onnx"))
     about = json.loads(session.get_modelmeta().custom_metadata_map["inspector"])
     path = next((trained.local / "test").rglob("*.jpg"))
@@ -286,7 +295,7 @@ def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: 
     (row,) = map(json.loads, output.read_text().splitlines())
     expected = [row[f"p_{name}"] for name in about["classes"]]
     np.testing.assert_allclose(found, expected, atol=0.02)  # Pillow and torchvision resize a little differently
-    wrong = subprocess.run([*command[:3], "models:/none/1", "x.onnx"], cwd=tmp_path, env=trained.environment,
+    wrong = subprocess.run([*command[:3], "model=models:/none/1"], cwd=tmp_path, env=trained.environment,
                            capture_output=True, text=True, check=False)  # fmt: skip
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: model=models:/none/1 cannot be loaded")
 

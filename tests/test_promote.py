@@ -20,9 +20,9 @@ from mlflow.entities.model_registry import ModelVersion
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from tests.conftest import PROJECT, Trained
+from tests.conftest import Trained
 from tests.test_formats import OF_PICTURES, OLD, unpacked
-from tyre_lightning.config import LoggerConfig, OperatingPointConfig, register_schemas
+from tyre_lightning.config import LoggerConfig, OperatingPointConfig, config_folder, register_schemas
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.inspector import SPEC_FILE, WEIGHTS_FILE, Inspector
@@ -99,7 +99,7 @@ def aliases(uri: str, name: str) -> dict[str, str]:
 def config(registry: Registry, *overrides: str) -> DictConfig:
     register_schemas()
     base = [f"model={NAME}", f"tracking_uri={registry.uri}", f"root={registry.trained.local}", *LOW]
-    with initialize_config_dir(str(PROJECT / "conf" / "promote"), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"):
         return compose("promote", overrides=[*base, *overrides])
 
 

@@ -137,7 +137,7 @@ def test_a_server_of_other_manners_is_listed_from_the_beginning(tmp_path: Path, 
         start = keys.index(after) + 1 if after and from_any_key else 0
         for place in range(start, len(keys), 2):
             contents = b"".join(map(element, keys[place : place + 2]))
-            yield Page(contents, encoded=False, more=place + 2 < len(keys))
+            yield Page(contents, encoded=False)
 
     for _ in range(2):
         assert [entry.key for entry in list_again(pages, tmp_path / "kept")] == [*keys]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from pointing import points_at
 from scipy.stats import spearmanr
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -16,7 +17,7 @@ from tests.images import picture
 from tyre_lightning.config import BACKBONES, DataConfig, EvalCrop
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.drawing import draw, write_lake
-from tyre_lightning.evaluation.saliency import explain, overlay, place, points_at
+from tyre_lightning.evaluation.saliency import explain, overlay, place
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.inspector import Inspector
 

@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": (f"{PROJECT}/predict.py", f"input='{CLASS}'", "--cfg", "job"),
     "audit": ("-m", "tyre_lightning.audit", f"data.root='{CLASS}'", "--cfg", "job"),
     "promote": ("-m", "tyre_lightning.promote", f"model='{CLASS}'", "--cfg", "job"),
-    "resend": ("-m", "tyre_lightning.resend", CLASS),
+    "resend": ("-m", "tyre_lightning.resend", f"folder='{CLASS}'"),
 }
 ASCII, CP1252, LOCALE = (
     {"PYTHONIOENCODING": "ascii"},

@@ -19,7 +19,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 from omegaconf import OmegaConf
 
-from hydra_plugins.tyre_optuna import StudySweeper, search_space
 from tests.conftest import TINY, run_script, train_here, write_images
 from tests.mlflow_server import lay_database
 from tests.test_tracking import EXPERIMENT, script
@@ -29,6 +28,7 @@ from tyre_lightning.tracking.leaderboard import Leaderboard
 from tyre_lightning.tracking.pruning import Prune
 from tyre_lightning.tracking.runs import open_experiment
 from tyre_lightning.tracking.studies import PRUNED
+from tyre_lightning.tracking.sweeper import StudySweeper, search_space
 from tyre_lightning.tracking.sweeps import COSTS, PARENT_TAG, QUALITY, SWEEP_TAG, Repetition, pareto
 from tyre_lightning.tracking.versions import CHALLENGER, create_version, make_challenger
 
@@ -291,6 +291,6 @@ def test_labels_of_a_large_study_do_not_lie_on_each_other() -> None:
     assert [text.get_text() for text in figure.axes[0].texts if text.get_position()[0] > 1] == ["0.5"]
 
 
-def test_the_plugin_costs_a_start_nothing() -> None:
-    code = "import hydra_plugins.tyre_optuna, sys; sys.exit('optuna' in sys.modules)"
+def test_the_sweeper_costs_a_start_nothing() -> None:
+    code = "import tyre_lightning.tracking.sweeper, sys; sys.exit('optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

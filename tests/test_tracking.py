@@ -201,7 +201,7 @@ def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> No
         assert process.returncode == 1
         assert "the tracking server does not answer as it should" in output
         last = errors.strip().splitlines()[-1]
-        assert "all of it is kept: python -m tyre_lightning.resend " in last
+        assert "all of it is kept: python -m tyre_lightning.resend folder=" in last
         command = last.partition("python ")[2].split()
         away = subprocess.run([sys.executable, *command], cwd=work, capture_output=True, text=True, check=False)
         assert away.returncode == 1 and "does not answer" in away.stderr

@@ -256,7 +256,10 @@ def test_an_unreadable_image_is_counted_or_ends_the_run(lake: str, tmp_path: Pat
 def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     none = run_script("train.py", *options, "ckpt_path=last", cwd=tmp_path)
-    assert none.stderr.strip().endswith("ckpt_path=last: no run in outputs/train has left a checkpoint yet")
+    assert none.stderr.strip().endswith(
+        "ckpt_path=last: no run of experiment 'tyre-defects' in outputs/train has left a checkpoint yet: give a "
+        "checkpoint's path, or leave ckpt_path out"
+    )
     assert run_script("train.py", *options, cwd=tmp_path).returncode == 0
     done = run_script("train.py", *options, "trainer.max_epochs=3", "ckpt_path=last", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -309,14 +312,17 @@ def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> Non
     table = done.stdout[done.stdout.index("runs of this sweep") :]
     assert "efficientnet_lite0" in table
     assert "efficientnet_lite1" in table
-    assert table.count("FINISHED") == 2
+    assert all(len(line.rstrip()) <= 80 for line in table.splitlines() if "predict.py" not in line)
+    assert "the best of them is 1, run " in table
+    assert re.search(r"^  python predict.py model=runs:/[0-9a-f]{32}/model input=FOLDER$", table, re.MULTILINE)
 
 
 def test_a_run_that_fails_costs_a_sweep_no_other(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     done = run_script("train.py", "-m", "model.weights=none,gone.ckpt,none", *options, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stdout[done.stdout.index("runs of this sweep") :].count("FINISHED") == 2
+    table = done.stdout[done.stdout.index("runs of this sweep") :]
+    assert re.findall(r"^ ?(\d) +0\.\d{3} ", table, re.MULTILINE) == ["1", "2"]
     assert "error: run 1 of the sweep: " in done.stderr and "Traceback" not in done.stderr
     failed = next(line for line in done.stderr.splitlines() if line.startswith("failed: "))
     assert "/1: " in failed and "gone.ckpt" in failed
@@ -332,6 +338,11 @@ def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path
     assert alone.returncode == 0, alone.stderr
     together = run_script("train.py", "-m", "seed=0,1", *options, "trainer=ddp_cpu", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
+    assert together.stderr == ""
+    for noise in ("sync_dist", "LeafSpec", "Initializing", "GLOBAL_RANK", "distributed_backend", "GPU available"):
+        assert noise not in together.stdout
+    assert len(re.findall(r"^epoch  train loss", together.stdout, re.MULTILINE)) == 2  # one process speaks for both
+    assert len(re.findall(r"^    1  ", together.stdout, re.MULTILINE)) == 2
     one, two, other = runs(tmp_path)
     assert two.data.params["seed"] == "0"
     assert other.data.params["seed"] == "1"

@@ -13,9 +13,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from tests.conftest import PROJECT, train_here
+from tests.conftest import train_here
 from tests.images import encode, picture
-from tyre_lightning.config import DataConfig, OperatingPointConfig, register_schemas
+from tyre_lightning.config import DataConfig, OperatingPointConfig, config_folder, register_schemas
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint
 from tyre_lightning.errors import UserError
@@ -60,7 +60,7 @@ def predicted(plant: Path, folder: Path, source: Path) -> tuple[Summary, pd.Data
     uri = f"sqlite:///{plant}/mlflow.db"
     given = ["model=models:/tyre-defects/1", f"input={source}", f"output={folder}/rows.parquet", f"tracking_uri={uri}"]
     register_schemas()
-    with initialize_config_dir(str(PROJECT / "conf" / "predict"), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("predict")), version_base="1.3"):
         summary = predict(compose("predict", overrides=[*given, "batch_size=3"]))
     tyres = folder / "rows-tyres.parquet"
     assert summary.tyres_output == str(tyres)

@@ -23,14 +23,14 @@ from torch import Tensor
 from tyre_lightning.audit.audit import examine as _examine
 from tyre_lightning.audit.findings import Audit
 from tyre_lightning.command_line import explain as explain_error
-from tyre_lightning.config import DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
+from tyre_lightning.config import CONF, DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
 from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.data.stream import batched
 from tyre_lightning.errors import UnreadableImage, UserError
-from tyre_lightning.evaluation.gallery import contact_sheet, stream, thumbnail
+from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
 from tyre_lightning.evaluation.saliency import explain, overlay
-from tyre_lightning.evaluation.scoring import batched
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
@@ -39,7 +39,6 @@ from tyre_lightning.opening import open_data as _open_data
 from tyre_lightning.prediction import check_names, open_source, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 _TOGETHER = 32  # pictures
 
 Pixels: TypeAlias = Image.Image | NDArray[Any] | Tensor  # in memory
@@ -215,7 +214,7 @@ def show(
     """
     keys = [*keys]
     named = [Path(key).name for key in keys] if titles is None else [*titles]
-    return contact_sheet([*stream(data.store, keys, thumbnail)], named, heading, columns)
+    return contact_sheet([*thumbnails(data.store, keys)], named, heading, columns)
 
 
 def _checked(config: DictConfig | TrainConfig) -> TrainConfig:

@@ -12,22 +12,23 @@ from tyre_lightning.config import CallbacksConfig, TrainConfig
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
+from tyre_lightning.kernels import check_kernels
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.model.metrics import class_weights
 from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import check_database, check_experiment, connect
-from tyre_lightning.trainer import processes
+from tyre_lightning.trainer import gpus
 
 
 def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a GPU is missing, SLURM starts several tasks, the tracking server does not answer, or the experiment
-            is deleted there.
+        UserError: a GPU is missing or of no use, SLURM starts several tasks, the tracking server does not answer, or
+            the experiment is deleted there.
     """
     check_tasks()
-    processes(config.trainer)
+    check_kernels(gpus(config.trainer))
     uri = config.logger.tracking_uri
     if uri.startswith("sqlite:///"):
         check_database(uri)

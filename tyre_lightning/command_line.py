@@ -1,18 +1,21 @@
-"""What train.py and predict.py share: configs are checked first, and a user's mistake is one line, not a traceback."""
+"""What all commands share: configs are checked first, and a user's mistake is one line, not a traceback."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import io
 import os
+import platform
 import re
+import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import is_dataclass
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -24,29 +27,37 @@ from omegaconf.errors import OmegaConfBaseException
 from tyre_lightning.config import (
     SCHEMAS,
     AuditConfig,
+    ExportConfig,
     PredictConfig,
     PromoteConfig,
+    ResendConfig,
     TrainConfig,
     to_audit_config,
+    to_export_config,
     to_predict_config,
     to_promote_config,
+    to_resend_config,
     to_train_config,
     unknown_key,
 )
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.files import disk_errors
-from tyre_lightning.surroundings import use_utf8
+from tyre_lightning.surroundings import outlive_readers, use_utf8
 from tyre_lightning.tracking.secrecy import hide_in_logs
+from tyre_lightning.tracking.sweeper import register_sweeper
 
 CHECKS: dict[type, Callable[[Any], Any]] = {
     TrainConfig: to_train_config,
     AuditConfig: to_audit_config,
     PredictConfig: to_predict_config,
     PromoteConfig: to_promote_config,
+    ExportConfig: to_export_config,
+    ResendConfig: to_resend_config,
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TOO_NEW = (3, 14)  # for Hydra 1.3, whose command line Python's argparse refuses from there on
 
 
 def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
@@ -55,15 +66,18 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
     use_utf8()
+    outlive_readers()
     hide_in_logs()
     sys.argv[1:] = overrides_last(sys.argv[1:])
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
+        check_python()
+        register_sweeper()
         with disk_errors(), _quietly(sys.argv[1:]):
             main()
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted{interrupt}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if not whole and isinstance(error, UserError | HydraException | OmegaConfBaseException):
@@ -123,7 +137,56 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_E
         found = error if isinstance(error, UserError) else UserError(explain(error))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise found from None
+        drop_empty_folder()
         raise SystemExit(_fail(str(found), code)) from None
+    except KeyboardInterrupt:
+        way = way_on()
+        drop_empty_folder()
+        raise KeyboardInterrupt(way) from None
+
+
+def check_python() -> None:
+    """Refuse a Python on which Hydra cannot start.
+
+    Raises:
+        UserError: says which to use.
+    """
+    if sys.version_info >= TOO_NEW:
+        found, (major, minor) = platform.python_version(), TOO_NEW
+        raise UserError(f"Hydra 1.3 cannot start on Python {found}: use one from 3.11 to {major}.{minor - 1}")
+
+
+def drop_empty_folder() -> None:
+    """Remove the folder that Hydra made for a run that left nothing in it, and those round it that are empty then.
+
+    Those of a sweep stay: its other runs, and what it goes on with, lie beside them.
+    """
+    hydra = HydraConfig.get()
+    folder, here = Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
+    if hydra.mode == RunMode.MULTIRUN or hydra.output_subdir is None or not folder.is_dir():
+        return
+    if {*os.listdir(folder)} - {hydra.output_subdir, f"{hydra.job.name}.log"}:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # one is not empty
+        for parent in folder.parents:
+            if parent == here or here not in parent.parents:
+                break
+            parent.rmdir()
+
+
+def way_on() -> str:
+    """How a run that Ctrl-C has ended goes on; empty where it has left nothing to go on with."""
+    hydra = HydraConfig.get()
+    more = "ckpt_path=last"
+    if hydra.mode == RunMode.MULTIRUN:
+        more = f"hydra.sweep.dir={hydra.sweep.dir}"
+    elif more not in sys.argv and not any(Path(hydra.runtime.output_dir).rglob("last.ckpt")):
+        return ""
+    program, *arguments = sys.orig_argv[1:]
+    started = ["tyre"] if Path(program).stem == "tyre" else ["python", program]
+    command = [*started, *arguments, *([] if more in arguments else [more])]
+    return f"; to go on: {hide_passwords(shlex.join(command))}"
 
 
 def explain(error: Exception) -> str:
@@ -145,9 +208,21 @@ def explain(error: Exception) -> str:
 
 def _unreadable(override: str, reason: str) -> str:
     """What is wrong with an override; of one that may hold a password, which nobody can find in it, only the key."""
+    key = _key(override)
     if "//" in override or "@" in override or hide_passwords(override) != override:
-        return f"cannot read '{_key(override)}=...' as key=value: quote special characters"
-    return f"cannot read '{override}' as key=value: {reason}; quote special characters"
+        return f"""cannot read '{key}=...' as key=value: if the value is one text, write '{key}="..."'"""
+    found = quoted(override)
+    way_out = "" if found is None else f"; if the value is one text, write {found}"
+    reason = "Hydra wants some character quoted" if reason.startswith("Lexer") else reason
+    return f"cannot read '{override}' as key=value: {reason}{way_out}"
+
+
+def quoted(override: str) -> str | None:
+    """An override, as a shell takes it, whose value Hydra reads as one text; None where it has no key."""
+    key, equals, value = override.partition("=")
+    mark = "'" if '"' in value and "'" not in value else '"'
+    value = value.replace(mark, f"\\{mark}")
+    return shlex.quote(f"{key}={mark}{value}{mark}") if equals and _key(override) == key else None
 
 
 def _schema(text: str) -> type:
@@ -163,14 +238,6 @@ def _missing_option(text: str, options: list[str]) -> str:
     nearest = difflib.get_close_matches(name, choices, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
     return f"there is no {group}={name}:{hint} choose from {', '.join(choices)}"
-
-
-class Parser(argparse.ArgumentParser):
-    """Of the commands without a config; it quotes no password."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and exit."""
-        super().error(hide_passwords(message))
 
 
 def _fail(message: str, code: int) -> int:

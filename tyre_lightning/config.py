@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,6 +20,10 @@ from omegaconf import OmegaConf
 
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.names import experiment_fault, model_fault, one_form, run_fault
+
+_PACKAGE = Path(__file__).resolve().parent
+# The config tree: beside the package in a checkout, within it where it is installed (pyproject.toml maps it there).
+CONF = found if (found := _PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 BACKBONES = (
     *(f"efficientnet_b{i}" for i in range(8)),
@@ -74,6 +79,13 @@ class ClassWeights(Enum):
 
     none = "none"
     balanced = "balanced"
+
+
+class Library(Enum):
+    """Whose networks there are to choose from."""
+
+    torchvision = "torchvision"  # its EfficientNets, and Lite, which is made of their parts
+    timm = "timm"  # which is to be installed
 
 
 class WorkerStart(Enum):
@@ -162,7 +174,8 @@ class OptimizerConfig:
 class ModelConfig:
     """The classifier: backbone, weights, loss and optimiser."""
 
-    name: str = "efficientnet_lite0"  # of the backbone
+    library: Library = Library.torchvision
+    name: str = "efficientnet_lite0"  # of the backbone in its library
     weights: str = "imagenet"  # imagenet, none, or a path or s3:// URI of a .ckpt, .pt, .pth or .safetensors file
     dropout: float | None = None  # null: the backbone's own
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
@@ -171,6 +184,11 @@ class ModelConfig:
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
     channels_last: bool = True  # pixels before channels in memory, which is faster
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name in models and checkpoints, which says its library too: ``timm/convnext_tiny``."""
+        return f"timm/{self.name}" if self.library is Library.timm else self.name
 
 
 @dataclass
@@ -274,7 +292,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0  # of the split, the order of images, the head's first weights
-    ckpt_path: str | None = None  # resume: a checkpoint's path, or last
+    ckpt_path: str | None = None  # resume: a checkpoint's path, or last: of this experiment's newest run
 
 
 @dataclass
@@ -299,6 +317,23 @@ class PredictConfig:
     tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     operating_point: OtherOperatingPointConfig = field(default_factory=OtherOperatingPointConfig)
     s3: S3Config = field(default_factory=S3Config)
+
+
+@dataclass
+class ExportConfig:
+    """``python -m tyre_lightning.export``."""
+
+    model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
+    output: str = "tyre.onnx"  # the new file
+    tracking_uri: str = DEFAULT_TRACKING_URI  # of the model registry
+
+
+@dataclass
+class ResendConfig:
+    """``python -m tyre_lightning.resend``."""
+
+    folder: str = "outputs"  # of a run, or of many
+    tracking_uri: str | None = None  # null: each run's own
 
 
 @dataclass
@@ -332,13 +367,23 @@ SCHEMAS: dict[str, type] = {
     "audit": AuditConfig,
     "predict": PredictConfig,
     "promote": PromoteConfig,
+    "export": ExportConfig,
+    "resend": ResendConfig,
 }
 
 
+def config_folder(command: str) -> Path:
+    """Where the config of one of :data:`SCHEMAS` lies: in a folder of its own, or beside the groups that it is of."""
+    own = CONF / command
+    return own if own.is_dir() else CONF
+
+
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, and have it leave their texts as they are written; idempotent."""
+    """Make schemas and logging known to Hydra, and have it leave texts as they are written; idempotent."""
+    from tyre_lightning.messages import register_logging
     from tyre_lightning.written import keep_texts
 
+    register_logging()
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
@@ -362,7 +407,7 @@ def unknown_key(key: str, schema: type, place: str = "") -> str:
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
     leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
-    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `python train.py --cfg job` shows those there are"
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ": `--cfg job` shows those there are"
     return f"unknown config key '{key}'{place}{hint}"
 
 
@@ -428,7 +473,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
     assert isinstance(config, PredictConfig)
     for key in ("model", "input"):
         if not getattr(config, key):
-            raise UserError(f"{key} is not set: python predict.py needs model=... and input=...")
+            raise UserError(f"{key} is not set: give model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
     _check_place("output", config.output)
     _check_shares(config.operating_point)
@@ -453,6 +498,25 @@ def to_promote_config(cfg: Any) -> PromoteConfig:
     return config
 
 
+def to_export_config(cfg: Any) -> ExportConfig:
+    """Like :func:`to_train_config`, for the export."""
+    config = _typed(cfg)
+    assert isinstance(config, ExportConfig)
+    if not config.model:
+        raise UserError("model is not set: give model=models:/NAME/VERSION, a checkpoint or a saved folder")
+    _check_place("output", config.output)
+    return config
+
+
+def to_resend_config(cfg: Any) -> ResendConfig:
+    """Like :func:`to_train_config`, for what waits to be sent to MLflow."""
+    config = _typed(cfg)
+    assert isinstance(config, ResendConfig)
+    if not os.path.isdir(config.folder):
+        raise UserError(f"there is no folder {config.folder}: give folder=... of a run, or of many")
+    return config
+
+
 def data_root(data: DataConfig) -> str:
     """The root from ``data.root``, or from ``data.bucket`` and ``data.prefix``.
 
@@ -471,8 +535,10 @@ def data_root(data: DataConfig) -> str:
 def check_ranges(config: TrainConfig) -> None:
     """Raise a :class:`UserError` for the first value that no training can use."""
     data, model, trainer = config.data, config.model, config.trainer
-    if model.name not in BACKBONES:
-        raise UserError(f"model.name='{model.name}' is not known: choose from {', '.join(BACKBONES)}")
+    if model.library is Library.torchvision:
+        if model.name not in BACKBONES:
+            raise UserError(f"model.name='{model.name}' is not known: {backbone_choices()}")
+        _require("model.freeze_stages", model.freeze_stages, model.freeze_stages <= 7, "from 0 to 7")
     _check_classes(data)
     _require("data.val_fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1")
     _check_folds(data)
@@ -484,7 +550,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
-    _require("model.freeze_stages", model.freeze_stages, 0 <= model.freeze_stages <= 7, "from 0 to 7")
+    _require("model.freeze_stages", model.freeze_stages, model.freeze_stages >= 0, "0 or more")
     _require("model.dropout", model.dropout, model.dropout is None or 0 <= model.dropout < 1, "in [0, 1)")
     for name in ("backbone_lr", "head_lr", "weight_decay"):
         _require(f"model.optimizer.{name}", value := getattr(model.optimizer, name), value >= 0, "0 or more")
@@ -511,6 +577,11 @@ def check_ranges(config: TrainConfig) -> None:
     _check_names(config.logger)
     _check_place("paths.output_dir", config.paths.output_dir)
     _check_place("data.cache_dir", data.cache_dir)
+
+
+def backbone_choices() -> str:
+    """The part of a sentence that says which backbones there are."""
+    return f"choose from {', '.join(BACKBONES)}, or give model=timm for one of timm's"
 
 
 def _check_names(logger: LoggerConfig) -> None:

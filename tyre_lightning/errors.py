@@ -31,6 +31,7 @@ _SECRET = re.compile(
     r"(?:access|api|secret|private|account|shared|signing|encryption|auth|master)_?key|(?:^|[_.])(?:sig|sas|pw|auth|jwt)$"
 )
 _FILES = ("file", "path", "dir", "askpass", "sock")  # what variables end in that only say where a secret is
+_FOLDERS = ("PWD", "OLDPWD")  # where a shell is and was: every path of a run would be hidden with them
 _SHORTEST = 8  # characters of a variable's value that is looked for by itself: shorter ones are words too
 
 
@@ -142,6 +143,9 @@ def _of_environment(variables: Mapping[str, str]) -> list[str]:
     found = [
         value
         for name, value in variables.items()
-        if len(value) >= _SHORTEST and _called_secret(name) and not name.lower().endswith(_FILES)
+        if len(value) >= _SHORTEST
+        and _called_secret(name)
+        and not name.lower().endswith(_FILES)
+        and name not in _FOLDERS
     ]
     return sorted({*found, *(quote(value, safe="") for value in found)}, key=len, reverse=True)

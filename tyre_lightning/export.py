@@ -1,4 +1,4 @@
-"""``python -m tyre_lightning.export MODEL FILE``: a model as an ONNX file, for other runtimes.
+"""A model as an ONNX file, for other runtimes: ``python -m tyre_lightning.export model=models:/tyre-defects/1``.
 
 In: ``image``, uint8 [N, 3, size, size], RGB, decoded and resized; out: ``logits``, float32 [N, classes]. Normalisation
 and mirrored views are inside. The metadata's ``inspector`` is JSON: classes in order, preprocessing, temperature and
@@ -7,54 +7,58 @@ operating point.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-from tyre_lightning.command_line import Parser
-from tyre_lightning.config import DEFAULT_TRACKING_URI
-from tyre_lightning.errors import UserError
-from tyre_lightning.surroundings import run_plainly
+from omegaconf import DictConfig
+
+from tyre_lightning.config import to_export_config
+from tyre_lightning.files import write_whole
 
 
-def export(model: str, path: Path, tracking_uri: str) -> None:
-    """Write a model's network as ONNX.
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written.
 
     Args:
-        model: as ``predict.py`` takes it.
-        path: of the new file.
-        tracking_uri: of the registry.
+        output: the file.
+        size: pixels of an image's side.
+        classes: in the order of the logits.
+        megabytes: of the file.
+    """
+
+    output: str
+    size: int
+    classes: tuple[str, ...]
+    megabytes: float
+
+    def __str__(self) -> str:
+        image, logits = f"image uint8 [N, 3, {self.size}, {self.size}]", f"logits float32 [N, {len(self.classes)}]"
+        return f"{self.output} ({self.megabytes:.1f} MB): {image} to {logits}, of {', '.join(self.classes)}"
+
+
+def export(cfg: DictConfig) -> Exported:
+    """Write a model's network as ONNX.
 
     Raises:
         UserError: there is no such model, or the file cannot be written.
     """
+    config = to_export_config(cfg)
     import onnx
 
     from tyre_lightning.model.engine import to_onnx
     from tyre_lightning.tracking.registry import load_inspector
 
-    inspector = load_inspector(model, tracking_uri)
-    proto = onnx.load_from_string(to_onnx(inspector.network, inspector.preprocessing.size))
+    inspector = load_inspector(str(config.model), config.tracking_uri)
+    size = inspector.preprocessing.size
+    proto = onnx.load_from_string(to_onnx(inspector.network, size))
     proto.metadata_props.add(key="inspector", value=inspector.spec())
-    try:
-        onnx.save(proto, str(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def main() -> int:
-    """The command line; gives the exit code."""
-    parser = Parser(
-        prog="python -m tyre_lightning.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("model", help="models:/NAME/VERSION, models:/NAME@ALIAS, a checkpoint or a saved folder")
-    parser.add_argument("file", type=Path, help="tyre.onnx")
-    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI))
-    options = parser.parse_args()
-    export(options.model, options.file, options.tracking_uri)
-    return 0
+    content = proto.SerializeToString()
+    write_whole(config.output, content)
+    return Exported(config.output, size, tuple(inspector.classes), len(content) / 1e6)
 
 
 if __name__ == "__main__":
-    sys.exit(run_plainly(main))
+    from tyre_lightning.commands import start
+
+    sys.exit(start("export"))

@@ -123,6 +123,11 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else ascii(character)
 
 
+def terminal_text(text: str) -> str:
+    """A text for a terminal: what would move or colour there stands as its code point; lines and tabs stay."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+
+
 def figure_text(text: str) -> str:
     """A text for a figure: not too long, and no formula, which matplotlib takes text between dollars for."""
     short = text if len(text) <= _FIGURE_LENGTH else f"{text[: _FIGURE_LENGTH - 1]}…"

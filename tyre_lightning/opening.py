@@ -20,7 +20,7 @@ def open_data(config: TrainConfig) -> TyreDataModule:
     Raises:
         UserError: there is no such lake, run or catalog, or the folders do not make a data set.
     """
-    preprocessing = Preprocessing.of(preset(config.model.name), config.data)
+    preprocessing = Preprocessing.of(preset(config.model.backbone), config.data)
     copies = read_copies if config.data.near_copies else None
     with TemporaryDirectory() as scratch:
         data = config.data

@@ -29,20 +29,23 @@ from tyre_lightning.config import (
     S3Config,
     to_predict_config,
 )
+from tyre_lightning.data.stream import batched
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
-from tyre_lightning.evaluation.scoring import Image, Seen, batched, look_at
+from tyre_lightning.evaluation.saliency import check_explainable
+from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.files import disk_errors
+from tyre_lightning.kernels import check_kernels
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.reader import Reader, open_store
 from tyre_lightning.lake.store import Entry, FolderStore, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
-from tyre_lightning.progress import progress_bar
+from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.tracking.registry import load_inspector
 
 Rows = list[dict[str, Any]]
@@ -104,10 +107,13 @@ def predict(cfg: DictConfig) -> Summary:
     total = sum(1 for _ in source.entries())  # listed twice rather than kept: memory does not grow with the images
     if not total:
         raise UserError(f"input={config.input} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    device = _device(config)
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
+    if config.explain:
+        check_explainable(inspector)
     check_names(inspector, source, total)
-    inspector.network.to(_device(config))
+    inspector.network.to(device)
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
     columns = ["key", *answer_columns(inspector.columns()), *([OVERLAY] if config.explain else [])]
@@ -255,19 +261,28 @@ def show(summary: Summary, inspector: Inspector) -> None:
     rows = [(name, summary.classes[name]) for name in inspector.classes]
     for name, count in [*rows, ("unreadable", summary.unreadable)]:
         table.add_row(Text(name), str(count), f"{count / max(1, summary.images):.1%}")
-    console = Console()
-    console.print(table)
+    Console().print(table)
     point = inspector.point
     decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
-    console.print(decisions, highlight=False, markup=False)
-    console.print(f"a row for each image is in {summary.output}", highlight=False, markup=False)
+    say(decisions)
+    if point is not None:
+        say(_what_decides(inspector, point))
+    say(f"a row for each image is in {summary.output}")
     if summary.tyres_output is not None:
-        console.print(f"a row for each tyre is in {summary.tyres_output}", highlight=False, markup=False)
+        say(f"a row for each tyre is in {summary.tyres_output}")
 
 
 def _decisions(summary: Summary, point: OperatingPoint) -> str:
     counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
     return f"decisions: {counts} ({point.sentence()})"
+
+
+def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
+    """Why class and decision need not agree."""
+    return (
+        "  the class is the most probable one, and the decision is by the promise: also what\n"
+        f"  looks most like {inspector.good_class} is not accepted from a P(defective) of {point.threshold:.4g} on"
+    )
 
 
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
@@ -307,4 +322,6 @@ def _draw(folder: Path, inspector: Inspector, rows: Rows, images: Sequence[Image
 def _device(config: PredictConfig) -> torch.device:
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu, but PyTorch sees no GPU here: use accelerator=cpu")
-    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    check_kernels([device])
+    return device

@@ -1,11 +1,24 @@
-"""How long work on many images shows how far it is."""
+"""How work on many images shows how far it is, and what it has to say."""
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tyre_lightning.names import terminal_text
 
 
 def progress_bar(show: bool = True) -> Progress:
-    """A bar that counts what is done and guesses what time is left; ``show`` False: none, for whoever calls it."""
+    """A bar that counts what is done and guesses what time is left; it is gone when the work is done.
+
+    None is drawn for ``show`` False, nor where output goes to a file or a pipe.
+    """
+    console = Console()
+    seen = console.is_terminal or console.is_jupyter
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not show)
+    return Progress(*columns, console=console, disable=not (show and seen), transient=True, refresh_per_second=4)
+
+
+def say(text: str) -> None:
+    """Print lines at once, above a bar where one is drawn."""
+    print(terminal_text(text), flush=True)

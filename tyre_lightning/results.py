@@ -18,13 +18,14 @@ from tyre_lightning.api import Model, compose, load, nothing_seen, tracking
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
-from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, stream, thumbnail
+from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, thumbnails
 from tyre_lightning.evaluation.judgement import confusion
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import answer_columns, decide_on_tyres
+from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
 from tyre_lightning.tracking.report import REPORT
 from tyre_lightning.tracking.runs import CONFIG, connect
@@ -55,12 +56,13 @@ def train(*given: str | DictConfig, callbacks: Sequence[L.Callback] = ()) -> Res
     Raises:
         UserError: something in the config, the lake or the addresses it names cannot be used.
     """
-    from tyre_lightning.training import train as train_on
-
     composed = [one for one in given if isinstance(one, DictConfig)]
     if composed and len(given) > 1:
         raise UserError("give train() one config or several overrides, not both")
     config = composed[0] if composed else compose(*[one for one in given if isinstance(one, str)])
+    tell_start(config)
+    from tyre_lightning.training import train as train_on
+
     done = train_on(config, callbacks)
     return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder)
 
@@ -187,7 +189,7 @@ class Result:
             f"{Path(row['key']).name}\ntrue: {row['true']}\nsaid: {row['class']}, {row['sure']:.0%}"
             for row in worst.to_dict("records")
         ]
-        tiles = [*stream(self._store(root), worst["key"].tolist(), thumbnail)]
+        tiles = [*thumbnails(self._store(root), worst["key"])]
         return contact_sheet(tiles, titles, f"{of_all}; {len(worst)} are shown")
 
     def report(self) -> Report:

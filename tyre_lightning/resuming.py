@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,35 @@ from hydra.core.hydra_config import HydraConfig
 from tyre_lightning.checkpointing import FOLDER, LAST, sound
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.errors import UserError
+from tyre_lightning.files import is_whole
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.slurm import JOB_FILE, job, started_again
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.runs import as_params
 from tyre_lightning.tracking.sweeps import in_sweep
+
+# Settings that change neither the model nor what is measured of it. With others of them a run that was broken off goes
+# on as the same run; with another of any other setting it is a new one.
+CHANGE_NOTHING = frozenset(
+    {
+        "ckpt_path",
+        "data.num_workers",
+        "data.worker_start",
+        "data.cache_dir",
+        "data.cache_gb",
+        "s3.endpoint_url",  # the fingerprint says whether the images are the same
+        "s3.region",
+        "s3.profile",
+        "s3.anonymous",
+        "s3.path_style",
+        "trainer.log_every_n_steps",
+        "trainer.enable_progress_bar",
+        "callbacks.checkpoint.minutes",
+        "logger.system_metrics",
+        "paths.output_dir",
+    }
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +87,7 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     """
     if config.ckpt_path is None:
         return None
-    path = _newest(config.paths.output_dir) if config.ckpt_path == "last" else Path(config.ckpt_path)
+    path = _newest(config) if config.ckpt_path == "last" else Path(config.ckpt_path)
     if not path.is_file():
         raise UserError(f"ckpt_path={path} does not exist: give a checkpoint's path, or last")
     if (found := sound(path)) is None:
@@ -72,11 +96,30 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     return found
 
 
-def _newest(output_dir: str) -> Path:
-    found = sorted(Path(output_dir, "train").glob(f"*/{FOLDER}/{LAST}"), key=os.path.getmtime)
-    if not found:
-        raise UserError(f"ckpt_path=last: no run in {output_dir}/train has left a checkpoint yet")
-    return found[-1]
+def _newest(config: TrainConfig) -> Path:
+    """The newest last checkpoint of this experiment's runs."""
+    place, experiment = Path(config.paths.output_dir, "train"), config.logger.experiment
+    for path in sorted(place.glob(f"*/{FOLDER}/{LAST}"), key=os.path.getmtime, reverse=True):
+        journal = Journal.at(path.parents[1])
+        if journal is not None and journal.params().get("logger.experiment") == experiment:
+            return path
+    raise UserError(
+        f"ckpt_path=last: no run of experiment '{experiment}' in {place} has left a checkpoint yet: give a "
+        "checkpoint's path, or leave ckpt_path out"
+    )
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Inside, an interrupt that leaves a checkpoint in the folder of a run says how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not is_whole(left := folder / FOLDER / LAST):
+            raise
+        raise KeyboardInterrupt(
+            f"{left} is kept: the same command with ckpt_path=last goes on where it was broken off"
+        ) from None
 
 
 def runs_of_job(config: TrainConfig) -> list[Path]:
@@ -124,7 +167,8 @@ def is_unfinished(folder: Path, setup: Mapping[str, Any]) -> bool:
 def different(journal: Journal, setup: Mapping[str, Any]) -> list[str]:
     """The names of the parameters in which a run differs from the one that a journal is of."""
     recorded, given = journal.params(), as_params(setup)
-    return sorted(key for key in recorded | given if recorded.get(key) != given.get(key) and key != "ckpt_path")
+    keys = (recorded.keys() | given.keys()) - CHANGE_NOTHING
+    return sorted(key for key in keys if recorded.get(key) != given.get(key))
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -6,9 +6,12 @@ import atexit
 import io
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors
@@ -55,9 +58,46 @@ def use_utf8() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Pipe(io.FileIO):
+    """A pipe whose reader may leave, as ``| head`` does: what comes after goes nowhere, and the work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Let nothing end because nobody reads any more what is printed; terminals and files stay as they are."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Pipe):
+            continue
+        with suppress(OSError):  # it is no file
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                setattr(sys, name, _over(stream))
+
+
+def _over(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    stream.flush()
+    raw: Any = _Pipe(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
 def run_plainly(main: Callable[[], int]) -> int:
     """Call a command that is none of Hydra's; gives the exit code, and prints a user's mistake as one sentence."""
     use_utf8()
+    outlive_readers()
     try:
         with disk_errors():
             return main()

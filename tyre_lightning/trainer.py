@@ -26,7 +26,9 @@ from tyre_lightning.checkpointing import (
     sweep_up,
 )
 from tyre_lightning.config import TrainConfig, TrainerConfig
+from tyre_lightning.epochs import EpochRows
 from tyre_lightning.errors import UserError
+from tyre_lightning.messages import have_logs
 from tyre_lightning.model.averaging import weight_average
 from tyre_lightning.model.best_epoch import BestEpoch
 from tyre_lightning.tracking.logger import RunLogger
@@ -51,15 +53,13 @@ def build_trainer(
     """
     options = config.trainer
     gpu, count = processes(options)
-    precision: Any = options.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if gpu else "32-true"
+    precision: Any = precision_of(options)
     # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
     # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
     begin = [FreshStart()] if new else []
     sweep_up(folder / FOLDER)
     unused = config.model.freeze_epochs > 0
-    strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
+    strategy: Any = SpawnedDDP(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
     return L.Trainer(
         accelerator="gpu" if gpu else options.accelerator,
         devices=options.devices,
@@ -73,7 +73,7 @@ def build_trainer(
         log_every_n_steps=options.log_every_n_steps,
         limit_train_batches=_share(options.limit_train_batches),
         limit_val_batches=_share(options.limit_val_batches),
-        enable_progress_bar=options.enable_progress_bar,
+        enable_progress_bar=False,  # EpochRows draws one
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own sampler repeats no image in evaluation
         num_sanity_val_steps=0,
@@ -84,11 +84,31 @@ def build_trainer(
             *build_callbacks(config, folder),
             *(pruning() if count == 1 else []),
             *callbacks,
+            EpochRows(config.operating_point.max_escape_rate, bar=options.enable_progress_bar),
         ],
         default_root_dir=folder,
         # This process starts the others itself, also in a job of SLURM or another cluster.
         plugins=[WholeCheckpoints(), LightningEnvironment()],
     )
+
+
+class SpawnedDDP(DDPStrategy):
+    """A process for each device; each says what the first one would, and no more."""
+
+    def setup_environment(self) -> None:
+        """Where a process of it begins."""
+        have_logs()
+        super().setup_environment()
+
+
+def precision_of(options: TrainerConfig) -> str:
+    """Lightning's name of the precision that is trained in.
+
+    Raises:
+        UserError: as :func:`processes`.
+    """
+    auto = "bf16-mixed" if uses_gpu(options.accelerator) else "32-true"
+    return auto if options.precision == "auto" else options.precision
 
 
 def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,18 +36,20 @@ from tyre_lightning.files import disk_errors
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import save as save_catalogs
+from tyre_lightning.messages import quiet
 from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
+from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
 from tyre_lightning.progress import progress_bar
-from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, run_folder, starting_point
+from tyre_lightning.resuming import check_checkpoint, done_before, find_checkpoint, going_on, run_folder, starting_point
 from tyre_lightning.slurm import JOB_TAG, claim, job, requeued_when_told
+from tyre_lightning.telling import tell_device, tell_end, tell_work
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.registry import model_uri, register, run_model
 from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import CATALOG, CONFIG, Run, send_left, tracked_run
-from tyre_lightning.tracking.secrecy import hide_in_logs
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, in_sweep
 from tyre_lightning.trainer import build_trainer, checkpoints, gpus
 
@@ -93,6 +94,7 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     quiet()
     asked = find_checkpoint(config)
     check_means(config)
+    tell_device(config.trainer)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = open_data(config)
     catalogs = data.tagged()
@@ -106,11 +108,12 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     if resume is not None:
         check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
     folder = unfinished or run_folder(config)
+    tell_work(config, data, model, folder)
     name = config.logger.run_name or config.model.name
     if unfinished is None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
     tracked = tracked_run(config.logger, folder, name, run_tags(), go_on=unfinished is not None)
-    with tracked as run, requeued_when_told():  # before MLflow is waited for
+    with going_on(folder), tracked as run, requeued_when_told():  # before MLflow is waited for
         claim(folder)
         record_setup(run, cfg, setup)
         record_data(run, data, catalogs)
@@ -133,30 +136,15 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         register(run, inspector, challenger=config.data.folds is None and not in_sweep())
         shown = config.trainer.enable_progress_bar
         log_report(run, inspector, data, readable(scores), config.operating_point, progress=shown)
-    uri = model_uri(run)
-    log.info("run %s, best checkpoint %s", run.id, best)
-    log.info("model %s; python predict.py model=%s input=... uses it", uri, uri)
-    return Trained(run.id, folder, uri, {name: float(value) for name, value in metrics.items()})
+    tell_end(run, inspector, readable(scores), config.operating_point, data)
+    found = {name: float(value) for name, value in metrics.items()}
+    return Trained(run.id, folder, model_uri(run), found)
 
 
 def finished_before(journal: Journal) -> Trained:
     """What a run that is not done again has left."""
     run_id = journal.run()["run_id"]
     return Trained(run_id, journal.folder.parent, run_model(run_id), journal.metrics())
-
-
-def quiet() -> None:
-    """Silence what libraries say to their own developers, and Lightning's second copy of every message."""
-    hide_in_logs()
-    logging.getLogger("lightning.pytorch").propagate = False
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    tips.addFilter(lambda record: "litlogger" not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module is
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # where a run goes on
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a training is one task
 
 
 def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) -> TyreClassifier:
@@ -168,7 +156,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
     options = config.model
     balanced = options.class_weights is ClassWeights.balanced
     model = TyreClassifier(
-        name=options.name,
+        name=options.backbone,
         classes=list(data.classes),
         preprocessing=data.preprocessing.to_dict(),
         good_class=data.good_class,
@@ -181,7 +169,8 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         optimizer=asdict(options.optimizer),
     )
     if pretrained:
-        load_weights(model.network, options.name, options.weights, config.s3)
+        load_weights(model.network, options.backbone, options.weights, config.s3)
+    check_export(model.network, options.backbone, data.preprocessing.size)
     return model
 
 
@@ -221,8 +210,6 @@ def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog])
     """Record which images the run saw: their fingerprints as inputs, the list of them as an artifact."""
     for usage, catalog in catalogs.items():
         run.log_dataset(usage, fingerprint([catalog]), data.store.root, catalog.counts())
-        ignored = f" ({data.ignored[usage]} other files ignored)" if usage in data.ignored else ""
-        log.info("%s: %d images, %s%s", usage, len(catalog), catalog.counts(), ignored)
     with TemporaryDirectory() as folder:
         shown = {usage: data.shown(usage) for usage in catalogs}
         save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs, shown)
@@ -231,12 +218,13 @@ def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog])
 
 def find_shared(data: TyreDataModule) -> list[str]:
     """The keys of test images of tyres that training sees too; warns of them, and of what else copies may spoil."""
-    if data.copies:
-        log.info("%d pairs of images are copies or near-copies: each stays on one side of a split", len(data.copies))
-    if data.conflicts:
+    found = data.grouping
+    if found.copies:
+        log.info("%d pairs of images are copies or near-copies: each stays on one side of a split", len(found.copies))
+    if found.conflicts:
         log.warning(
             "%d pairs of copies or near-copies lie in different classes (%s and %s, ...): "
-            "`python -m tyre_lightning.audit` shows them", len(data.conflicts), *data.conflicts[0],
+            "`python -m tyre_lightning.audit` shows them", len(found.conflicts), *found.conflicts[0],
         )  # fmt: skip
     if shared := data.shared_with_train("val"):
         log.warning(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,10 +17,13 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
+from tyre_lightning.errors import UserError
+
 _OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
-_OF_STUDIES = ("study", "storage", "metric", "direction")  # what hydra_plugins/tyre_optuna.py takes as text
+_OF_STUDIES = ("study", "storage", "metric", "direction")  # what tracking/sweeper.py takes as text
 _NULL = "tag:yaml.org,2002:null"
-_texts: set[str] = set()  # the keys
+_texts: set[str] = set()  # the keys of text
+_nodes: set[str] = set()  # the first parts of all keys
 
 
 def keep_texts(schemas: Iterable[type]) -> None:
@@ -30,7 +33,11 @@ def keep_texts(schemas: Iterable[type]) -> None:
         schemas: of all commands; a key that is of text in any is in none of another kind.
     """
     hydra = [*text_keys(HydraConf), *(f"sweeper.{key}" for key in _OF_STUDIES)]
-    _texts.update({"experiment"}, *(text_keys(schema) for schema in schemas), {f"hydra.{key}" for key in hydra})
+    for schema in schemas:
+        _texts.update(text_keys(schema))
+        _nodes.update(item.name for item in fields(schema))
+    _texts.update({"experiment"}, {f"hydra.{key}" for key in hydra})
+    _nodes.add("hydra")
     setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)
     SourcesRegistry.instance().types[HydrasOwn.scheme()] = FileConfigSource
 
@@ -84,14 +91,28 @@ class FileConfigSource(HydrasOwn):
     """Hydra's reader of config files, with its name: beside one that is called so, Hydra does not register its own."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A file's values, with the texts of keys of text."""
+        """A file's values, with the texts of keys of text.
+
+        Raises:
+            UserError: the file does not say where its values go, and its folder does not either.
+        """
         result = super().load_config(config_path)
         path = Path(self.path, self._normalize_file_name(config_path))
+        _check_place(path, config_path.rpartition("/")[0], result.header)
         package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
         for key, text in _scalars(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""):
             if package + key.partition("[")[0] in _texts:
                 OmegaConf.update(result.config, key, text)
         return result
+
+
+def _check_place(path: Path, group: str, header: Mapping[str, str | None]) -> None:
+    """Refuse a file whose values would go to a node that no config has, called as its folder is."""
+    if group and group.partition("/")[0] not in _nodes and header.get("package") is None:
+        raise UserError(
+            f"{path} lacks the line '# @package _global_': write it as the first, so that the file's data.root is "
+            f"data.root, and not {group.replace('/', '.')}.data.root"
+        )
 
 
 def _package(header: str | None, group: str) -> str:

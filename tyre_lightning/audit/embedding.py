@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tyre_lightning.config import S3Config
+from tyre_lightning.kernels import check_kernels
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.weights import load_weights
@@ -44,6 +45,7 @@ class Embedder:
             keep_freed_memory()
         values = preset(_BACKBONE)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_kernels([self._device])
         with torch.random.fork_rng(devices=[]):  # a training to come draws the same whether or not images are looked at
             network = Network(_BACKBONE, 2, values.mean, values.std)
             load_weights(network, _BACKBONE, "imagenet", S3Config())

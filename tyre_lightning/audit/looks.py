@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from hashlib import md5
@@ -23,6 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.audit.embedding import WIDTH, Embedder, Sight
 from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.data.stream import batched, stream
 from tyre_lightning.errors import UnreadableImage, Unwritable
 from tyre_lightning.files import whole
 from tyre_lightning.lake.reader import Reader
@@ -109,7 +108,7 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, s
     missing = [entry for entry, place in zip(entries, _places(known, entries), strict=True) if place is None]
     with progress_bar(show and bool(missing)) as progress:
         task = progress.add_task("looking at images", total=len(missing))
-        for part in _chunks(missing, _PART):
+        for part in batched(missing, _PART):
             tables = []
             for table in _measure(Embedder(sight), reader, part):
                 tables.append(table)
@@ -120,10 +119,6 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, s
     return Looks(known.take(pa.array(_places(known, entries), pa.int64())))
 
 
-def _chunks(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
-    return [entries[start : start + size] for start in range(0, len(entries), size)]
-
-
 def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
     """Where each entry is in a table; None where it is not."""
     names = pc.binary_join_element_wise(known["key"], known["etag"], "\n")
@@ -132,14 +127,9 @@ def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
 
 
 def _measure(embedder: Embedder, reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
-    """A table for each batch of entries; while one is looked at, the next is fetched."""
-    batches = _chunks(entries, _BATCH)
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
-        fetched = [ahead.submit(reader.read, batch) for batch in batches[:1]]
-        for number, batch in enumerate(batches):
-            files = fetched.pop().result()
-            fetched += [ahead.submit(reader.read, later) for later in batches[number + 1 : number + 2]]
-            yield _rows(embedder, batch, [*decoders.map(partial(_see, embedder.sight), files, batch)])
+    """A table for each batch of entries."""
+    for batch, seen in stream(reader.read, entries, partial(_see, embedder.sight), _BATCH):
+        yield _rows(embedder, batch, seen)
 
 
 def _see(sight: Sight, file: bytes | UnreadableImage, entry: Entry) -> _Seen:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tyre_lightning.audit.findings import FINDINGS, PAGE, Audit
 from tyre_lightning.errors import hide_passwords
-from tyre_lightning.evaluation.gallery import jpeg, stream, thumbnail
+from tyre_lightning.evaluation.gallery import jpeg, thumbnails
 
 SHOWN = 60  # findings of a kind with pictures; the table has all
 
@@ -105,5 +105,5 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _pictures(audit: Audit, keys: Sequence[str]) -> dict[str, str]:
     """Small JPEGs by key, as data URLs."""
-    tiles = stream(audit.store, keys, thumbnail)
+    tiles = thumbnails(audit.store, keys)
     return {key: f"data:image/jpeg;base64,{jpeg(tile)}" for key, tile in zip(keys, tiles, strict=True)}

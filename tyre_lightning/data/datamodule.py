@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from itertools import chain, compress
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
@@ -25,16 +22,14 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import with_content_tags
+from tyre_lightning.lake.grouping import FindCopies, Grouping
 from tyre_lightning.lake.listing import good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.splits import split_fold, split_validation
-from tyre_lightning.lake.store import Entry
-from tyre_lightning.lake.tyres import Shown, count_tyres, groups_of, tyre_of
+from tyre_lightning.lake.tyres import Shown, count_tyres
 from tyre_lightning.names import one_form
-
-FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 _SAMPLED = 8  # images by which a cache's size is judged
 
@@ -72,9 +67,7 @@ class TyreDataModule(L.LightningDataModule):
         self.preprocessing = preprocessing
         self.seed = seed
         self.ignored: dict[str, int] = {}
-        self.copies: list[tuple[str, str]] = []  # the keys of each pair that shows the same tyre
-        self.conflicts: list[tuple[str, str]] = []  # those pairs that lie in different classes
-        self._joined: dict[str, str] = {}  # the group of every image in such a pair
+        self.grouping = Grouping(config.group_pattern)
         self._find_copies = find_copies
         self._done = (-1, 0)  # an epoch that was broken off, and how many of its batches the model has learnt from
         self._folder = cache_folder(config.cache_dir)
@@ -162,12 +155,12 @@ class TyreDataModule(L.LightningDataModule):
         self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
         train, test = lake.train, lake.test if self.config.folds is None else None
         self._check_pattern([train, lake.val, test])
-        self._join([train, lake.val, test])
+        self._group([train, lake.val, test])
         if self.config.folds is not None and self.config.fold is not None:
-            train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self._groups(train))
+            train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self.grouping.groups(train))
         if lake.val is not None:
             return train, lake.val, test
-        return *split_validation(train, self.config.val_fraction, self.seed, self._groups(train)), test
+        return *split_validation(train, self.config.val_fraction, self.seed, self.grouping.groups(train)), test
 
     def _check_pattern(self, catalogs: Sequence[Catalog | None]) -> None:
         """Say how many tyres the pattern tells apart, before any image is looked at."""
@@ -185,33 +178,20 @@ class TyreDataModule(L.LightningDataModule):
                 "data.good_class=...", ", ".join(f"'{name}'" for name in classes),
             )  # fmt: skip
 
-    def _join(self, catalogs: Sequence[Catalog | None]) -> None:
+    def _group(self, catalogs: Sequence[Catalog | None]) -> None:
         """Find the images that show the same tyre, wherever they lie."""
         if self._find_copies is None:
             return
         read = [catalog for catalog in catalogs if catalog is not None]
         reader = self.reader()
-        left, right = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], self._folder)
+        pairs = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], self._folder)
         for problem in reader.problems:
             log.warning("%s", problem)
-        keys = [key for catalog in read for key in catalog.keys()]
-        groups = groups_of(keys, self.config.group_pattern, (left, right))
-        labels = [label for catalog in read for label in catalog.labels()]
-        self.copies = [(keys[one], keys[other]) for one, other in zip(left, right, strict=True)]
-        differ = [labels[one] != labels[other] for one, other in zip(left, right, strict=True)]
-        self.conflicts = [*compress(self.copies, differ)]
-        joined = {groups[place] for place in left}
-        self._joined = {key: group for key, group in zip(keys, groups, strict=True) if group in joined}
-
-    def _groups(self, catalog: Catalog) -> list[str]:
-        names = groups_of(catalog.keys(), self.config.group_pattern)
-        return [self._joined.get(key, name) for key, name in zip(catalog.keys(), names, strict=True)]
+        self.grouping = Grouping.of(read, self.config.group_pattern, pairs)
 
     def shown(self, usage: str) -> Shown:
-        """Which tyres the images of a usage show, and which tyres cannot be told apart, as near-copies were found."""
-        catalog = self.catalogs()[usage]
-        tyres = {key: tyre_of(key, self.config.group_pattern) for key in catalog.keys()}
-        return Shown(tyres, dict(zip(catalog.keys(), self._groups(catalog), strict=True)))
+        """Which tyres the images of a usage show."""
+        return self.grouping.shown(self.catalogs()[usage])
 
     def shared_with_train(self, usage: str) -> list[str]:
         """Keys of ``val`` or ``test`` images of tyres of which the model sees other images, sorted.
@@ -219,11 +199,9 @@ class TyreDataModule(L.LightningDataModule):
         It sees those of train; and, for test, those of val, by which the best epoch is chosen.
         """
         catalogs = self.catalogs()
-        if usage not in catalogs or not (self._joined or self.config.group_pattern):
+        if usage not in catalogs:
             return []
-        seen = {group for other in ("train", "val") if other != usage for group in self._groups(catalogs[other])}
-        pairs = zip(catalogs[usage].keys(), self._groups(catalogs[usage]), strict=True)
-        return sorted(key for key, group in pairs if group in seen)
+        return self.grouping.shared(catalogs[usage], [catalogs[name] for name in ("train", "val") if name != usage])
 
     def _read_pinned(self, pinned: Pinned) -> tuple[Catalog, Catalog, Catalog | None]:
         """A bucket is not listed for a catalog that was given as a file; a folder always is, for its files' times."""
@@ -234,7 +212,7 @@ class TyreDataModule(L.LightningDataModule):
             pinned = check(pinned, self.store, self.config.changed, self._folder / "contents")
         found = pinned.catalogs
         self._check_pattern([*found.values()])
-        self._join([*found.values()])
+        self._group([*found.values()])
         return found["train"], found["val"], found.get("test")
 
     def _images(self, augmentation: Augmentation | None) -> Images:
@@ -269,9 +247,14 @@ class TyreDataModule(L.LightningDataModule):
 
 
 def default_start() -> str | None:
-    """How workers are started: as Python does (None), also where joblib has set its own way, which only it can use."""
+    """How workers are started: as Python does (None), also where joblib has set its own way, which only it can use.
+
+    A process that was itself spawned, as each of several that train is, would spawn its workers too, and each of them
+    would load PyTorch anew: they are started as they are anywhere else.
+    """
     chosen, usual = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
-    return None if chosen in (None, *usual) else usual[0]
+    own = multiprocessing.parent_process() is None and chosen in (None, *usual)
+    return None if own else usual[0]
 
 
 def batch_per_device(batch_size: int, world: int) -> int:

@@ -42,6 +42,8 @@ class Preset:
     interpolation: str  # bilinear or bicubic
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fixed: bool = False  # the network takes pictures of one size only, in training too
+    least: int = FINE  # pixels of the whole picture's side
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ class Preprocessing:
         """The preprocessing that a backbone's preset and the config ask for.
 
         ``whole`` takes the preset's size *before* its crop, so that a tyre is as large in pixels as the preset
-        would make it and nothing at the edge is lost; and at least ``FINE`` pixels, since cracks are finer than what
-        ImageNet is of.
+        would make it and nothing at the edge is lost; and at least ``preset.least`` pixels, since cracks are finer than
+        what ImageNet is of. A network of a fixed size has all its pictures in that size.
         """
         whole = data.eval_crop is EvalCrop.whole
-        size = data.image_size or (max(preset.resize, FINE) if whole else preset.crop)
+        before = whole and not preset.fixed
+        size = data.image_size or (max(preset.resize, preset.least) if before else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
-        train_size = round(size * preset.crop / preset.resize) if whole else size
+        train_size = round(size * preset.crop / preset.resize) if before else size
         crop, how = data.eval_crop.value, preset.interpolation
         return cls(size, train_size, resize, crop, how, preset.mean, preset.std, data.eval_views)
 

@@ -33,6 +33,11 @@ class Promise:
         return _allowed(self.rate, self.confidence, total)
 
 
+def least_rate(confidence: float, total: int) -> float:
+    """The lowest rate that ``total`` calibration tyres can promise, rounded up to tenths of a percent."""
+    return math.ceil(1000 * (1 - (1 - confidence) ** (1 / total))) / 1000 if total else 1.0
+
+
 @cache
 def _allowed(rate: float, confidence: float, total: int) -> int:
     from scipy.stats import beta

@@ -11,7 +11,6 @@ independently; each tyre counts once, however many pictures there are of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.config import OperatingPointConfig
-from tyre_lightning.decision.bounds import Interval, Promise, interval
+from tyre_lightning.decision.bounds import Interval, Promise, interval, least_rate
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 
@@ -150,8 +149,8 @@ def _pictures(count: int) -> str:
 
 def _too_few(rate: str, kind: str, promise: Promise, count: int) -> str:
     key = f"operating_point.max_{rate}_rate"
-    least = 1 - (1 - promise.confidence) ** (1 / count) if count else 1.0
-    way_out = f" or give {key}={math.ceil(1000 * least) / 1000:g}" if least < 0.5 else ""
+    least = least_rate(promise.confidence, count)
+    way_out = f" or give {key}={least:g}" if least <= 0.5 else ""
     return (
         f"{key}={promise.rate:g} with a confidence of {promise.confidence:g} cannot be promised: it takes "
         f"{promise.needed()} {kind} validation tyres, and there are {count}: add tyres{way_out}"

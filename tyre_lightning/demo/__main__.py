@@ -1,6 +1,6 @@
 """``python -m tyre_lightning.demo``: the whole path on drawn tyre images.
 
-An embedded S3 server is filled with pictures; the ordinary train.py and predict.py do the rest with experiment=demo.
+An embedded S3 server is filled with pictures; the ordinary commands do the rest with experiment=demo.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def main() -> int:
 def run_demo(environment: dict[str, str], started: float) -> int:
     """Train on the bucket, then predict on pictures that the model has not seen."""
     root = f"s3://{BUCKET}/v1"
-    code = call(environment, "train.py", "experiment=demo", f"data.root={root}")
+    code = call(environment, "train", "experiment=demo", f"data.root={root}")
     if code:
         return code
     model = newest_model()
     arguments = [f"model=models:/{MODEL}/{model.version}", f"input={root}/new", "output=demo/predictions.csv"]
-    code = call(environment, "predict.py", *arguments)
+    code = call(environment, "predict", *arguments)
     if code:
         return code
     print(summary(model, time.monotonic() - started))
@@ -75,15 +75,19 @@ def draw_lake() -> None:
     partial.rename(folder)
 
 
-def call(environment: dict[str, str], script: str, *arguments: str) -> int:
-    """Run one of the project's scripts as a user would, and show the command."""
-    print(f"\n$ python {script} {' '.join(arguments)}", flush=True)
-    process = subprocess.Popen([sys.executable, str(PROJECT / script), *arguments], env=environment)
+def call(environment: dict[str, str], verb: str, *arguments: str) -> int:
+    """Give a command as a user would, and show it."""
+    print(f"\n$ tyre {verb} {' '.join(arguments)}", flush=True)
+    return wait(subprocess.Popen([sys.executable, "-m", "tyre_lightning", verb, *arguments], env=environment))
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process, which has the user's Ctrl-C too and ends by itself, after saving."""
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            continue  # the script has had the Ctrl-C too and ends by itself, after saving
+            continue
 
 
 def newest_model() -> ModelVersion:
@@ -109,5 +113,10 @@ The demo took {seconds:.0f} s.
   runs           make ui, then http://localhost:5000"""
 
 
+def start() -> int:
+    """The command line; gives the exit code."""
+    return run_plainly(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_plainly(main))
+    sys.exit(start())

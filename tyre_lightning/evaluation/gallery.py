@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import io
-import os
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.data.decoding import decode
+from tyre_lightning.data.stream import stream
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.store import Store
 from tyre_lightning.names import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-T = TypeVar("T")
 
 _BATCH = 64  # files in memory at one time
 _TILE = 200  # pixels
@@ -29,19 +26,21 @@ _DPI = 80
 _TITLE = 28  # characters of a line above a tile
 
 
-def stream(store: Store, keys: Sequence[str], look: Callable[[bytes, str], T]) -> Iterator[T]:
-    """``look(content, key)`` of every object, in the order of ``keys``; only what it gives is kept.
+def thumbnails(store: Store, keys: Iterable[str]) -> Iterator[Image.Image]:
+    """Small copies of some images, in order.
 
     Raises:
         UserError: an object is missing or cannot be read.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(keys), _BATCH):
-            batch = keys[start : start + _BATCH]
-            yield from pool.map(look, [content.data for content in store.get_many(batch)], batch)
+
+    def read(batch: list[str]) -> list[bytes]:
+        return [content.data for content in store.get_many(batch)]
+
+    for _, tiles in stream(read, keys, _thumbnail, _BATCH):
+        yield from tiles
 
 
-def thumbnail(data: bytes, key: str) -> Image.Image:
+def _thumbnail(data: bytes, key: str) -> Image.Image:
     """A small copy of an image; a grey tile where it is unreadable."""
     try:
         tile: Image.Image = F.to_pil_image(decode(data, key))

@@ -22,13 +22,13 @@ from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.config import EvalCrop
 from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.errors import UserError
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.inspector import Inspector
 
-_STAGES = (3, 5)  # the last with cells of 8 and of 16 pixels, in every backbone
+_CELLS = (8, 16)  # pixels; the last stage with each is looked at
 _MIRRORS = ((), (2,), (3,), (2, 3))  # axes of [N, 3, H, W]
 _BLUR = 0.045  # of the side: what is finer is noise, by the pointing game too
-_TOLERANCE = 15 / 224  # of the longer side, in the pointing game
 _TINT = (255, 176, 0)  # orange and blue are told apart by all eyes
 _EDGE = (60, 160, 255)
 _OPACITY = 0.5
@@ -48,8 +48,12 @@ def explain(inspector: Inspector, images: Sequence[Tensor]) -> Heat:
 
     Returns:
         float32 [N, size, size]: from 0 to 1, the highest of each image, or all 0 where nothing speaks for a defect.
+
+    Raises:
+        UserError: the network has no stages that can be mapped.
     """
     network = inspector.network
+    check_explainable(inspector)
     if not images:
         return np.zeros((0, inspector.preprocessing.size, inspector.preprocessing.size), np.float32)
     good = None if inspector.good_class is None else inspector.classes.index(inspector.good_class)
@@ -58,6 +62,20 @@ def explain(inspector: Inspector, images: Sequence[Tensor]) -> Heat:
         views = [_map(network, batch.flip(axes), good).flip([axis - 1 for axis in axes]) for axes in _MIRRORS]
         heat = _scaled(_blurred(torch.stack(views).sum(0)))
     return np.asarray(heat.cpu().numpy(), np.float32)
+
+
+def is_explainable(inspector: Inspector) -> bool:
+    """Whether the network has stages that can be mapped: convolutional networks have, most transformers have not."""
+    return len(_stages(inspector.network)) == len(_CELLS)
+
+
+def check_explainable(inspector: Inspector) -> None:
+    """Raise a :class:`UserError` where :func:`is_explainable` does not hold."""
+    if not is_explainable(inspector):
+        raise UserError(
+            f"nothing can show what {inspector.name} looked at, which has no stages with cells of 8 and of 16 pixels, "
+            "as convolutional networks have: leave out explain, or train another model.name"
+        )
 
 
 def place(heat: Heat, preprocessing: Preprocessing, height: int, width: int) -> Heat:
@@ -89,38 +107,31 @@ def overlay(image: Tensor, heat: Heat, preprocessing: Preprocessing, limit: int 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def points_at(heat: Heat, mask: NDArray[np.bool_]) -> tuple[bool, float]:
-    """The pointing game (Zhang et al., arXiv:1608.00507): whether the highest place is at most 15/224 away from a mask.
-
-    Args:
-        heat: shape (H, W).
-        mask: what is to be found, shape (H, W).
-
-    Returns:
-        Whether it is, and the share of all places that would be.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    near = distance_transform_edt(~mask) <= _TOLERANCE * max(mask.shape)
-    return bool(near[np.unravel_index(heat.argmax(), heat.shape)]), float(near.mean())
-
-
 def _map(network: Network, batch: Tensor, good: int | None) -> Tensor:
     """Maps [N, H, W] of images uint8 [N, 3, H, W]; the gradient reaches back to the first of the stages only."""
-    activations = []
-    features: Any = network.backbone.features
-    with torch.no_grad():
-        values = features[: _STAGES[0] + 1](network.normalize(batch))
-    with torch.enable_grad():
-        for index in range(_STAGES[0], len(features)):
-            values = values.requires_grad_() if index == _STAGES[0] else features[index](values)
-            if index in _STAGES:
-                activations.append(values)
-        logits = network.head(network.backbone.avgpool(values).flatten(1))
-        gradients = torch.autograd.grad(_answer(logits.float(), good).sum(), activations)
-    maps = [(a.detach() * g).sum(1).relu().float() for a, g in zip(activations, gradients, strict=True)]
+    activations: list[Tensor] = []
+
+    def keep(module: nn.Module, given: Any, values: Tensor) -> Tensor:
+        activations.append(values if activations else values.requires_grad_())
+        return values.clone()  # what follows may work in place
+
+    hooks = [stage.register_forward_hook(keep) for stage in _stages(network)]
+    try:
+        with torch.enable_grad():
+            logits = network.head(network.features(batch))
+            gradients = torch.autograd.grad(_answer(logits.float(), good).sum(), activations)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    channels = -1 if getattr(network.backbone, "output_fmt", "NCHW") == "NHWC" else 1
+    maps = [(a.detach() * g).sum(channels).relu().float() for a, g in zip(activations, gradients, strict=True)]
     size = list(batch.shape[2:])
     return torch.stack([_scaled(interpolate(one[:, None], size, mode="bilinear")[:, 0]) for one in maps]).sum(0)
+
+
+def _stages(network: Network) -> list[nn.Module]:
+    found = [network.stage_of_cells(pixels) for pixels in _CELLS]
+    return [stage for stage in found if stage is not None]
 
 
 def _answer(logits: Tensor, good: int | None) -> Tensor:
@@ -143,11 +154,17 @@ def _scaled(maps: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode, and without gradients of the weights, which nobody asks for."""
     modes = {module: module.training for module in network.modules()}
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
     try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
         yield
     finally:
+        for parameter in learning:
+            parameter.requires_grad_()
         for module, mode in modes.items():
             module.training = mode
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.data.stream import stream
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.model.inspector import Inspector
-
-T = TypeVar("T")
 
 
 class Image(NamedTuple):
@@ -61,26 +58,17 @@ def look_at(
         UserError: an object cannot be fetched.
     """
     count, waiting = len(inspectors), deque[Future[Seen]]()
-    with (
-        ThreadPoolExecutor(1) as ahead,
-        ThreadPoolExecutor(os.cpu_count()) as decoders,
-        ThreadPoolExecutor(count) as devices,
-    ):
-
-        def load(batch: list[Entry]) -> list[Image | UnreadableImage]:
-            return list(decoders.map(partial(_read, inspectors[0], pictures), reader.read(batch), batch))
-
-        for number, batch in enumerate(batched(entries, batch_size)):
-            loading = ahead.submit(load, batch)
-            waiting.append(devices.submit(_see, inspectors[number % count], batch, loading))
+    look = partial(_read, inspectors[0], pictures)
+    with ThreadPoolExecutor(count) as devices:
+        for number, (batch, images) in enumerate(stream(reader.read, entries, look, batch_size)):
+            waiting.append(devices.submit(_see, inspectors[number % count], batch, images))
             if len(waiting) > count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _see(inspector: Inspector, batch: list[Entry], loading: Future[list[Image | UnreadableImage]]) -> Seen:
-    images = loading.result()
+def _see(inspector: Inspector, batch: list[Entry], images: list[Image | UnreadableImage]) -> Seen:
     return Seen(batch, images, inspector.logits([one.view for one in images if isinstance(one, Image)]))
 
 
@@ -89,10 +77,3 @@ def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entr
     if isinstance(picture, UnreadableImage):
         return picture
     return Image(picture if whole else None, inspector.preprocessing(picture))
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """A stream in lists of ``size``; the last may be shorter."""
-    stream = iter(items)
-    while batch := list(islice(stream, size)):
-        yield batch

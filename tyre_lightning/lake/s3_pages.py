@@ -24,7 +24,6 @@ class Page(NamedTuple):
 
     contents: bytes  # its elements, one for each key, as they came
     encoded: bool  # whether keys are percent-encoded
-    more: bool  # whether another page follows
     parsed: Sequence[Entry] = ()  # instead of contents, where the XML is not written as Amazon writes it
 
     def digest(self) -> bytes:
@@ -51,7 +50,7 @@ def page_of(answer: dict[str, Any]) -> Page:
     """What an answer of ``list_objects_v2`` lists."""
     contents, encoded = answer[_RAW]
     parsed = [Entry(item["Key"], item["Size"], item.get("ETag", "").strip('"')) for item in answer.get("Contents", ())]
-    return Page(contents, encoded, bool(answer.get("IsTruncated")), parsed)
+    return Page(contents, encoded, parsed)
 
 
 def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The networks to choose from: EfficientNet B0 to B7 and V2-S as torchvision has them, and Lite0 to Lite2.
+"""The networks to choose from: EfficientNet B0 to B7 and V2-S as torchvision has them, Lite0 to Lite2, and timm's.
 
 EfficientNet: Tan and Le, arXiv:1905.11946; V2: arXiv:2104.00298. Lite is the same family without squeeze-and-excitation
 and with ReLU6, made by its authors for phones; on a CPU it is the fastest of them.
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
 
-from tyre_lightning.config import BACKBONES
+from tyre_lightning.config import BACKBONES, backbone_choices
 from tyre_lightning.data.transforms import Preset
 from tyre_lightning.errors import UserError
+from tyre_lightning.model import from_timm
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,22 @@ class Network(nn.Module):
     """A backbone with its normalisation in front and a linear head behind: pixels in, logits out.
 
     Args:
-        name: one of :data:`tyre_lightning.config.BACKBONES`.
+        name: one of :data:`tyre_lightning.config.BACKBONES`, or ``timm/`` and one of timm's.
         num_classes: width of the head.
         mean: per-channel mean, in units of the full scale.
         std: per-channel standard deviation, likewise.
         dropout: before the head; None for the backbone's own.
         channels_last: keep weights and activations in the layout that CPUs and tensor cores convolve fastest.
         views: mirrored views of an image whose logits evaluation averages (Krizhevsky et al., NIPS 2012): 1, 2 or 4.
+        size: of the images' side in pixels, for networks that take only one; None for their own.
+
+    Raises:
+        UserError: no backbone has that name, or it does not take images of that size.
     """
 
     mean: Tensor
     std: Tensor
+    backbone: Any  # an EfficientNet or a network of timm, without its head
 
     def __init__(
         self,
@@ -75,14 +81,14 @@ class Network(nn.Module):
         dropout: float | None = None,
         channels_last: bool = True,
         views: int = 1,
+        size: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = build_backbone(name)
-        drop, linear = self.backbone.classifier
-        self.backbone.classifier = nn.Identity()
+        self.backbone, own_dropout, width = _headless(name, size)
         self.head = nn.Sequential(
-            nn.Dropout(drop.p if dropout is None else dropout), nn.Linear(linear.in_features, num_classes)
+            nn.Dropout(own_dropout if dropout is None else dropout), nn.Linear(width, num_classes)
         )
+        self.size = size
         self._views = _MIRRORED[:views]
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         _follow_quickly(self.backbone)
@@ -107,6 +113,30 @@ class Network(nn.Module):
         pixels = (image.to(self.mean.dtype) - self.mean) / self.std
         return pixels.contiguous(memory_format=self._layout)
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The backbone's parameters from the stem on, stage by stage."""
+        if isinstance(self.backbone, EfficientNet):
+            return [[*stage.parameters()] for stage in self.backbone.features]
+        return from_timm.stages(self.backbone)
+
+    def stage_of_cells(self, pixels: int) -> nn.Module | None:
+        """The last stage whose cells are so many pixels wide, 8 or 16; None where the backbone has no such stages."""
+        if isinstance(self.backbone, EfficientNet):
+            stage: nn.Module = self.backbone.features[{8: 3, 16: 5}[pixels]]
+            return stage
+        return from_timm.stage_of_cells(self.backbone, pixels)
+
+
+def _headless(name: str, size: int | None) -> tuple[nn.Module, float, int]:
+    """A backbone that ends in its pooled features, the dropout that it has after them, and how many they are."""
+    if from_timm.is_timm(name):
+        model: Any = from_timm.build(name, size)
+        return model, float(getattr(model, "drop_rate", 0.0)), int(model.head_hidden_size)
+    backbone = build_backbone(name)
+    drop, linear = backbone.classifier
+    backbone.classifier = nn.Identity()
+    return backbone, drop.p, linear.in_features
+
 
 def _follow_quickly(module: nn.Module) -> None:
     """Let BatchNorm's statistics follow the weights within some ten steps.
@@ -122,7 +152,7 @@ def _follow_quickly(module: nn.Module) -> None:
 def check_name(name: str) -> None:
     """Raise a :class:`UserError` that lists the choices, unless the name is one of them."""
     if name not in BACKBONES:
-        raise UserError(f"the backbone '{name}' is not known: choose from {', '.join(BACKBONES)}")
+        raise UserError(f"the backbone '{name}' is not known: {backbone_choices()}")
 
 
 def build_backbone(name: str) -> EfficientNet:
@@ -144,6 +174,8 @@ def preset(name: str) -> Preset:
     Raises:
         UserError: no backbone has that name.
     """
+    if from_timm.is_timm(name):
+        return from_timm.timm_preset(name)
     check_name(name)
     if name in _LITE:
         size = _LITE[name].size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -35,7 +36,7 @@ class TyreClassifier(L.LightningModule):
     All arguments are plain values, so that a checkpoint holds no pickled objects and loads with ``weights_only=True``.
 
     Args:
-        name: the backbone, one of :data:`tyre_lightning.config.BACKBONES`.
+        name: the backbone, as :class:`Network` takes it.
         classes: class names in index order.
         preprocessing: of evaluation, as :meth:`Preprocessing.to_dict` gives it.
         good_class: the class of tyres without a defect, if one is known.
@@ -46,6 +47,9 @@ class TyreClassifier(L.LightningModule):
         freeze_stages: of the backbone, the stem included, that never learn; their BatchNorm keeps its statistics too.
         channels_last: memory layout.
         optimizer: the fields of :class:`tyre_lightning.config.OptimizerConfig`.
+
+    Raises:
+        UserError: the backbone cannot be built, or has too few stages to freeze so many.
     """
 
     def __init__(
@@ -66,7 +70,10 @@ class TyreClassifier(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self.preprocessing = Preprocessing.from_dict(preprocessing)
         mean, std, views = self.preprocessing.mean, self.preprocessing.std, self.preprocessing.views
-        self.network = Network(name, len(classes), mean, std, dropout, channels_last, views)
+        self.network = Network(name, len(classes), mean, std, dropout, channels_last, views, self.preprocessing.size)
+        if freeze_stages >= (stages := len(self.network.stages())):
+            raise UserError(f"model.freeze_stages={freeze_stages} leaves nothing of {name} to learn, of {stages} "
+                            f"stages: give at most {stages - 1}")  # fmt: skip
         self._freeze()
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -116,17 +123,19 @@ class TyreClassifier(L.LightningModule):
     def train(self, mode: bool = True) -> TyreClassifier:
         """As in PyTorch, but what is frozen stays in evaluation mode, so that BatchNorm keeps its statistics."""
         super().train(mode)
-        (self.network.backbone if self.frozen else self._frozen_stages).eval()
+        frozen = {*self.network.backbone.parameters()} if self.frozen else self._frozen_stages()
+        for module in self.network.backbone.modules():
+            if (own := {*module.parameters()}) and own <= frozen:
+                module.eval()
         return self
 
-    @property
-    def _frozen_stages(self) -> nn.Module:
-        stages: nn.Module = self.network.backbone.features[: self.hparams["freeze_stages"]]
-        return stages
+    def _frozen_stages(self) -> set[nn.Parameter]:
+        return {*chain(*self.network.stages()[: self.hparams["freeze_stages"]])}
 
     def _freeze(self) -> None:
         self.network.backbone.requires_grad_(not self.frozen)
-        self._frozen_stages.requires_grad_(False)
+        for parameter in self._frozen_stages():
+            parameter.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Give each process metrics of its own: spawned ones share the memory of what they were sent."""
@@ -169,7 +178,7 @@ class TyreClassifier(L.LightningModule):
             self._check(self._before)
         self._before = loss.detach()
         self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
-        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss_step", loss)
         return loss
 
     def _learn(self, images: Tensor) -> Tensor:
@@ -195,7 +204,7 @@ class TyreClassifier(L.LightningModule):
         """Log the mean loss and how many images were left out."""
         total, images = self._loss
         self._check(total)
-        self.log("train/loss_epoch", torch.as_tensor(total / max(1, images)), prog_bar=True, sync_dist=True)
+        self.log("train/loss_epoch", torch.as_tensor(total / max(1, images)), sync_dist=True)
         self._loss = 0.0, 0
         self._log_unreadable("train")
 
@@ -230,12 +239,11 @@ class TyreClassifier(L.LightningModule):
 
     def _log_metrics(self, usage: str) -> None:
         metric = self.metric(usage)
-        shown = ("accuracy", "f1")
         values = metric.compute()
         if values["images"]:
             self._check(values["loss"])
         for name, value in values.items():
-            self.log(f"{usage}/{name}", value.float(), prog_bar=usage == "val" and name in shown)
+            self.log(f"{usage}/{name}", value.float())
         self._log_unreadable(usage)
         metric.reset()
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network
+from tyre_lightning.model.from_timm import is_timm
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -37,6 +39,26 @@ class Engine:
         """Logits [N, classes] of images [N, 3, size, size]."""
         found: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: images})[0]
         return found
+
+
+def check_export(network: Network, name: str, size: int) -> None:
+    """Refuse now a network of timm that would not answer when the training is done.
+
+    Raises:
+        UserError: names the network.
+    """
+    if not is_timm(name):  # the others are tested
+        return
+    training = network.training
+    try:
+        Engine(network.eval(), size)(np.zeros((1, 3, size, size), np.uint8))
+    except Exception as error:  # of the exporter, the runtime, or the network itself
+        raise UserError(
+            f"{name} cannot be trained here, because ONNX Runtime, by which models answer on a CPU, cannot run it on "
+            f"pictures of {size} pixels ({first_line(error)}): give another model.name, or another data.image_size"
+        ) from error
+    finally:
+        network.train(training)
 
 
 def to_onnx(network: Network, size: int) -> bytes:

@@ -143,8 +143,9 @@ class Inspector:
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
         network = Network(
-            spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std, views=preprocessing.views
-        )
+            spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std, views=preprocessing.views,
+            size=preprocessing.size,
+        )  # fmt: skip
         network.load_state_dict(state)
         return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"], *judgement)
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import (
     MulticlassAUROC,
     MulticlassConfusionMatrix,
 )
+from torchmetrics.utilities.data import dim_zero_cat
 
 
 class InspectionMetrics(nn.Module):
@@ -79,10 +80,46 @@ class InspectionMetrics(nn.Module):
             areas["auroc_defective"] = self.auroc_defective.compute()
         return areas
 
+    def escape_rate(self, share: float) -> float | None:
+        """The escape rate of images at the lowest threshold on P(defective) that rejects at most a share of good ones.
+
+        By the images of all processes; None where no class is known to be the good one, or there are no images of
+        it or of others.
+
+        Args:
+            share: of the good images, from 0 to 1.
+        """
+        area = self.auroc_defective
+        if self.good is None:
+            return None
+        with area.sync_context():  # in which they are lists or, from several processes, tensors
+            if not len(area.preds):
+                return None
+            scores, defective = dim_zero_cat(area.preds), dim_zero_cat(area.target).bool()
+        return escape_rate(scores[defective], scores[~defective], share)
+
     def reset(self) -> None:
         """Forget all images."""
         for metric in (self.loss, self.confusion, self.auroc, self.auroc_defective):
             metric.reset()
+
+
+def escape_rate(defective: Tensor, good: Tensor, share: float) -> float | None:
+    """The share of defective images that pass where as many good ones are rejected as may be, and no more.
+
+    Args:
+        defective: P(defective) of defective images, shape (D,).
+        good: of good ones, shape (G,).
+        share: of the good ones that may be rejected, from 0 to 1.
+
+    Returns:
+        None where images of one of both kinds are missing.
+    """
+    if not len(defective) or not len(good):
+        return None
+    allowed = min(int(share * len(good) + 1e-9), len(good) - 1)
+    highest = good.sort(descending=True).values[allowed]  # of those that must pass
+    return float((defective <= highest).double().mean())
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network, build_backbone
+from tyre_lightning.model.from_timm import fitted, is_timm, pretrained_state, torchvision_names
 
 _WAYS_OUT = (
     "choose model=efficientnet_lite0 (its weights come with the installation), "
@@ -43,14 +44,14 @@ def load_weights(network: Network, name: str, weights: str, s3: S3Config) -> Non
     """
     if weights == "none":
         return
-    state = _imagenet(name) if weights == "imagenet" else _canonical(read_state(weights, s3))
-    backbone = {key: value for key, value in state.items() if not key.startswith(("classifier.", "head."))}
+    given, head = _parts(_imagenet(network, name) if weights == "imagenet" else read_state(weights, s3))
+    backbone = _named(network, name, given)
     problem = _mismatch(network.backbone.state_dict(), backbone)
     if problem:
-        origin = _cached(name) if weights == "imagenet" and "_lite" not in name else f"model.weights={weights}"
-        raise UserError(f"{origin} does not fit {name}: {problem}")
+        published = weights == "imagenet" and "_lite" not in name and not is_timm(name)
+        raise UserError(f"{_cached(name) if published else f'model.weights={weights}'} does not fit {name}: {problem}")
     network.backbone.load_state_dict(backbone)
-    _load_head(network, state)
+    _load_head(network, head)
 
 
 def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
@@ -65,9 +66,8 @@ def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return f"{counts}, such as '{example}'"
 
 
-def _load_head(network: Network, state: Mapping[str, Tensor]) -> None:
+def _load_head(network: Network, head: Mapping[str, Tensor]) -> None:
     own = network.head.state_dict()
-    head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     if head.keys() == own.keys() and all(head[key].shape == own[key].shape for key in own):
         network.head.load_state_dict(head)
 
@@ -110,18 +110,39 @@ def _read_file(path: Path, weights: str) -> dict[str, Tensor]:
 
 
 def _tensors(content: Any, origin: str) -> dict[str, Tensor]:
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content
+    if isinstance(content, dict):
+        state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{origin} holds no tensors by name")
     return state
 
 
-def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as in torchvision, with ``head.`` for ours: drops the prefixes that Lightning and :class:`Network` add."""
-    return {key.removeprefix("network.").removeprefix("backbone."): value for key, value in state.items()}
+def _parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the backbone and of the head in a file; one of another library has those of a backbone alone."""
+    plain = {key.removeprefix("module.").removeprefix("network."): value for key, value in state.items()}
+    parts = [
+        {key.removeprefix(part): value for key, value in plain.items() if key.startswith(part)}
+        for part in ("backbone.", "head.")
+    ]
+    return (parts[0], parts[1]) if parts[0] else (plain, {})
 
 
-def _imagenet(name: str) -> dict[str, Tensor]:
+def _named(network: Network, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's tensors as this network names them, without those of an ImageNet head.
+
+    They may be named as in torchvision or in timm.
+    """
+    if is_timm(name):
+        return fitted(network.backbone, state)
+    names = torchvision_names(state)
+    found = {names.get(key, key): value for key, value in state.items()}
+    return {key: value for key, value in found.items() if not key.startswith("classifier.")}
+
+
+def _imagenet(network: Network, name: str) -> dict[str, Tensor]:
+    if is_timm(name):
+        return pretrained_state(name, network.size)
     return _lite_imagenet(name) if "_lite" in name else _torchvision_imagenet(name)
 
 

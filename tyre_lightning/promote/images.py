@@ -10,9 +10,10 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import fingerprint, with_content_tags
+from tyre_lightning.lake.grouping import Grouping
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
-from tyre_lightning.lake.tyres import Shown, groups_of, tyre_of
+from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.promote.comparison import TestSet
 from tyre_lightning.promote.unseen import Past, unseen
@@ -60,6 +61,5 @@ def fetch_test_images(
 
 def _look_for_tyres(reader: Reader, catalog: Catalog, pattern: str | None) -> Shown:
     """Where a run of format 1 recorded none."""
-    keys = catalog.keys()
-    groups = groups_of(keys, pattern, read_copies(reader, [*catalog.entries()], cache_folder(None)))
-    return Shown({key: tyre_of(key, pattern) for key in keys}, dict(zip(keys, groups, strict=True)))
+    pairs = read_copies(reader, [*catalog.entries()], cache_folder(None))
+    return Grouping.of([catalog], pattern, pairs).shown(catalog)

@@ -60,6 +60,23 @@ class Outcome:
     images: int = 0
     judged_before: int = 0
 
+    def lines(self, model: str, *, dry_run: bool) -> list[str]:
+        """For people: who was compared with whom, the numbers, and what came of it."""
+        against = "no champion" if self.champion is None else f"version {self.champion}, the champion"
+        if self.anchor not in (None, self.champion):
+            against += f", and version {self.anchor}, the anchor"
+        found = [
+            f"version {self.challenger} of {model} against {against}",
+            f"by {self.images} test images, which have judged {self.judged_before} other versions before",
+        ]
+        for who in (CHALLENGER, CHAMPION, ANCHOR):
+            if who in self.numbers:
+                shown = (f"{name} {value:.4g}" for name, value in self.numbers[who].items())
+                found.append(f"{who}: {', '.join(shown)}")
+        if not self.promoted:
+            return [*found, f"not promoted: {'; '.join(self.reasons)}"]
+        return [*found, f"version {self.challenger} {'would be' if dry_run else 'is'} promoted"]
+
 
 def promote(cfg: DictConfig) -> Outcome:
     """Compare the challenger with the champion, and move the alias if it is better and this is no dry run.

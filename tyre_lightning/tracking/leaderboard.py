@@ -6,7 +6,7 @@ import atexit
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _NOTE = "failed.txt"  # in the folder of a run of a sweep
+_COLUMNS = {  # of the table: metric, its title, and how it is written
+    "val/f1": ("val F1", ".3f"),
+    "test/f1": ("test F1", ".3f"),
+    "test/auroc_defective": ("AUROC", ".3f"),
+    "test/escape_rate": ("escape", ".1%"),
+    "test/overkill_rate": ("overkill", ".1%"),
+    "model/latency_ms": ("ms", ".1f"),
+}
 
 
 class Leaderboard(Callback):
@@ -88,14 +96,15 @@ class Leaderboard(Callback):
             return  # no run got as far as MLflow; each has said why
         sweep = str(config.hydra.sweep.dir)
         runs = runs_of(client, experiment.experiment_id, sweep)
-        # As wide as the table needs where nobody's window limits it: a log file, a pipe.
-        console = Console()
-        (console if console.is_terminal else Console(width=220)).print(table(runs))
+        Console().print(table(runs))
         parent = parent_of(client, experiment.experiment_id, sweep)
         if parent is not None:
             record(client, parent.info.run_id, runs)
             challenge(client, runs)
             client.set_terminated(parent.info.run_id, status)
+            print(f"run {parent.info.run_id} in MLflow has all of it")
+        if (best := advice(client, runs)) is not None:
+            print(best)
         if self._interrupted is not None:
             atexit.unregister(self._interrupted)
 
@@ -142,31 +151,54 @@ def challenge(client: MlflowClient, runs: list[Run]) -> None:
             print(f"the best of this sweep, {uri}, is the challenger now")
 
 
-def table(runs: list[Run]) -> Any:
-    """A table of runs with the parameters in which they differ."""
+def table(runs: Sequence[Run]) -> Any:
+    """A table of runs, the best first, with what differs between them; it fits a terminal of 80 columns."""
     from rich.table import Table
     from rich.text import Text
 
-    from tyre_lightning.tracking.sweeps import METRICS, differing, repetitions
+    from tyre_lightning.tracking.sweeps import differing, repetitions
 
-    metrics = [name for name in METRICS if any(name in run.data.metrics for run in runs)]
-    parameters = differing(runs)
-    view = Table(title="runs of this sweep")
-    for name in ("run", "status", *parameters):
-        view.add_column(name)
-    for name in (*metrics, "minutes"):
-        view.add_column(name, justify="right")
-    for run in runs:
-        cells = [f"{run.data.metrics[name]:{_format(name)}}" if name in run.data.metrics else "" for name in metrics]
+    metrics = [name for name in _COLUMNS if any(name in run.data.metrics for run in runs)]
+    chosen = short_names([name for name in differing(runs) if not name.startswith("found.")])
+    view = Table(title="runs of this sweep", title_justify="left", box=None, pad_edge=False)
+    view.add_column("", justify="right", no_wrap=True)
+    for name in metrics:
+        view.add_column(_COLUMNS[name][0], justify="right", no_wrap=True)
+    view.add_column("min", justify="right", no_wrap=True)
+    view.add_column("what differs", overflow="fold")
+    for number, run in enumerate(runs, 1):
+        values = run.data.metrics
+        cells = [format(values[name], _COLUMNS[name][1]) if name in values else "" for name in metrics]
         minutes = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 60_000
-        chosen = [run.data.params.get(name, "") for name in parameters]
-        view.add_row(*map(Text, (run.info.run_name, run.info.status, *chosen, *cells, f"{minutes:.1f}")))
+        about = [f"{short}={run.data.params.get(name, '')}" for name, short in chosen.items()]
+        ended = [] if run.info.status == "FINISHED" else [run.info.status]
+        view.add_row(*map(Text, (str(number), *cells, f"{minutes:.1f}", " ".join([*ended, *about]))))
     for group in repetitions(runs):
-        cells = [group.mean(name, _format(name)) for name in metrics]
-        chosen = [group.common.get(name, "") for name in parameters]
-        view.add_row(*map(Text, (f"mean of {len(group.runs)}", "", *chosen, *cells, "")), style="bold")
+        cells = [group.mean(name, _COLUMNS[name][1]).replace(" ", "\n", 1).replace(" ", "") for name in metrics]
+        about = [f"{chosen[name]}={value}" for name, value in group.common.items()]
+        view.add_row(*map(Text, ("", *cells, "", " ".join([f"mean of {len(group.runs)}", *about]))), style="bold")
     return view
 
 
-def _format(metric: str) -> str:
-    return {"model/parameters": ",.0f", "model/latency_ms": ".1f"}.get(metric, ".4f")
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Dotted names by what tells them apart: their last parts, and no more of them than that takes."""
+    short = dict.fromkeys(names, "")
+    for name in names:
+        parts = name.split(".")
+        ends = [".".join(parts[place:]) for place in reversed(range(len(parts)))]
+        alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in names) == 1)
+        short[name] = next(alone, name)
+    return short
+
+
+def advice(client: MlflowClient, runs: Sequence[Run]) -> str | None:
+    """Which model is the best, and how to use it; None where none is for use."""
+    from tyre_lightning.tracking.sweeps import best_of, is_fold
+
+    best = best_of([run for run in runs if not is_fold(run)])
+    if best is None:
+        return None
+    made = client.search_model_versions(f"run_id = '{best.info.run_id}'")
+    uri = f"models:/{made[0].name}/{made[0].version}" if made else f"runs:/{best.info.run_id}/model"
+    place = [run.info.run_id for run in runs].index(best.info.run_id) + 1
+    return f"the best of them is {place}, run {best.info.run_id}\n  python predict.py model={uri} input=FOLDER"

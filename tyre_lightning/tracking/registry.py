@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyre_lightning
 from tyre_lightning.errors import UserError, first_line
+from tyre_lightning.model.from_timm import is_timm
 from tyre_lightning.model.inspector import SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
@@ -107,9 +108,14 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
             artifacts={"inspector": str(inspector_folder)},
             code_paths=[str(Path(tyre_lightning.__file__).parent)],
             signature=signature(inspector),
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name)}" for name in requirements(inspector)],
             metadata={"classes": inspector.classes, "backbone": inspector.name},
         )
+
+
+def requirements(inspector: Inspector) -> tuple[str, ...]:
+    """The packages that a served model imports."""
+    return (*_REQUIREMENTS, "timm") if is_timm(inspector.name) else _REQUIREMENTS
 
 
 def signature(inspector: Inspector) -> ModelSignature:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -64,6 +66,21 @@ def log_report(
         log.warning(
             "the run has no %s (%s: %s); the model is not affected", REPORT, type(error).__name__, first_line(error)
         )
+
+
+def find_report(run: Run) -> str:
+    """Where a run's report is, for whoever wants to open it: a file, or which artifact of which run.
+
+    Args:
+        run: which MLflow has whole.
+    """
+    where = urlsplit(str(run.client.get_run(run.id).info.artifact_uri))
+    path = Path(url2pathname(where.path), REPORT)
+    return (
+        str(path)
+        if where.scheme in ("", "file") and path.is_file()
+        else f"{REPORT}, an artifact of run {run.id} in MLflow"
+    )
 
 
 class _Files:

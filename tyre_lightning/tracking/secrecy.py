@@ -24,6 +24,7 @@ class WithoutPasswords(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take passwords out of them, and out of those of the sweep, if the run belongs to one."""
         hide_in_logs()  # where a launcher has started a process for the run
+        logging.captureWarnings(True)  # Python's warnings are logs like others
         hydra = config.hydra
         paths = [Path(hydra.sweep.dir, "multirun.yaml")] if hydra.mode == RunMode.MULTIRUN else []
         if hydra.output_subdir is not None:

@@ -85,7 +85,7 @@ class Sender:
                 if since is not None and time.monotonic() - max(since, begun) >= patience:
                     raise UserError(
                         f"the tracking server does not take what run {self._run_id} has recorded ({self._reason}); "
-                        f"all of it is kept: python -m tyre_lightning.resend {self._journal.folder.parent}"
+                        f"all of it is kept: python -m tyre_lightning.resend folder={self._journal.folder.parent}"
                     )
                 self._wake.set()
                 self._moved.wait(0.2)

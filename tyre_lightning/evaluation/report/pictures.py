@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -12,9 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.data.decoding import try_decode
+from tyre_lightning.data.stream import stream
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.gallery import jpeg
-from tyre_lightning.evaluation.saliency import explain, overlay
+from tyre_lightning.evaluation.saliency import explain, is_explainable, overlay
 from tyre_lightning.model.inspector import Inspector
 
 PICTURES = 400  # in each gallery
@@ -47,7 +46,7 @@ def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Call
     """Pictures of the first of ``keys``: at most ``PICTURES``, fewer where they would make the page too large.
 
     Args:
-        inspector: explains the first ``OVERLAYS``.
+        inspector: explains the first ``OVERLAYS``, if it can.
         keys: of images, those that matter most first.
         read: the files of some keys, in order.
         advance: told how many are done.
@@ -56,13 +55,13 @@ def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Call
         UserError: the store cannot be read.
     """
     found = Gallery()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, min(len(keys), PICTURES), _BATCH):
-            batch = keys[start : min(start + _BATCH, PICTURES)]
-            if found.size() < _BYTES:
-                images = list(pool.map(try_decode, read(batch), batch))
-                _show(found, images, inspector if start < OVERLAYS else None)
-            advance(len(batch))
+    explains = inspector if is_explainable(inspector) else None
+    for batch, images in stream(read, keys[:PICTURES], try_decode, _BATCH):
+        _show(found, images, explains if len(found.pictures) < OVERLAYS else None)
+        advance(len(batch))
+        if found.size() >= _BYTES:
+            break
+    advance(min(len(keys), PICTURES) - len(found.pictures))  # those that the page cannot carry
     return found
 
 

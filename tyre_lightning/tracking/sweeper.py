@@ -1,6 +1,6 @@
 """Hydra's sweeper for current Optuna: TPE, pruning, and a study that goes on where it was broken off.
 
-Hydra finds plugins in this package. ``hydra-optuna-sweeper`` wants Optuna 2, a number from every run and no pruning.
+``hydra-optuna-sweeper`` wants Optuna 2, a number from every run and no pruning.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tyre_lightning.tracking.studies import PRUNED, storage_of
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
+
+_HYDRAS_NAME = "hydra_plugins.tyre_lightning.StudySweeper"  # Hydra makes no plugin that is called otherwise
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,13 @@ class StudySweeper(Sweeper):
             pruned = isinstance(result, Mapping) and PRUNED in result
             study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
             log.info("trial %d: %s", number, PRUNED if pruned else "failed")
+
+
+def register_sweeper() -> None:
+    """Make ``hydra/sweeper=optuna`` known to Hydra, whose launchers hand it on to their workers; idempotent."""
+    plugins = Plugins.instance()
+    plugins.register(StudySweeper)
+    plugins.class_name_to_class[_HYDRAS_NAME] = StudySweeper
 
 
 def search_space(arguments: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:

@@ -1,0 +1,107 @@
+"""A warmed-up process that runs scripts as forks of itself: to import torch, Lightning and MLflow takes seconds.
+
+Each script has its own process, environment, folder and arguments, and ends as Python ends. What it does not have is a
+fresh interpreter: tests of what is imported, or of signals, start one themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+PROJECT = Path(__file__).parents[1]
+_HEAVY = (
+    "tyre_lightning.training",
+    "tyre_lightning.prediction",
+    "tyre_lightning.audit.page",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "matplotlib.figure",
+    "tyre_lightning.lake.s3",
+)
+_lock = threading.Lock()
+_process: subprocess.Popen[str] | None = None
+
+
+def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Like :func:`subprocess.run` of a script: ``command`` is its path and arguments, and both outputs are texts."""
+    if not hasattr(os, "fork") or sys.platform == "darwin" or not _lock.acquire(blocking=False):
+        whole = [sys.executable, *command]
+        return subprocess.run(whole, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    try:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            code = _ask(command, cwd, env, (out, err), timeout)
+            texts = [(file.seek(0), file.read())[1] for file in (out, err)]
+            return subprocess.CompletedProcess([sys.executable, *command], code, *texts)
+    finally:
+        _lock.release()
+
+
+def _ask(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[IO[str], IO[str]], timeout: float
+) -> int:
+    global _process
+    if _process is None or _process.poll() is not None:
+        _process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in outputs]
+    assert _process.stdin and _process.stdout
+    _process.stdin.write(json.dumps({"command": [*command], "cwd": str(cwd), "env": {**env}, "files": files}) + "\n")
+    _process.stdin.flush()
+    late = threading.Timer(timeout, _process.kill)
+    late.start()
+    try:
+        answer = _process.stdout.readline()
+    finally:
+        late.cancel()
+    if not answer:
+        raise subprocess.TimeoutExpired([*command], timeout)
+    return int(answer)
+
+
+def _become(request: dict[str, Any]) -> None:
+    """What the fork does until Python ends."""
+    for target, path in enumerate(request["files"], 1):
+        file = os.open(path, os.O_WRONLY)
+        os.dup2(file, target)
+        os.close(file)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    sys.stdin = os.fdopen(0)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    from tyre_lightning.surroundings import drop_empty_variables, have_home
+
+    drop_empty_variables()  # as the import of the package does
+    have_home()
+    sys.argv = request["command"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _serve() -> None:
+    for name in _HEAVY:
+        __import__(name)
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        child = os.fork()
+        if not child:
+            return _become(request)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    _serve()

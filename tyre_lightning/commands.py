@@ -1,0 +1,181 @@
+"""The verbs of the command line, each a Hydra entry over a function of this package.
+
+``tyre VERB key=value ...`` starts any of them; ``python train.py``, ``python predict.py`` and, of the others,
+``python -m tyre_lightning.VERB`` are the same. A task imports what is heavy only when its config has been found good.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from tyre_lightning.command_line import USER_ERROR, guard, run
+from tyre_lightning.config import config_folder, register_schemas
+from tyre_lightning.telling import tell_start
+from tyre_lightning.usage import Usage
+
+SOME_UNREADABLE = 3
+UNUSABLE, NOT_PROMOTED = 2, 4
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb.
+
+    Args:
+        task: runs on the composed config, which has been checked.
+        usage: what ``--help`` says.
+        failure: the exit code of a user's mistake.
+        words: what may stand for an override on the command line.
+    """
+
+    task: Callable[[DictConfig], Any]
+    usage: Usage
+    failure: int = USER_ERROR
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+def start(name: str) -> int:
+    """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
+    command = COMMANDS[name]
+    sys.argv[1:] = [command.words.get(argument, argument) for argument in sys.argv[1:]]
+    register_schemas()
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        return run(lambda: print(command.usage.text(name, command.words)))
+
+    @hydra.main(version_base="1.3", config_path=str(config_folder(name)), config_name=name)
+    def main(cfg: DictConfig) -> Any:
+        return guard(command.task, cfg, command.failure)
+
+    return run(main, command.failure)
+
+
+def _train(cfg: DictConfig) -> dict[str, float]:
+    """Its result is what a sweep compares."""
+    tell_start(cfg)
+    from tyre_lightning.training import train
+
+    return train(cfg).metrics
+
+
+def _predict(cfg: DictConfig) -> None:
+    # Decoding and the network share the cores: threads that spin while they wait would take them from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from tyre_lightning.prediction import predict
+
+    if predict(cfg).unreadable:
+        sys.exit(SOME_UNREADABLE)
+
+
+def _audit(cfg: DictConfig) -> None:
+    from tyre_lightning.audit.audit import audit
+    from tyre_lightning.audit.page import show
+
+    show(audit(cfg), cfg.output)
+
+
+def _promote(cfg: DictConfig) -> None:
+    from tyre_lightning.promote.promote import move_anchor, promote, roll_back
+
+    if cfg.rollback:
+        gone, back = roll_back(cfg)
+        print(f"version {back} of {cfg.model} is the champion again, in the place of version {gone}")
+    elif cfg.anchor:
+        before, now = move_anchor(cfg)
+        print(f"version {now} of {cfg.model} is the anchor" + (f", in the place of version {before}" if before else ""))
+    else:
+        found = promote(cfg)
+        print("\n".join(found.lines(cfg.model, dry_run=cfg.dry_run)))
+        if not found.promoted:
+            sys.exit(NOT_PROMOTED)
+
+
+def _export(cfg: DictConfig) -> None:
+    from tyre_lightning.export import export
+
+    print(f"wrote {export(cfg)}")
+
+
+def _resend(cfg: DictConfig) -> None:
+    from tyre_lightning.resend import resend
+
+    found, errors = resend(cfg)
+    if not found:
+        print(f"nothing below {cfg.folder} waits to be sent")
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        sys.exit(USER_ERROR)
+
+
+COMMANDS = {
+    "train": Command(
+        _train,
+        Usage(
+            "train, test and register a classifier",
+            (
+                "train data.root=s3://plant/tyres/v1",
+                "train data.root=lake/v1 model=efficientnet_b2 trainer.max_epochs=40",
+                "train -m data.root=lake/v1 model=efficientnet_b0,efficientnet_b2 seed=0,1,2",
+            ),
+            (
+                *("data.root", "data.classes", "data.good_class", "data.group_pattern", "data.image_size"),
+                *(
+                    "data.batch_size",
+                    "data.sampling",
+                    "data.folds",
+                    "data.cache",
+                    "model.weights",
+                    "trainer.max_epochs",
+                ),
+                *("trainer.devices", "callbacks.early_stopping.patience", "operating_point.max_escape_rate"),
+                *("operating_point.max_overkill_rate", "logger.tracking_uri", "logger.experiment"),
+                *("logger.registered_model", "paths.output_dir", "seed", "ckpt_path"),
+            ),
+        ),
+    ),
+    "predict": Command(
+        _predict,
+        Usage(
+            "write a row for each image: class, decision, probabilities",
+            (
+                "predict model=models:/tyre-defects@champion input=s3://plant/new output=predictions.csv",
+                "predict model=models:/tyre-defects/1 input='new/*.jpg' operating_point.max_escape_rate=0.02",
+            ),
+        ),
+    ),
+    "audit": Command(
+        _audit,
+        Usage(
+            "find copies, wrong labels and damaged files, before training on them",
+            ("audit data.root=s3://plant/tyres/v1",),
+            (
+                *("data.root", "data.classes", "data.good_class", "data.group_pattern", "data.num_workers"),
+                *("data.cache", "data.cache_dir", "s3.endpoint_url", "output"),
+            ),
+        ),
+    ),
+    "promote": Command(
+        _promote,
+        Usage(
+            "let the challenger take the champion's place if it is better",
+            ("promote", "promote --dry-run", "promote rollback model=tyre-defects"),
+        ),
+        UNUSABLE,
+        {"rollback": "rollback=true", "anchor": "anchor=true", "--dry-run": "dry_run=true"},
+    ),
+    "export": Command(
+        _export,
+        Usage("write a model as an ONNX file, for other runtimes", ("export model=models:/tyre-defects/1",)),
+    ),
+    "resend": Command(
+        _resend,
+        Usage("send what runs could not send to MLflow when its server was away", ("resend folder=outputs",)),
+    ),
+}
