@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test test-s3 lint notebooks clean
+.PHONY: help install demo ui test test-s3 lint docs notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +35,13 @@ test-s3: $(VENV)/.has-dev ## run the S3 tests against Ceph (apt-get install --no
 	@command -v radosgw >/dev/null || { echo "radosgw is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"; exit 1; }
 	$(BIN)/python -m pytest -m radosgw
 
-lint: $(VENV)/.has-dev ## check style and types
+lint: $(VENV)/.has-dev docs ## check style, types and the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.has-dev ## build the documentation: outputs/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebooks: $(VENV)/.has-demo $(VENV)/.has-notebooks ## execute the notebooks on the demo's images and runs
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb

@@ -24,8 +24,8 @@ from tests.mlflow_server import MlflowServer
 from tyre_lightning.demo.server import S3Server
 
 MODEL = "tyre-defects"
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-NAMES = shlex.split(re.findall(r"^mlflow server .*?(--allowed-hosts .*)$", README, re.MULTILINE)[0])
+PAGE = (PROJECT / "docs/deploy.md").read_text(encoding="utf-8")
+NAMES = shlex.split(re.findall(r"^mlflow server .*?(--allowed-hosts .*)$", PAGE, re.MULTILINE)[0])
 
 
 @pytest.fixture

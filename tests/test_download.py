@@ -137,11 +137,11 @@ def test_a_download_shows_itself_and_is_kept(
     assert f"{publisher.address}/models/{file}" in said.out and "100%" in said.err
 
 
-def test_the_readme_names_the_files() -> None:
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_names_the_files() -> None:
+    page = (PROJECT / "docs/train.md").read_text(encoding="utf-8")
     for name in PUBLISHED:
         folder, _, file = get_model_weights(name).DEFAULT.url.rpartition("/")
-        assert f"`{file}`" in readme and f"`{folder}/`" in readme
+        assert f"`{file}`" in page and f"`{folder}/`" in page
 
 
 def test_a_file_that_was_put_into_torch_home_needs_no_network(

@@ -306,7 +306,7 @@ def activated(environment: dict[str, str]) -> dict[str, str]:
 
 
 def ask(port: int, column: str, values: list[str], log: Path) -> list[dict[str, Any]]:
-    """Post images to a served model as the README says; waits until it is up."""
+    """Post images to a served model as the documentation says; waits until it is up."""
     body = json.dumps({"dataframe_split": {"columns": [column], "data": [[value] for value in values]}}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
     deadline = time.monotonic() + 120
