@@ -7,6 +7,7 @@ Trains with train.py as a user would, once for each seed, and prints test metric
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 from mlflow import MlflowClient
 
 from tyre_lightning.demo.server import S3Server
@@ -36,7 +38,8 @@ def train(root: str, seed: int, overrides: list[str], environment: dict[str, str
         minutes = (time.monotonic() - started) / 60
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         run = client.search_runs([e.experiment_id for e in client.search_experiments()])[0]
-        table = client.load_table(run.info.experiment_id, METRICS_TABLE, [run.info.run_id])
+        path = client.download_artifacts(run.info.run_id, METRICS_TABLE, folder)
+        table = pd.DataFrame(**json.loads(Path(path).read_text(encoding="utf-8")))
         rows = table[(table["usage"] == "test") & (table["class"] == "")].set_index("metric")
         found = {
             f"{metric}{end}": float(value)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -22,6 +26,9 @@ from tests.once import once, share
 from tyre_lightning.config import CONF, register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import FOREIGN_VARIABLES, S3Server
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PROJECT = Path(__file__).parents[1]
 
@@ -156,6 +163,13 @@ def train_here(folder: Path, *overrides: str) -> dict[str, float]:
     lay_database(folder / "mlflow.db")
     with contextlib.chdir(folder):  # MLflow keeps a database's artifacts in ./mlruns
         return train(cfg).metrics
+
+
+def table_of(client: MlflowClient, run_id: str, name: str) -> pd.DataFrame:
+    """A table that a run has as an artifact; MLflow's own ``load_table`` asks the default server, not the client's."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(run_id, name, folder)
+        return pd.DataFrame(**json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def run_here(folder: Path) -> Path:

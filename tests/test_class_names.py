@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 
-from tests.conftest import run_here, train_here, write_files, write_images
+from tests.conftest import run_here, table_of, train_here, write_files, write_images
 from tests.mlflow_server import lay_database
 from tyre_lightning.config import CONF, DataConfig, S3Config, config_folder
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -191,7 +191,7 @@ def test_any_folder_is_a_class_all_the_way(tmp_path: Path, caplog: pytest.LogCap
     assert run.info.status == "FINISHED"
     for name in (*odd, NFC):
         assert run.data.params[f"found.images.train.{mlflow_name(name)}"] == "3"
-    table = client.load_table(run.info.experiment_id, "metrics.json", [run.info.run_id])
+    table = table_of(client, run.info.run_id, "metrics.json")
     assert {*odd, NFC} <= {*table[(table["usage"] == "test") & (table["metric"] == "recall")]["class"]}
     page = Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))).read_text(encoding="utf-8")
     assert all(str(escape(name)) in page for name in odd)

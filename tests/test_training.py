@@ -21,6 +21,7 @@ from tests.conftest import (
     TINY,
     Trained,
     run_script,
+    table_of,
     train_here,
     untracked_environment,
     write_images,
@@ -79,7 +80,7 @@ def test_what_a_run_records(trained: Trained) -> None:
     assert metrics["test/images"] == 20
     assert metrics["temperature"] > 0
     assert 0 < metrics["threshold"] == metrics["reject_from"] < 1
-    table = client.load_table(run.info.experiment_id, "metrics.json", [run.info.run_id])
+    table = table_of(client, run.info.run_id, "metrics.json")
     rows = table.set_index(["usage", "metric", "class"])
     for name, of_class in (
         ("escape_rate", ""),
@@ -126,7 +127,7 @@ def test_the_report_of_a_run_has_its_numbers(trained: Trained, tmp_path: Path) -
     assert found is not None
     data = json.loads(found[1])
     metrics = run.data.metrics
-    table = client.load_table(run.info.experiment_id, "metrics.json", [run.info.run_id])
+    table = table_of(client, run.info.run_id, "metrics.json")
     escape = table.set_index(["usage", "metric", "class"]).loc[("test", "escape_rate", "")]
     threshold, defective, good = data["start"], data["defective"], data["good"]
     assert threshold == metrics["threshold"]
