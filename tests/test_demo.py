@@ -36,7 +36,7 @@ def check_last_screen(said: str, folder: Path) -> None:
     """It has verdicts as they were predicted, a promise that is cheap, and files and commands that are there."""
     rows = list(csv.DictReader((folder / "demo" / "predictions.csv").open()))
     assert len(rows) == 24
-    told = [tuple(line.split()) for line in said.splitlines() if " v1/new/" in line]
+    told = [tuple(line.split()) for line in said.splitlines() if " new/" in line]
     found = {(row["key"], row["class"], row["decision"], f"{1 - float(row['p_good']):.3f}") for row in rows}
     assert len(told) == 8 and {*told} <= found
     assert percent(said, "accuracy") >= 90  # guessing reaches 25
@@ -57,13 +57,13 @@ def percent(said: str, name: str) -> float:
 
 def test_the_last_screen_counts_all_verdicts_and_fits_a_terminal() -> None:
     rows = [
-        {"key": f"v1/new/{label}/{number:016x}.jpg", "class": label, "decision": decision, "p_good": "0.25"}
+        {"key": f"new/{label}/{number:016x}.jpg", "class": label, "decision": decision, "p_good": "0.25"}
         for label, decision in {"good": "accept", "crack": "accept", "bulge": "reject", "flat_spot": "reject"}.items()
         for number in range(3)
     ]
     table = verdicts(rows)
     assert "3 of 3 good tyres are accepted, 6 of 9 defective ones rejected" in table
-    assert "v1/new/flat_spot/0000000000000001.jpg" in table and "0000000000000002" not in table
+    assert "new/flat_spot/0000000000000001.jpg" in table and "0000000000000002" not in table
     assert max(map(len, table.splitlines())) <= 80
 
 

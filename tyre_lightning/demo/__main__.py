@@ -141,9 +141,9 @@ def verdicts(rows: Sequence[Mapping[str, str]]) -> str:
         rows: of the predictions file; the folder of a picture is the class of which it was drawn.
     """
     drawn = {label: [row for row in rows if row["key"].split("/")[-2] == label] for label in CLASSES}
-    lines = [f"  {'picture':<39}{'class':<11}{'decision':<10}P(defective)"]
+    lines = [f"  {'picture':<36}{'class':<11}{'decision':<10}P(defective)"]
     for row in (row for label in CLASSES for row in drawn[label][:_SHOWN]):
-        lines.append(f"  {row['key']:<39}{row['class']:<11}{row['decision']:<10}{1 - float(row['p_good']):>12.3f}")
+        lines.append(f"  {row['key']:<36}{row['class']:<11}{row['decision']:<10}{1 - float(row['p_good']):>12.3f}")
     good = [row["decision"] for row in drawn["good"]]
     bad = [row["decision"] for label in CLASSES if label != "good" for row in drawn[label]]
     right = f"{good.count('accept')} of {len(good)} good tyres are accepted, {bad.count('reject')} of {len(bad)}"
