@@ -24,6 +24,8 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.model.best_epoch import BestEpoch
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.resuming import find_checkpoint
+from tyre_lightning.tracking.journal import FOLDER as TRACKING
+from tyre_lightning.tracking.journal import Journal
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
 LARGE = 200_000
@@ -109,6 +111,9 @@ def run(tmp_path: Path) -> Path:
         save_whole(content(number), folder / name)
     (folder / PREVIOUS).unlink()
     save_whole(content(1), folder / PREVIOUS)
+    journal = Journal(folder.parent / TRACKING)
+    journal.begin("0123", "a run", "sqlite:///mlflow.db")
+    journal.append("params", values={"logger.experiment": TrainConfig().logger.experiment})
     return folder
 
 

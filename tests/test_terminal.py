@@ -126,7 +126,7 @@ STUBBED = """
 import runpy, sys, types
 stub = types.ModuleType("tyre_lightning.training")
 heavy = {{"torch", "lightning", "mlflow", "pandas", "scipy"}}
-stub.train = lambda cfg: print("loaded:", *sorted(heavy & {{*sys.modules}}))
+stub.train = lambda cfg: print("loaded:", *sorted(heavy & {{*sys.modules}})) or types.SimpleNamespace(metrics={{}})
 sys.modules[stub.__name__] = stub
 runpy.run_path({script!r}, run_name="__main__")
 """

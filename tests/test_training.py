@@ -371,7 +371,7 @@ def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, 
     assert [run.data.metrics["test/images"] for run in runs(tmp_path)] == [10, 10]  # of the 20 for training
     first, second = (datasets(run)["test"].digest for run in runs(tmp_path))
     assert first != second
-    assert "mean of 2" in done.stdout and " ± " in done.stdout
+    assert "mean of 2" in done.stdout and re.search(r" ±\d\.\d\d\d ", done.stdout)
     # Numbers 0 to 2 are those of tyres in both folders; each file of another number is a tyre of its own.
     done = run_script("train.py", r"data.group_pattern='^([0-2])\.'", *options, "logger.experiment=ids", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
