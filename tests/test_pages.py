@@ -20,7 +20,7 @@ from tests.mlflow_server import lay_database
 from tests.test_report import CLASSES, GOOD, PROMISE, inspector, scores
 from tyre_lightning.config import LoggerConfig, ModelConfig, TrainConfig
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.judgement import assess, quality
+from tyre_lightning.evaluation.judgement import class_metrics, decision_metrics
 from tyre_lightning.titles import run_name
 from tyre_lightning.tracking.journal import FOLDER, Journal
 from tyre_lightning.tracking.leaderboard import Leaderboard
@@ -112,7 +112,9 @@ def recorded() -> dict[str, float]:
     found: dict[str, float] = {}
     for usage in ("val", "test", "test_unshared"):
         of = scores(80, 5)
-        values = quality(of, CLASSES, "good") | assess(of, CLASSES, "good", made.calibration, made.point, 0.9)
+        values = class_metrics(of, CLASSES, "good") | decision_metrics(
+            of, CLASSES, "good", made.calibration, made.point, 0.9
+        )
         found |= {f"{usage}/{name}": value for name, value in values.items()}
     return found
 
