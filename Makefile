@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test test-s3 lint docs notebooks clean
+.PHONY: help install demo ui test test-all test-s3 lint docs notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,13 @@ ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000
 	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db \
 		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.has-dev ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+test-all: $(VENV)/.has-dev ## run the long ones too
+	$(PYTEST)
 
 test-s3: $(VENV)/.has-dev ## run the S3 tests against Ceph (apt-get install --no-install-recommends radosgw ceph-mon ceph-osd)
 	@command -v radosgw >/dev/null || { echo "radosgw is not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"; exit 1; }
