@@ -25,7 +25,7 @@ def _empty_database() -> bytes:
     from mlflow import MlflowClient
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        # By its whole path: MLflow keeps a store for each address, and would give this one to who asks for ``mlflow.db``.
+        # By its whole path: MLflow keeps a store for each address, and would give this one for ``mlflow.db`` too.
         MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments(max_results=1)
         return Path("mlflow.db").read_bytes()
 
