@@ -24,8 +24,9 @@ _START_SECONDS = 120
 def _make_database(place: Path) -> None:
     from mlflow import MlflowClient
 
+    # By its whole path: MLflow keeps a store for each address, and would give this one for ``mlflow.db`` too.
     with contextlib.chdir(place):
-        MlflowClient("sqlite:///mlflow.db").search_experiments(max_results=1)
+        MlflowClient(f"sqlite:///{place}/mlflow.db").search_experiments(max_results=1)
 
 
 def lay_database(path: Path) -> None:

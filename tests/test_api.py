@@ -216,6 +216,9 @@ def test_training_gives_a_result_and_calls_back(
     assert counting.batches == -(-sum(learnt) // 4)  # images in a batch
     assert run.folder is not None and (run.folder / "checkpoints" / "best.ckpt").is_file()
     assert run.model.predict(lake / "test")["error"].notna().sum() == 1
+    numbers = run.numbers().set_index(["usage", "metric", "class"])
+    assert numbers.loc[("test", "f1", ""), "value"] == run.metrics["test/f1"]
+    assert 0 <= numbers.loc[("test", "recall", "crack"), "value"] <= 1 and "test/recall/crack" not in run.metrics
     scores = run.scores()
     assert scores.loc[scores["error"].notna(), "key"].tolist() == ["v1/test/good/bad.jpg"]
     assert run.errors(2).width > 100
