@@ -7,13 +7,13 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from html import escape
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -75,8 +75,8 @@ def row(prefix: str, item: Field[Any], group: type) -> str:
 
 def default(item: Field[Any]) -> str:
     """A key's default as YAML has it."""
-    assert item.default is not MISSING
-    value = item.default.name if isinstance(item.default, Enum) else item.default
+    value = item.default_factory() if callable(item.default_factory) else item.default
+    value = value.name if isinstance(value, Enum) else value
     return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
 
 
@@ -103,6 +103,8 @@ def _inner(item: Field[Any]) -> type | None:
 
 def _values(hint: Any) -> tuple[str, str]:
     """What a key may be, and what is known of its choices."""
+    if get_origin(hint) is dict:
+        return "mapping", ""
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType] if hint not in _TYPES else [hint]
     null = " or null" if NoneType in get_args(hint) else ""
     if isinstance(kinds[0], type) and issubclass(kinds[0], Enum):

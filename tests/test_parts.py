@@ -118,7 +118,7 @@ def test_all_recipes_train_and_predict_needs_none_of_them(recipes: Path, capfd: 
     )  # fmt: skip
     assert "\a\atrained for 1 epochs" in capfd.readouterr().out
     checkpoint = run_here(recipes) / "checkpoints" / "best.ckpt"
-    content = torch.load(checkpoint, weights_only=True)
+    content = torch.load(checkpoint.with_name("last.ckpt"), weights_only=True)
     assert "momentum" in content["optimizer_states"][0]["param_groups"][0]  # SGD's
     assert content["optimizer"] == "torch.optim.SGD"
     assert "_target_" not in str(content["hyper_parameters"])

@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from tests.conftest import train_here
+from tests.conftest import table_of, train_here
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig, config_folder, register_schemas
 from tyre_lightning.data.transforms import Preprocessing
@@ -25,6 +25,7 @@ from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector, Sighting
 from tyre_lightning.prediction import Summary, predict
+from tyre_lightning.tracking.tables import METRICS_TABLE
 
 CLASSES = ("crack", "good")
 PREPROCESSING = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
@@ -69,8 +70,10 @@ def predicted(plant: Path, folder: Path, source: Path) -> tuple[Summary, pd.Data
 
 def test_a_run_counts_tyres(plant: Path) -> None:
     client = MlflowClient(f"sqlite:///{plant}/mlflow.db")
-    metrics = client.get_run(str(client.get_model_version("tyre-defects", "1").run_id)).data.metrics
-    assert (metrics["test/images"], metrics["test/tyres"], metrics["val/tyres"]) == (24, 12, 16)
+    run_id = str(client.get_model_version("tyre-defects", "1").run_id)
+    assert client.get_run(run_id).data.metrics["test/images"] == 24
+    numbers = table_of(client, run_id, METRICS_TABLE).set_index(["usage", "metric"])["value"]
+    assert (numbers["test", "tyres"], numbers["val", "tyres"]) == (12, 16)
     found = Inspector.load(next(plant.rglob("inspector.json")).parent)
     assert found.group_pattern == r"^(T\d+)_"
     assert found.calibration is not None
