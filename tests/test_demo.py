@@ -8,11 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, untracked_environment
+import tyre_lightning.demo.__main__ as demo
+from tests import warm
+from tests.conftest import PROJECT, TINY, untracked_environment
+from tests.mlflow_server import lay_database
 from tests.test_notebooks import NOTEBOOKS, pictures, shown
-from tyre_lightning.demo.__main__ import verdicts
 
 
+def test_a_small_demo_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = (*TINY, "operating_point.max_escape_rate=0.25", "operating_point.confidence=0.8")
+
+    def call(environment: dict[str, str], verb: str, *arguments: str) -> int:
+        command = ["-m", "tyre_lightning", verb, *arguments, *(small if verb == "train" else ())]
+        return warm.run(command, tmp_path, environment, timeout=300).returncode
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    lay_database(tmp_path / "mlflow.db")
+    monkeypatch.setattr(sys, "argv", ["tyre demo"])
+    monkeypatch.setattr(demo, "COUNTS", {"train": 3, "val": 4, "test": 2, "new": 2})
+    monkeypatch.setattr(demo, "call", call)
+    assert demo.main() == 0
+    said = capsys.readouterr().out.partition("verdicts on new pictures")[2]
+    check_verdicts(said, tmp_path, 8)
+    report = re.search(r"  report +(.+)", said)
+    assert report and "flat_spot" in (tmp_path / report[1]).read_text(encoding="utf-8")
+    assert 0 <= percent(said, "accuracy") <= 100
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_learns_and_cleans_up_and_its_notebooks_run(tmp_path: Path) -> None:
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"  # by name, for the notebooks work in the project's folder
@@ -34,11 +60,7 @@ def test_the_demo_learns_and_cleans_up_and_its_notebooks_run(tmp_path: Path) -> 
 
 def check_last_screen(said: str, folder: Path) -> None:
     """It has verdicts as they were predicted, a promise that is cheap, and files and commands that are there."""
-    rows = list(csv.DictReader((folder / "demo" / "predictions.csv").open()))
-    assert len(rows) == 24
-    told = [tuple(line.split()) for line in said.splitlines() if " new/" in line]
-    found = {(row["key"], row["class"], row["decision"], f"{1 - float(row['p_good']):.3f}") for row in rows}
-    assert len(told) == 8 and {*told} <= found
+    check_verdicts(said, folder, 24)
     assert percent(said, "accuracy") >= 90  # guessing reaches 25
     assert "at most 5% of defective tyres pass as good, with a confidence of 95%" in said
     assert percent(said, "overkill") <= 20  # of 25 good tyres
@@ -46,6 +68,15 @@ def check_last_screen(said: str, folder: Path) -> None:
     assert report and "flat_spot" in (folder / report[1]).read_text(encoding="utf-8")
     command = re.search(r"tyre (predict model=models:/tyre-demo/1 input=\S+)", said)
     assert command and (folder / command[1].partition("input=")[2]).is_dir()
+
+
+def check_verdicts(said: str, folder: Path, count: int) -> None:
+    """They are those of the predictions file."""
+    rows = list(csv.DictReader((folder / "demo" / "predictions.csv").open()))
+    assert len(rows) == count
+    told = [tuple(line.split()) for line in said.splitlines() if " new/" in line]
+    found = {(row["key"], row["class"], row["decision"], f"{1 - float(row['p_good']):.3f}") for row in rows}
+    assert len(told) == 8 and {*told} <= found
 
 
 def percent(said: str, name: str) -> float:
@@ -61,7 +92,7 @@ def test_the_last_screen_counts_all_verdicts_and_fits_a_terminal() -> None:
         for label, decision in {"good": "accept", "crack": "accept", "bulge": "reject", "flat_spot": "reject"}.items()
         for number in range(3)
     ]
-    table = verdicts(rows)
+    table = demo.verdicts(rows)
     assert "3 of 3 good tyres are accepted, 6 of 9 defective ones rejected" in table
     assert "new/flat_spot/0000000000000001.jpg" in table and "0000000000000002" not in table
     assert max(map(len, table.splitlines())) <= 80
