@@ -90,7 +90,9 @@ def test_an_experiment_opens_as_trainings_with_its_columns(uri: str, older: bool
     view = json.loads(tags[f"mlflow.sharedViewState.{address.rpartition('viewStateShareKey=')[2]}"])
     assert isinstance(view["name"], str) and isinstance(view["createdAt"], int)  # else MLflow's pages refuse it
     first = ("f1", "auroc_defective", "escape_rate", "overkill_rate")
-    assert json.loads(view["state"])["selectedColumns"][:4] == [f"metrics.`test/{name}`" for name in first]
+    state = json.loads(view["state"])
+    assert state["columnOrder"] == state["selectedColumns"]
+    assert state["selectedColumns"][:4] == [f"metrics.`test/{name}`" for name in first]
 
 
 def test_what_somebody_has_chosen_for_an_experiment_stays(uri: str, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def _about(experiment_id: str) -> str:
 
 def _view() -> str:
     """A saved view, as MLflow's pages write and read one."""
-    state = {"selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]}
+    columns = [f"metrics.`{name}`" for name in COLUMNS]
+    state = {"selectedColumns": columns, "columnOrder": columns}  # else they are in the order of the alphabet
     now = int(1000 * time.time())
     return json.dumps({"name": "F1, escape, overkill", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
