@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 
 from tests.conftest import run_here, table_of, train_here, write_images
@@ -103,6 +105,23 @@ def test_what_somebody_has_chosen_for_an_experiment_stays(uri: str, tmp_path: Pa
     tags = client.get_experiment_by_name("tyres").tags  # type: ignore[union-attr]
     assert (tags[KIND], tags[NOTE]) == ("genai_development", "ours")
     assert client.get_run(run.id).data.tags[NOTE] == "of the model"
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["another run has set it", "nobody may"])
+def test_a_tag_that_is_refused_costs_no_run(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: bool
+) -> None:
+    client = MlflowClient(uri)
+    set_tag = client.set_experiment_tag
+
+    def fail(*tag: Any) -> None:
+        if not refused:
+            set_tag(*tag)
+        raise MlflowException("duplicate key")
+
+    monkeypatch.setattr(client, "set_experiment_tag", fail)
+    assert open_experiment(client, "tyres")
+    assert ("the experiment gets no tag mlflow.experimentKind: duplicate key" in caplog.text) is refused
 
 
 # Metrics and tables

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
+
+from tyre_lightning.errors import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +24,8 @@ _VIEW = "tyres"  # the key of the saved view with these columns first
 _TABLES = "mlflow.loggedArtifacts"  # the tag that says which artifacts are shown as tables
 _LONGEST = 500  # characters of a list of classes: MLflow takes 5,000 of a whole description
 _OURS = "Trainings that tell good tyres from defective ones."  # how a description of ours begins
+
+log = logging.getLogger(__name__)
 
 
 def furnish(client: MlflowClient, experiment: Experiment) -> None:
@@ -37,7 +42,18 @@ def furnish(client: MlflowClient, experiment: Experiment) -> None:
     }
     for key, value in wanted.items():
         if key not in experiment.tags:
-            client.set_experiment_tag(id, key, value)
+            _tag(client, id, key, value)
+
+
+def _tag(client: MlflowClient, experiment_id: str, key: str, value: str) -> None:
+    """Set a tag of an experiment; it costs no run if that is refused, as where another run does so at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_experiment_tag(experiment_id, key, value)
+    except MlflowException as error:
+        if key not in client.get_experiment(experiment_id).tags:
+            log.warning("the experiment gets no tag %s: %s", key, first_line(error))
 
 
 def run_list(experiment_id: str) -> str:
@@ -52,7 +68,7 @@ def write_notes(client: MlflowClient, run_id: str, text: str) -> None:
     experiment = client.get_experiment(run.info.experiment_id)
     if experiment.tags.get(NOTE, _OURS).startswith(_OURS):
         about = f"{_about(experiment.experiment_id)}\n\nThe newest model is of run *{run.info.run_name}*.\n\n{text}"
-        client.set_experiment_tag(experiment.experiment_id, NOTE, about)
+        _tag(client, experiment.experiment_id, NOTE, about)
 
 
 def show_as_table(client: MlflowClient, run_id: str, name: str) -> None:
