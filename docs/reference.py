@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
-from functools import cache
 from html import escape
 from pathlib import Path
 from types import NoneType
@@ -17,11 +14,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from tyre_lightning.config import SCHEMAS
+from tyre_lightning.config import CONF, SCHEMAS
+from tyre_lightning.usage import comments
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "reference.md"
-CONF = PROJECT / "conf"
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false", list[str]: "list of texts"}
 _INTRO = """# Every config key
 
@@ -83,16 +80,6 @@ def default(item: Field[Any]) -> str:
 def about(group: type) -> str:
     """The first paragraph of a class's docstring, with Markdown's backticks."""
     return inspect.cleandoc(group.__doc__ or "").partition("\n\n")[0].replace("``", "`").replace("\n", " ")
-
-
-@cache
-def comments(group: type) -> dict[str, str]:
-    """The comment behind each field or member of a class."""
-    found: dict[str, str] = {}
-    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(group)).readline):
-        if token.type == tokenize.COMMENT and (name := re.match(r"\s+(\w+)\b.*=", token.line)):
-            found[name[1]] = token.string.lstrip("# ")
-    return found
 
 
 def _inner(item: Field[Any]) -> type | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -37,9 +36,9 @@ def _help(abouts: Mapping[str, str]) -> None:
 
 
 def _refuse(verb: str, verbs: Sequence[str]) -> None:
-    nearest = difflib.get_close_matches(verb, verbs, n=1)
-    hint = f" did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"there is no verb {verb}:{hint} choose from {', '.join(verbs)}")
+    from tyre_lightning.command_line import no_such
+
+    raise UserError(no_such(f"verb {verb}", verb, verbs))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,7 +31,6 @@ from tyre_lightning.data.stream import batched
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
 from tyre_lightning.evaluation.saliency import explain, overlay
-from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 from tyre_lightning.names import one_form
@@ -126,10 +125,7 @@ class Model:
 
     def _at(self, address: str) -> Iterator[dict[str, Any]]:
         source = open_source(address, S3Config())
-        total = sum(1 for _ in source.entries())
-        if not total:
-            raise UserError(f"{address} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        check_names(self.inspector, source, total)
+        check_names(self.inspector, source, source.count(address))
         for rows in predict_batches(self.inspector, source.store, source.entries(), _TOGETHER):
             yield from rows
 
@@ -154,12 +150,17 @@ class Model:
             "good tyres": inspector.good_class or "no class is known to be theirs",
             "promise": self._promise(),
         }
-        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
-        return f"<table><caption>{escape(self.name)}</caption>{cells}</table>"
+        return html_table(self.name, rows)
 
     def _promise(self) -> str:
         point = self.inspector.point
         return f"none, because {self.inspector.undecided()}" if point is None else point.sentence()
+
+
+def html_table(caption: str, rows: Mapping[str, str]) -> str:
+    """How a notebook shows names and texts."""
+    cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+    return f"<table><caption>{escape(caption)}</caption>{cells}</table>"
 
 
 def compose(*overrides: str) -> DictConfig:

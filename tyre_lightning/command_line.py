@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -228,9 +228,14 @@ def _missing_option(text: str, options: list[str]) -> str:
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, name = (wanted[1] if wanted else "").rpartition("/")
     choices = [option for option in options if option != "default" or len(options) == 1]
+    return no_such(f"{group}={name}", name, choices)
+
+
+def no_such(what: str, name: str, choices: Sequence[str]) -> str:
+    """That there is nothing of a name, the nearest that there is, and all."""
     nearest = difflib.get_close_matches(name, choices, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
-    return f"there is no {group}={name}:{hint} choose from {', '.join(choices)}"
+    return f"there is no {what}:{hint} choose from {', '.join(choices)}"
 
 
 def _fail(message: str, code: int) -> int:

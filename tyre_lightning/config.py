@@ -390,12 +390,12 @@ def config_folder(command: str) -> Path:
 def register_schemas() -> None:
     """Make schemas and logging known to Hydra, and have it leave texts as they are written; idempotent."""
     from tyre_lightning.messages import register_logging
-    from tyre_lightning.written import keep_texts
+    from tyre_lightning.written import SCHEMA, keep_texts
 
     register_logging()
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
+        store.store(name=f"{name}{SCHEMA}", node=schema)
     keep_texts()
 
 

@@ -110,22 +110,18 @@ def register_logging() -> None:
     file = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
     short: dict[str, Any] = {"()": f"{__name__}.ShortFormatter"}
     whole = {"format": "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"}
-    job = {
-        "version": 1,
-        "formatters": {"short": {**short, "file": file}, "whole": whole},
-        "handlers": {
-            "console": console,
-            "file": {"class": "logging.FileHandler", "formatter": "whole", "filename": file},
-        },
-        "root": {"level": "INFO", "handlers": ["console", "file"]},
-        "disable_existing_loggers": False,
-    }
-    lines = {
+    lines: dict[str, Any] = {
         "version": 1,
         "formatters": {"short": short},
         "handlers": {"console": console},
         "root": {"level": "INFO", "handlers": ["console"]},
         "disable_existing_loggers": False,
+    }
+    to_file = {"class": "logging.FileHandler", "formatter": "whole", "filename": file}
+    job = lines | {
+        "formatters": {"short": {**short, "file": file}, "whole": whole},
+        "handlers": {"console": console, "file": to_file},
+        "root": {"level": "INFO", "handlers": ["console", "file"]},
     }
     store.store(group="hydra/job_logging", name=NAME, node=job)
     store.store(group="hydra/job_logging", name="lines", node=lines)

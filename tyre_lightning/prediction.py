@@ -95,6 +95,20 @@ class Source:
             base = len(self.store.key(""))  # a hidden folder above the root hides nothing
             yield from (entry for entry in self.store.list() if is_image(entry.key[base:]))
 
+    def count(self, name: str) -> int:
+        """How many there are; they are listed twice rather than kept, so that memory does not grow with them.
+
+        Args:
+            name: of the source, for the error.
+
+        Raises:
+            UserError: there are none.
+        """
+        total = sum(1 for _ in self.entries())
+        if not total:
+            raise UserError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        return total
+
 
 @disk_errors()
 @memory_errors("batch_size")
@@ -106,9 +120,7 @@ def predict(cfg: DictConfig) -> Summary:
     """
     config = to_predict_config(cfg)
     source = open_source(str(config.input), config.s3)
-    total = sum(1 for _ in source.entries())  # listed twice rather than kept: memory does not grow with the images
-    if not total:
-        raise UserError(f"input={config.input} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    total = source.count(f"input={config.input}")
     device = _device(config)
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)

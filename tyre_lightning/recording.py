@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from tyre_lightning.config import (
-    TrainerConfig,
-)
+from tyre_lightning.config import TrainerConfig
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.errors import without_passwords
 from tyre_lightning.evaluation.figures import confusion_figure, decision_figure
@@ -32,9 +30,8 @@ from tyre_lightning.trainer import device_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TIMED = 15  # images
-
 UNSHARED = "test_unshared"  # the test images of tyres of which training saw no picture
+_TIMED = 15  # images
 
 
 def run_tags(options: TrainerConfig, found: Mapping[str, Any]) -> dict[str, str]:

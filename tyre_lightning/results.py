@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from tyre_lightning.api import Model, compose, load, tracking
+from tyre_lightning.api import Model, compose, html_table, load, tracking
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
@@ -240,8 +240,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         rows = {**self._shown(), "model": self.model_uri, "run": self.run_id}
-        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
-        return f"<table><caption>{escape(self.name)}</caption>{cells}</table>"
+        return html_table(self.name, rows)
 
     def _shown(self) -> dict[str, str]:
         return {name: f"{self.metrics[key]:.3f}" for name, key in _SHOWN.items() if key in self.metrics}

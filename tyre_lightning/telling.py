@@ -47,7 +47,7 @@ def tell_device(options: TrainerConfig) -> None:
 def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, folder: Path) -> None:
     """Say what is trained on which images, and where the results go."""
     for usage, catalog in data.catalogs().items():
-        tyres = len({*data.shown(usage).tyres.values()})
+        tyres = data.grouping.count(catalog)
         ignored = f"; {data.ignored[usage]} other files are ignored" if usage in data.ignored else ""
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {_counts(catalog.counts())}{ignored}"))
     every = sum(part.numel() for part in model.network.parameters())
@@ -57,9 +57,11 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
     say(_line("results", near(folder)))
     say(_line("", f"and experiment {config.logger.experiment} of {_server(config.logger)}"))
     if data.good_class is not None:
-        share = f"{100 * config.operating_point.max_escape_rate:.3g}%"
-        say(f"  escape@{share}: the share of defective validation images that pass")
-        say(f"  where at most {share} of the good ones are rejected")
+        from tyre_lightning.epochs import escape_heading
+
+        heading = escape_heading(config.operating_point.max_escape_rate)
+        say(f"  {heading}: the share of defective validation images that pass")
+        say(f"  where at most {heading.partition('@')[2]} of the good ones are rejected")
 
 
 def tell_end(run: Run, said: str) -> None:

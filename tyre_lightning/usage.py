@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
 import shutil
 import textwrap
+import tokenize
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -58,8 +61,7 @@ class Usage:
 def describe(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
     """The default of every key of a schema, as it is written on the command line, and the comment beside it."""
     found: dict[str, tuple[str, str]] = {}
-    source = inspect.getsource(schema)
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.+(?:\n    # .+)*)$", source, re.MULTILINE))
+    said = comments(schema)
     for item in fields(schema):
         factory: Any = item.default_factory
         if isinstance(factory, type) and is_dataclass(factory):
@@ -67,7 +69,17 @@ def describe(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
             continue
         default = item.default if item.default is not MISSING else factory()
         options = f"one of {', '.join(type(default).__members__)}" if isinstance(default, Enum) else ""
-        found[prefix + item.name] = (_shown(default), comments.get(item.name, options).replace("\n    #", ""))
+        found[prefix + item.name] = (_shown(default), said.get(item.name, options))
+    return found
+
+
+@cache
+def comments(group: type) -> dict[str, str]:
+    """The comment behind each field or member of a class."""
+    found: dict[str, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(group)).readline):
+        if token.type == tokenize.COMMENT and (name := re.match(r"\s+(\w+)\b.*=", token.line)):
+            found[name[1]] = token.string.lstrip("# ")
     return found
 
 

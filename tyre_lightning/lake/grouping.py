@@ -61,6 +61,10 @@ class Grouping:
         tyres = {key: tyre_of(key, self.pattern) for key in catalog.keys()}
         return Shown(tyres, dict(zip(catalog.keys(), self.groups(catalog), strict=True)))
 
+    def count(self, catalog: Catalog) -> int:
+        """How many tyres the images show."""
+        return len(catalog) if self.pattern is None else len({tyre_of(key, self.pattern) for key in catalog.keys()})
+
     def shared(self, catalog: Catalog, others: Iterable[Catalog]) -> list[str]:
         """Keys of images of tyres of which other catalogs have other images, sorted."""
         if not self.joined and self.pattern is None:
