@@ -8,10 +8,10 @@ its own and only changes the tyre. The same seed therefore shows the same scene 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import lru_cache, reduce
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,12 @@ class _Defect:
     worn: Field | float = 0.0  # 1 where the pattern is rubbed away
     cut: Field | float = 0.0  # 1 where the rubber is gone
     mask: Field | float = 0.0  # share of each pixel that belongs to the defect
+
+    def with_another(self, other: _Defect) -> _Defect:
+        """Both on one tyre: heights add up, and of what is worn, open or gone the greater counts."""
+        added = {name: getattr(self, name) + getattr(other, name) for name in ("swell", "bump")}
+        greater = {name: np.maximum(getattr(self, name), getattr(other, name)) for name in ("gap", "worn", "cut", "mask")}
+        return _Defect(**added, **greater)
 
 
 def _local(px: int, centre: tuple[float, float], scale: tuple[float, float], turn: float) -> tuple[Field, Field]:
@@ -400,13 +406,27 @@ def draw(label: str, seed: int, size: int = 224, *, clear: bool = False) -> tupl
     Returns the size x size RGB image and the defect's true extent, a size x size boolean mask (all False for
     ``good``). The same arguments give the same pixels; the same seed gives the same scene under every label.
     """
-    if label not in CLASSES:
-        raise ValueError(f"unknown class {label!r}; known: {', '.join(CLASSES)}")
+    picture, masks = draw_defects([label], seed, size, clear=clear)
+    return picture, masks[label]
+
+
+def draw_defects(
+    labels: Sequence[str], seed: int, size: int = 224, *, clear: bool = False
+) -> tuple[Image.Image, dict[str, NDArray[np.bool_]]]:
+    """Draw one tyre with several defects; each lies where :func:`draw` puts it alone.
+
+    Returns the image, and each defect's true extent by its label, as :func:`draw` does.
+    """
+    for label in labels:
+        if label not in CLASSES:
+            raise ValueError(f"unknown class {label!r}; known: {', '.join(CLASSES)}")
     scene_rng = np.random.default_rng([seed, 0])
     scene = _pose(scene_rng, size, clear)
-    defect = _DEFECTS[label](scene, np.random.default_rng([seed, 1, CLASSES.index(label)]))
-    picture = _photograph(_render(scene, defect, scene_rng), np.random.default_rng([seed, 2]), scene.rough)
-    return picture, np.broadcast_to(np.asarray(defect.mask) > 0.3, (size, size)).copy()
+    defects = [_DEFECTS[label](scene, np.random.default_rng([seed, 1, CLASSES.index(label)])) for label in labels]
+    whole = reduce(_Defect.with_another, defects)
+    picture = _photograph(_render(scene, whole, scene_rng), np.random.default_rng([seed, 2]), scene.rough)
+    extents = (np.broadcast_to(np.asarray(defect.mask) > 0.3, (size, size)).copy() for defect in defects)
+    return picture, dict(zip(labels, extents, strict=True))
 
 
 def write_lake(
@@ -417,24 +437,30 @@ def write_lake(
     seed: int = 0,
     clear: bool = False,
     progress: Callable[[], None] | None = None,
+    pairs: Mapping[str, int] | None = None,
 ) -> int:
     """Write ``<root>/<usage>/<class>/<hex name>.jpg``, ``counts[usage]`` of every class.
 
     Each image's name and seed are a hash of its place in the set: names tell nothing, no two images share a
     scene, and a larger count keeps the images already there. ``clear`` is as for :func:`draw`. ``progress`` is called
-    after every image. Returns the number of images written.
+    after every image. ``pairs[usage]`` tyres more have both defects of each two; their pictures lie in both classes,
+    under one name. Returns the number of images written.
     """
     written = 0
     for usage, count in counts.items():
-        for label in CLASSES:
-            folder = root / usage / label
-            folder.mkdir(parents=True, exist_ok=True)
-            for index in range(count):
-                digest = hashlib.sha256(f"{seed}/{usage}/{label}/{index}".encode()).digest()
+        sets = [((label,), count) for label in CLASSES]
+        sets += [(two, (pairs or {}).get(usage, 0)) for two in combinations(CLASSES[1:], 2)]
+        for labels, number in sets:
+            for label in labels:
+                (root / usage / label).mkdir(parents=True, exist_ok=True)
+            for index in range(number):
+                digest = hashlib.sha256(f"{seed}/{usage}/{'+'.join(labels)}/{index}".encode()).digest()
                 own = int.from_bytes(digest[8:16], "big")
                 quality = int(np.random.default_rng([own, 3]).integers(*_JPEG_QUALITY))
-                draw(label, own, size, clear=clear)[0].save(folder / f"{digest[:8].hex()}.jpg", quality=quality)
-                written += 1
+                picture = draw_defects(labels, own, size, clear=clear)[0]
+                for label in labels:
+                    picture.save(root / usage / label / f"{digest[:8].hex()}.jpg", quality=quality)
+                    written += 1
                 if progress is not None:
                     progress()
     return written
