@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tyre_lightning.lake.store import Entry
+
+ALSO, COPIES = "also", "copies"  # columns of a catalog with pictures that lie in several class folders
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,9 @@ class Catalog:
     """Labelled images, as columns, so that ten million fit and forked processes share them.
 
     Args:
-        table: columns key (string), label (dictionary of ``classes``), size (int64, bytes) and etag (string).
+        table: columns key (string), label (dictionary of ``classes``), size (int64, bytes) and etag (string). Where
+            pictures lie in several class folders (:func:`tyre_lightning.lake.several.merged`), also (list of int32,
+            places in ``classes``) and copies (list of string, keys): the other folders, one for each of its copies.
         classes: all class names, in the order of the model's outputs; a class may have no image.
         ignored: how many stored objects are not images (text, folder markers, hidden files).
     """
@@ -54,14 +59,67 @@ class Catalog:
         return [*self.table["label"].to_pylist()]
 
     def codes(self, class_to_idx: Mapping[str, int]) -> NDArray[np.int64]:
-        """The class index of every image, shape (N,)."""
+        """The class index of every image, shape (N,); of one that lies in several folders, that of its key."""
         lookup = np.array([class_to_idx[name] for name in self.classes], dtype=np.int64)
         return np.asarray(lookup[self._positions()])
 
+    def truth(self, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of some classes every image shows, shape (N, classes); a class that is not among them shows nowhere."""
+        own = np.zeros((len(self), len(self.classes)), bool)
+        own[np.arange(len(self)), self._positions()] = True
+        own[self.further()] = True
+        shows = np.zeros((len(self), len(classes)), bool)
+        for place, name in enumerate(classes):
+            if name in self.classes:
+                shows[:, place] = own[:, self.classes.index(name)]
+        return shows
+
     def counts(self) -> dict[str, int]:
-        """Images per class, in class order; classes without images count 0."""
+        """Images per class, in class order; classes without images count 0, and one with several counts for each."""
         numbers = np.bincount(self._positions(), minlength=len(self.classes))
+        numbers += np.bincount(self.further()[1], minlength=len(self.classes))
         return {name: int(number) for name, number in zip(self.classes, numbers, strict=True)}
+
+    def further(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and positions in ``classes`` of what they show beside their labels, each once."""
+        if ALSO not in self.table.column_names:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        also = self.table[ALSO].combine_chunks()
+        pairs = np.stack([pc.list_parent_indices(also).to_numpy(), also.flatten().to_numpy()], axis=1)
+        rows, positions = np.unique(pairs.astype(np.int64), axis=0).T
+        other = positions != self._positions()[rows]
+        return rows[other], positions[other]
+
+    def rarest(self) -> NDArray[np.int64]:
+        """The place in ``classes`` of every image's class, shape (N,); of several, that with the fewest images."""
+        numbers, found = [*self.counts().values()], self._positions()
+        for row, position in zip(*self.further(), strict=True):
+            if numbers[position] < numbers[found[row]]:
+                found[row] = position
+        return found
+
+    def several(self) -> int:
+        """How many images show several classes."""
+        return len(np.unique(self.further()[0]))
+
+    def copies(self) -> Iterator[tuple[str, str]]:
+        """The keys of an image and of one of its copies in other class folders, pair by pair."""
+        if COPIES in self.table.column_names:
+            copies = self.table[COPIES].combine_chunks()
+            keys = self.table["key"].take(pc.list_parent_indices(copies))
+            yield from zip(keys.to_pylist(), copies.flatten().to_pylist(), strict=True)
+
+    def apart(self) -> Catalog:
+        """A row for each stored object, as it was listed: an image that lies in several class folders has several."""
+        if COPIES not in self.table.column_names:
+            return self
+        alone = self.table.drop_columns([ALSO, COPIES])
+        also, copies = (self.table[name].combine_chunks() for name in (ALSO, COPIES))
+        rows = alone.take(pc.list_parent_indices(copies))
+        label = pa.DictionaryArray.from_arrays(also.flatten(), pa.array(self.classes, pa.string()))
+        for name, values in (("key", copies.flatten()), ("label", label)):
+            rows = rows.set_column(rows.schema.get_field_index(name), name, values)
+        return Catalog(pa.concat_tables([alone, rows]).combine_chunks(), self.classes, self.ignored)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Catalog:
         """The images at ``indices``, in that order; what the listing ignored stays with the whole catalog."""

@@ -28,8 +28,9 @@ def fingerprint(catalogs: Sequence[Catalog]) -> str:
     """32 hexadecimal digits, the same for the same images whatever their order: BLAKE2b over the sorted rows.
 
     Catalogs are to have content tags (see :func:`with_content_tags`), so that a bucket and its copy on a disk agree.
+    An image that lies in several class folders counts as it was listed, once for each.
     """
-    rows = pa.concat_arrays([_rows(catalog) for catalog in catalogs])
+    rows = pa.concat_arrays([_rows(catalog.apart()) for catalog in catalogs])
     text = rows.take(pc.sort_indices(rows))
     digest = blake2b(digest_size=16)
     for start in range(0, len(text), _BATCH):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
+
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
@@ -42,11 +44,11 @@ class Grouping:
             pairs: two arrays [M] of places in them: images that show the same tyre.
         """
         keys = [key for catalog in catalogs for key in catalog.keys()]
-        labels = [label for catalog in catalogs for label in catalog.labels()]
+        shows = np.concatenate([catalog.truth(catalogs[0].classes) for catalog in catalogs])
         groups = groups_of(keys, pattern, pairs)
         places = [*zip(*pairs, strict=True)]
         copies = [(keys[one], keys[other]) for one, other in places]
-        conflicts = [*compress(copies, (labels[one] != labels[other] for one, other in places))]
+        conflicts = [*compress(copies, (shows[pairs[0]] != shows[pairs[1]]).any(axis=1))]
         bound = {groups[one] for one, _ in places}
         joined = {key: group for key, group in zip(keys, groups, strict=True) if group in bound}
         return cls(pattern, copies, conflicts, joined)
@@ -59,7 +61,10 @@ class Grouping:
     def shown(self, catalog: Catalog) -> Shown:
         """Which tyres the images show, and which tyres cannot be told apart, as near-copies were found."""
         tyres = {key: tyre_of(key, self.pattern) for key in catalog.keys()}
-        return Shown(tyres, dict(zip(catalog.keys(), self.groups(catalog), strict=True)))
+        groups = dict(zip(catalog.keys(), self.groups(catalog), strict=True))
+        for key, copy in catalog.copies():
+            tyres[copy], groups[copy] = tyres[key], groups[key]
+        return Shown(tyres, groups)
 
     def count(self, catalog: Catalog) -> int:
         """How many tyres the images show."""

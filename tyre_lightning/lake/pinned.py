@@ -66,10 +66,10 @@ class Difference:
 
 
 def save(path: Path, root: str, catalogs: Mapping[str, Catalog], shown: Mapping[str, Shown] | None = None) -> None:
-    """Write catalogs by usage, with content tags, and the tyres that their images show."""
+    """Write catalogs by usage, with content tags, and the tyres that their images show; a row for each key."""
     classes = next(iter(catalogs.values())).classes
     tables = []
-    for usage, catalog in catalogs.items():
+    for usage, catalog in ((usage, catalog.apart()) for usage, catalog in catalogs.items()):
         table = catalog.table.add_column(0, "usage", pa.repeat(usage, len(catalog)))
         for name, values in zip(_NAMES, (shown or {}).get(usage, Shown()).names(catalog.keys()), strict=True):
             table = table.append_column(name, pa.array(values, pa.string()))

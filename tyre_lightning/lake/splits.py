@@ -22,7 +22,7 @@ def split_validation(
 
     A group's place depends on nothing but the seed and its name, so the split is the same in any listing order, and
     few images change sides when others are added. A group with images of several classes counts as one of the class
-    that most of them have.
+    that most of them have; an image that shows several, as one of the rarest of them (Sechidis et al., ECML PKDD 2011).
 
     Args:
         fraction: share of each class's images that is held out.
@@ -79,7 +79,7 @@ class _Groups:
     group_of: Ints  # of every image
     sizes: Ints  # images in each group
     label: Ints  # the class that most images of a group have
-    has: NDArray[np.bool_]  # [groups, classes]: whether it has an image of a class
+    has: NDArray[np.bool_]  # [groups, classes]: whether it has an image that shows a class
 
     def of_class(self, index: int, name: str, least: int, into: str) -> Ints:
         """The groups that count as of a class; all others' images of it stay where their groups are."""
@@ -97,11 +97,14 @@ class _Groups:
 
 def _group(catalog: Catalog, groups: Sequence[str] | None) -> _Groups:
     names = np.asarray(catalog.keys() if groups is None else groups, dtype=object)
-    labels = catalog.codes({name: index for index, name in enumerate(catalog.classes)})
+    labels = catalog.rarest()
     found, group_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
     counts = np.zeros((len(found), len(catalog.classes)), dtype=np.int64)
     np.add.at(counts, (group_of, labels), 1)
-    return _Groups(found, group_of, sizes, counts.argmax(axis=1), counts > 0)
+    has, (rows, further) = counts > 0, catalog.further()
+    has[group_of[rows], catalog.codes({name: index for index, name in enumerate(catalog.classes)})[rows]] = True
+    has[group_of[rows], further] = True
+    return _Groups(found, group_of, sizes, counts.argmax(axis=1), has)
 
 
 def _divide(catalog: Catalog, held_out: NDArray[np.bool_]) -> tuple[Catalog, Catalog]:
