@@ -140,6 +140,7 @@ class DataConfig:
     usage: UsageConfig = field(default_factory=UsageConfig)
     classes: list[str] | None = None  # null: every class folder below train
     good_class: str | None = None  # null: a class named good, ok, non_defective, ...
+    multi_label: bool = False  # the same content in several class folders is one picture with several defects
     val_fraction: float = 0.2  # share of train held out where there is no val folder
     group_pattern: str | None = None  # what a file name's match says of the tyre, on which is decided
     near_copies: bool = True  # images that look the same, turned or cropped a little, stay on one side too

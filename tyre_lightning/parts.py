@@ -153,10 +153,11 @@ def make_optimizer(spec: Spec, groups: Sequence[dict[str, Any]]) -> Optimizer:
     return optimizer
 
 
-def make_loss(spec: Spec, classes: int | None = None) -> Loss:
+def make_loss(spec: Spec, classes: int | None = None, *, multi_label: bool = False) -> Loss:
     """The loss of ``model.loss``, tried on three images of so many classes where they are known.
 
-    It is called with logits float32 [N, classes] and labels int64 [N], and gives one number to go down from.
+    It is called with logits float32 [N, classes] and labels int64 [N], and gives one number to go down from. With
+    ``multi_label`` labels are float32 [N, classes], 1 for what an image shows.
 
     Raises:
         UserError: as :func:`make`, or it gives something else, or has weights of its own to learn.
@@ -172,11 +173,12 @@ def make_loss(spec: Spec, classes: int | None = None) -> Loss:
     if classes is None:
         return loss
     logits = torch.zeros(3, classes, requires_grad=True)
+    labels = torch.eye(classes)[torch.arange(3) % classes] if multi_label else torch.arange(3) % classes
     try:
-        value = loss(logits, torch.arange(3) % classes)
+        value = loss(logits, labels)
     except Exception as error:
-        said = first_line(error)
-        raise UserError(f"{OWN_LOSS}: {target} fails on logits [3, {classes}] and labels [3]: {said}") from error
+        said, shape = first_line(error), [*labels.shape]
+        raise UserError(f"{OWN_LOSS}: {target} fails on logits [3, {classes}] and labels {shape}: {said}") from error
     if not isinstance(value, torch.Tensor) or value.ndim or not value.requires_grad:
         raise UserError(f"{OWN_LOSS}: {target} must give one number, a tensor that depends on the logits")
     return loss

@@ -175,6 +175,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         freeze_stages=0 if options.weights == "none" else options.freeze_stages,
         channels_last=options.channels_last,
         optimizer=options.optimizer.rates(),
+        multi_label=config.data.multi_label,
     )
     model.use(options.loss, options.optimizer.own)
     if pretrained:

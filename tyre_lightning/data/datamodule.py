@@ -27,6 +27,7 @@ from tyre_lightning.lake.listing import good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
+from tyre_lightning.lake.several import count_several, merged
 from tyre_lightning.lake.splits import split_fold, split_validation
 from tyre_lightning.lake.tyres import Shown, count_tyres
 from tyre_lightning.names import one_form
@@ -122,10 +123,10 @@ class TyreDataModule(L.LightningDataModule):
             raise UserError(f"{len(catalog)} images cannot be shared by {world} devices: give trainer.devices=1")
         augmentation = Augmentation(self.config.augment, self.preprocessing) if train else None
         images = self._images(augmentation)
-        dataset: Any = TyreDataset(catalog, images, self.classes, augmentation, self.config.unreadable)
-        weights = None
-        if train and self.config.sampling is Sampling.balanced:
-            weights = balanced(catalog.codes({name: index for index, name in enumerate(self.classes)}))
+        several = self.config.multi_label
+        dataset: Any = TyreDataset(catalog, images, self.classes, augmentation, self.config.unreadable, several)
+        balance = train and self.config.sampling is Sampling.balanced
+        weights = balanced(catalog.truth(self.classes)) if balance else None
         sampler = EpochSampler(len(catalog), seed=self.seed, train=train, rank=rank, world=world, weights=weights)
         batch_size = batch_per_device(self.config.batch_size, world)
         options = self._worker_options()
@@ -148,18 +149,32 @@ class TyreDataModule(L.LightningDataModule):
         memory = self._folder / "contents"
         return {usage: with_content_tags(self.store, catalog, memory) for usage, catalog in self.catalogs().items()}
 
+    def contradicting(self) -> int:
+        """How many contents lie in several folders of defects, each under labels of its own."""
+        if self.good_class is None:
+            return 0
+        catalogs, tagged = self.catalogs(), self.tagged()
+        return sum(count_several(catalogs[usage], tagged[usage], self.good_class) for usage in catalogs)
+
+    def _merged(self, catalog: Catalog | None) -> Catalog | None:
+        """With ``data.multi_label``, pictures that lie in several folders of defects as one row each."""
+        if catalog is None or not self.config.multi_label or self.good_class is None:
+            return catalog
+        return merged(catalog, with_content_tags(self.store, catalog, self._folder / "contents"), self.good_class)
+
     def _read_lake(self) -> tuple[Catalog, Catalog, Catalog | None]:
         lake = read_lake(self.store, self.config)
         self._find_good(lake.classes)
         read = {"train": lake.train, "val": lake.val, "test": lake.test}
         self.ignored = {usage: catalog.ignored for usage, catalog in read.items() if catalog and catalog.ignored}
-        train, test = lake.train, lake.test if self.config.folds is None else None
-        self._check_pattern([train, lake.val, test])
-        self._group([train, lake.val, test])
+        train, val, test = map(self._merged, (lake.train, lake.val, lake.test if self.config.folds is None else None))
+        assert train is not None
+        self._check_pattern([train, val, test])
+        self._group([train, val, test])
         if self.config.folds is not None and self.config.fold is not None:
             train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self.grouping.groups(train))
-        if lake.val is not None:
-            return train, lake.val, test
+        if val is not None:
+            return train, val, test
         return *split_validation(train, self.config.val_fraction, self.seed, self.grouping.groups(train)), test
 
     def _check_pattern(self, catalogs: Sequence[Catalog | None]) -> None:
@@ -172,10 +187,15 @@ class TyreDataModule(L.LightningDataModule):
     def _find_good(self, classes: Sequence[str]) -> None:
         """Said before every image is looked at for copies, which may take hours."""
         self.good_class = good_class(classes, self.config.good_class)
+        if self.good_class is None and self.config.multi_label:
+            raise UserError(
+                f"data.multi_label=true must know which of the classes {_quoted(classes)} is that of good tyres, which "
+                "have no defect: give data.good_class=..."
+            )
         if self.good_class is None:
             log.warning(
                 "none of the classes %s is known to be that of good tyres, so that a model can decide nothing: give "
-                "data.good_class=...", ", ".join(f"'{name}'" for name in classes),
+                "data.good_class=...", _quoted(classes),
             )  # fmt: skip
 
     def _group(self, catalogs: Sequence[Catalog | None]) -> None:
@@ -210,7 +230,7 @@ class TyreDataModule(L.LightningDataModule):
         self._find_good(pinned.classes)
         if self.config.from_run or not self.store.remote:
             pinned = check(pinned, self.store, self.config.changed, self._folder / "contents")
-        found = pinned.catalogs
+        found = {usage: one for usage, catalog in pinned.catalogs.items() if (one := self._merged(catalog)) is not None}
         self._check_pattern([*found.values()])
         self._group([*found.values()])
         return found["train"], found["val"], found.get("test")
@@ -244,6 +264,10 @@ class TyreDataModule(L.LightningDataModule):
             return {}
         start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
         return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": True}
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def default_start() -> str | None:

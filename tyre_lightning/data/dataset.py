@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """What a training or evaluation step gets."""
 
     image: Tensor  # uint8 [N, 3, H, W]
-    label: Tensor  # int64 [N]
+    label: Tensor  # int64 [N]; where images may show several defects [N, classes], of 0 and 1
     colour: Tensor  # float32 [N, 3]: what training makes of the colours, see recolour
     key: list[str]  # N keys
     unreadable: list[UnreadableImage]  # images of this batch that are not in it
@@ -59,10 +59,10 @@ class Note(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One decoded image: uint8 [3, H, W], its class index and its key."""
+    """One decoded image: uint8 [3, H, W], its class index (or a 0 or 1 for each class) and its key."""
 
     image: Tensor
-    label: int
+    label: int | list[int]
     key: str
     colour: Colour = Colour()
 
@@ -79,6 +79,7 @@ class TyreDataset(Dataset[Item]):
         classes: class names in index order.
         augmentation: training's transform; None for evaluation.
         unreadable: ``skip`` returns an :class:`UnreadableImage` in place of a sample; ``error`` raises it.
+        several: whether an image may show several defects, so that its label is a 0 or 1 for each class.
     """
 
     def __init__(
@@ -88,10 +89,12 @@ class TyreDataset(Dataset[Item]):
         classes: Sequence[str],
         augmentation: Augmentation | None = None,
         unreadable: Unreadable = Unreadable.skip,
+        several: bool = False,
     ) -> None:
         self._catalog = catalog
         self._images = images
         self._class_to_idx = {name: index for index, name in enumerate(classes)}
+        self._shows = catalog.truth(classes).astype(np.uint8) if several else None
         self._augmentation = augmentation
         self._unreadable = unreadable
 
@@ -137,7 +140,12 @@ class TyreDataset(Dataset[Item]):
                 raise image
             return image
         view, colour = self._augmentation(image, seed) if self._augmentation else (image, Colour())
-        return Sample(view, self._class_to_idx[self._catalog.label(index)], self._catalog.key(index), colour)
+        return Sample(view, self._label(index), self._catalog.key(index), colour)
+
+    def _label(self, index: int) -> int | list[int]:
+        if self._shows is None:
+            return self._class_to_idx[self._catalog.label(index)]
+        return [*self._shows[index].tolist()]
 
 
 def collate(samples: Sequence[Item]) -> Batch:
@@ -223,10 +231,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return (torch.arange(start, start + len(part)) * self._world + self._rank) % self._length
 
 
-def balanced(codes: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    """Weights by which every class is drawn equally often, float64 [N], of the class index of each image."""
-    numbers = torch.as_tensor(codes)
-    return 1 / numbers.bincount()[numbers].double()
+def balanced(shows: NDArray[np.bool_]) -> Tensor:
+    """Weights by which every class is drawn equally often, float64 [N], of what images show, [N, classes].
+
+    One that shows several is drawn as those of the rarest of them.
+    """
+    weights = np.zeros(len(shows))
+    for shown in shows.T:
+        weights[shown] = np.maximum(weights[shown], 1 / max(1, shown.sum()))
+    return torch.from_numpy(weights)
 
 
 class BatchSampler(Sampler[Plan]):

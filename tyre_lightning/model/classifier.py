@@ -13,21 +13,22 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing, recolour
 from tyre_lightning.errors import Diverged, UserError
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
-from tyre_lightning.model.metrics import InspectionMetrics
+from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
 JUDGEMENT = "judgement"  # a checkpoint's keys
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
-FORMAT = 2  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
+FORMAT = 3  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
+_SINGLE = 2  # of one whose images show one class each, which older versions read too
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class TyreClassifier(L.LightningModule):
         freeze_stages: of the backbone, the stem included, that never learn; their BatchNorm keeps its statistics too.
         channels_last: memory layout.
         optimizer: :meth:`tyre_lightning.config.OptimizerConfig.rates`.
+        multi_label: whether an image may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
 
     Raises:
         UserError: the backbone cannot be built, or has too few stages to freeze so many.
@@ -67,6 +69,7 @@ class TyreClassifier(L.LightningModule):
         freeze_stages: int = 0,
         channels_last: bool = True,
         optimizer: dict[str, float] | None = None,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -79,7 +82,7 @@ class TyreClassifier(L.LightningModule):
         self._freeze()
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.metrics = nn.ModuleDict({usage: InspectionMetrics(classes, good_class) for usage in ("val",)})
+        self.metrics = nn.ModuleDict({usage: metrics_of(classes, good_class, multi_label) for usage in ("val",)})
         self._unreadable: dict[str, int] = {"train": 0, "val": 0}
         # Of this epoch so far: the sum over images, and how many they are.
         self._loss: tuple[Tensor | float, int] = (0.0, 0)
@@ -100,7 +103,7 @@ class TyreClassifier(L.LightningModule):
         """
         self._own_loss, self._own_optimizer = loss, optimizer
         if loss:
-            make_loss(loss, len(self.hparams["classes"]))
+            make_loss(loss, len(self.hparams["classes"]), multi_label=self.hparams["multi_label"])
 
     @property
     def optimizer_name(self) -> str:
@@ -129,7 +132,7 @@ class TyreClassifier(L.LightningModule):
         if self._before is not None:
             self._check(self._before)
         loss, images = self._loss
-        checkpoint[MADE_AS] = FORMAT
+        checkpoint[MADE_AS] = FORMAT if self.hparams["multi_label"] else _SINGLE
         checkpoint[OPTIMIZER] = self.optimizer_name
         checkpoint[PROGRESS] = {"loss": float(loss), "images": images, "unreadable": self._unreadable["train"]}
 
@@ -197,8 +200,9 @@ class TyreClassifier(L.LightningModule):
         if not len(batch.label):
             # Every process must still take part in the step, so a batch that nobody could read gives a zero gradient.
             return sum((p.sum() for p in self.network.parameters() if p.requires_grad), torch.zeros(())) * 0.0
-        criterion = self._criterion or self._cross_entropy
-        loss = criterion(self._learn(recolour(batch.image, batch.colour)), batch.label)
+        usual = self._binary_cross_entropy if self.hparams["multi_label"] else self._cross_entropy
+        labels = batch.label.float() if self.hparams["multi_label"] else batch.label
+        loss = (self._criterion or usual)(self._learn(recolour(batch.image, batch.colour)), labels)
         if self._before is not None:  # this batch's loss a GPU may still have to compute
             self._check(self._before)
         self._before = loss.detach()
@@ -209,6 +213,16 @@ class TyreClassifier(L.LightningModule):
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights: Any = self.class_weights
         return cross_entropy(logits, labels, weight=weights, label_smoothing=self.hparams["label_smoothing"])
+
+    def _binary_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed over outputs; with class weights an image weighs as the heaviest of its classes does."""
+        smoothing, weights = self.hparams["label_smoothing"], self.class_weights
+        smooth = labels * (1 - smoothing) + smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smooth, reduction="none").sum(1)
+        if weights is None:
+            return losses.mean()
+        each = (labels * weights).amax(1)
+        return (each * losses).sum() / each.sum()
 
     def _learn(self, images: Tensor) -> Tensor:
         """Logits of training images."""
