@@ -94,7 +94,7 @@ def record_class_metrics(run: Run, inspector: Inspector, scores: Mapping[str, Sc
         metrics[f"{usage}/unreadable"] = float(len(found.unreadable))
     run.log_metrics(metrics, step)
     if "test" in scores:
-        matrix = confusion(scores["test"].labels, scores["test"].logits)
+        matrix = confusion(scores["test"])
         run.log_figure(confusion_figure(matrix, inspector.classes), "confusion_matrix.png")
     return metrics
 

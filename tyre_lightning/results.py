@@ -21,7 +21,7 @@ from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, thumbnails
 from tyre_lightning.evaluation.judgement import confusion
-from tyre_lightning.evaluation.scores import SCORES, Scores
+from tyre_lightning.evaluation.scores import SCORES, SHOWS, Scores
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.model.inspector import answer_columns
@@ -144,7 +144,7 @@ class Result:
         return load(self.model_uri, tracking_uri=self._tracking_uri)
 
     def scores(self, usage: str | None = None) -> pd.DataFrame:
-        """What the model says of each image: predict.py's columns, and ``true``, its folder.
+        """What the model says of each image: predict.py's columns, and ``true``, its folder (``shows``: all of them).
 
         Args:
             usage: ``test`` or ``val``; None: the test images, where there are some.
@@ -154,7 +154,9 @@ class Result:
         """
         found = self._scores(usage)
         inspector = self.model.inspector
-        return pd.DataFrame(found.answers(inspector), columns=["key", "true", *answer_columns(inspector.columns())])
+        several = [SHOWS] if inspector.multi_label else []
+        columns = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
+        return pd.DataFrame(found.answers(inspector), columns=["key", "true", *several, *columns])
 
     def errors(self, count: int = 12, usage: str | None = None, root: str | None = None) -> Image.Image:
         """A contact sheet of the images that the model gets most wrong: those where it is surest of another class.
@@ -215,11 +217,12 @@ class Result:
             UserError: the run has no such images.
         """
         found = self._scores(usage)
-        return as_picture(confusion_figure(confusion(found.labels, found.logits), self.model.inspector.classes))
+        return as_picture(confusion_figure(confusion(found), self.model.inspector.classes))
 
     def _scores(self, usage: str | None) -> Scores:
         with TemporaryDirectory() as folder:
-            return Scores.read(self._artifact(f"{SCORES}/{usage or self.judged_on}.parquet", folder))
+            path = self._artifact(f"{SCORES}/{usage or self.judged_on}.parquet", folder)
+            return Scores.read(path, self.model.inspector.outputs)
 
     def _artifact(self, name: str, folder: str) -> Path:
         try:

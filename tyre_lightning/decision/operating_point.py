@@ -192,9 +192,9 @@ def measure_rates(
     good = tyres.labels == classes.index(good_class)
     decided = decisions(point, tyres, least_pictures)
     by_class = {
-        name: interval((decided == ACCEPT)[tyres.labels == index], confidence)
+        name: interval((decided == ACCEPT)[tyres.showing(index)], confidence)
         for index, name in enumerate(classes)
-        if name != good_class and (tyres.labels == index).any()
+        if name != good_class and tyres.showing(index).any()
     }
     escape, overkill = (decided == ACCEPT)[~good], (decided == REJECT)[good]
     return Rates(

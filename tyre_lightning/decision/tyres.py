@@ -31,6 +31,7 @@ class Tyres:
         deciding: the place of the picture with the highest P(defective) among all pictures, shape (T,).
         pictures: how many could be read, shape (T,).
         whole: whether all could, shape (T,).
+        shows: [T, classes], whether any of its pictures shows a class; [T, 0] where pictures show one class each.
     """
 
     names: Names
@@ -39,12 +40,21 @@ class Tyres:
     deciding: Ints
     pictures: Ints
     whole: Bools
+    shows: Bools
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
-    def of(cls, names: Names, scores: Floats, labels: Ints, good: int, damaged: Collection[str] = ()) -> Tyres:
+    def of(
+        cls,
+        names: Names,
+        scores: Floats,
+        labels: Ints,
+        good: int,
+        damaged: Collection[str] = (),
+        shows: Bools | None = None,
+    ) -> Tyres:
         """Tyres by their N pictures that could be read; those of which none could are not among them.
 
         Args:
@@ -53,6 +63,7 @@ class Tyres:
             labels: class indices, shape (N,).
             good: the index of the class without a defect.
             damaged: tyres of which a picture could not be read.
+            shows: [N, classes], where pictures may show several defects.
         """
         found, place, pictures = np.unique(names, return_inverse=True, return_counts=True)
         worst = -np.where(np.isnan(scores), np.inf, scores)  # nothing must hide behind what cannot be told
@@ -61,7 +72,14 @@ class Tyres:
         telling = np.lexsort((worst, labels == good, place))  # a tyre's defective pictures first
         true = labels[telling[_first_of_each(place[telling])]]
         whole = np.array([name not in damaged for name in found], bool)
-        return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole)
+        shown = np.zeros((len(found), 0 if shows is None else shows.shape[1]), bool)
+        if shows is not None:
+            np.logical_or.at(shown, place, shows)
+        return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole, shown)
+
+    def showing(self, index: int) -> Bools:
+        """Which of them show a class, shape (T,)."""
+        return self.shows[:, index] if self.shows.shape[1] else self.labels == index
 
     def take(self, kept: Bools | Ints) -> Tyres:
         """Some of them."""

@@ -118,7 +118,7 @@ def _quality(inspector: Inspector, found: Scores, counted: Scores, wanted: Opera
 def _worst(found: Scores, classes: Sequence[str], values: Mapping[str, float]) -> str:
     """The class of which the smallest share is found, and what it is taken for."""
     name = min((name for name in classes if f"recall/{name}" in values), key=lambda name: values[f"recall/{name}"])
-    row = confusion(found.labels, found.logits)[classes.index(name)]
+    row = confusion(found)[classes.index(name)]
     hits, total = int(row[classes.index(name)]), int(row.sum())
     if hits == total:
         return "none: the class of every image is found"

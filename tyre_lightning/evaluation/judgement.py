@@ -18,13 +18,13 @@ from tyre_lightning.decision.calibration import (
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.scores import Scores
-from tyre_lightning.model.metrics import InspectionMetrics
+from tyre_lightning.model.metrics import metrics_of
 
 
 def fit_calibration(scores: Scores, good: int | None) -> Calibration:
     """What validation images say; ``good`` is the index of the class without defects, if one is known."""
     place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)[1:]
-    temperature = fit_temperature(scores.logits, scores.labels, 1 / sizes[place])
+    temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), 1 / sizes[place])
     if good is None:
         return Calibration(temperature, [], 0, [], 0)
     return Calibration.of(scores.counted(good, temperature), good, temperature)
@@ -32,20 +32,19 @@ def fit_calibration(scores: Scores, good: int | None) -> Calibration:
 
 def class_metrics(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:
     """What :class:`InspectionMetrics` measures, by name."""
-    metrics = InspectionMetrics(classes, good_class)
-    metrics.update(torch.from_numpy(scores.logits), torch.from_numpy(scores.labels))
+    metrics = metrics_of(classes, good_class, multi_label=scores.shows is not None)
+    labels = scores.labels if scores.shows is None else scores.shows.astype(np.int64)
+    metrics.update(torch.from_numpy(scores.logits), torch.from_numpy(labels))
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
-def confusion(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> NDArray[np.int64]:
+def confusion(scores: Scores) -> NDArray[np.int64]:
     """Confusion matrix [classes, classes] of the likeliest classes: rows are the true classes, columns the predicted.
 
-    Args:
-        labels: class indices, shape (N,).
-        logits: [N, classes].
+    An image with several defects of which one is the likeliest class is in that one's row, else in its first one's.
     """
-    matrix: NDArray[np.int64] = np.zeros((logits.shape[1],) * 2, np.int64)
-    np.add.at(matrix, (labels, logits.argmax(axis=1)), 1)
+    matrix: NDArray[np.int64] = np.zeros((scores.logits.shape[1],) * 2, np.int64)
+    np.add.at(matrix, (scores.true(), scores.outputs.likeliest(scores.logits)), 1)
     return matrix
 
 
@@ -67,15 +66,16 @@ def decision_metrics(
 ) -> dict[str, float]:
     """What calibration and operating point are worth on some images, by name.
 
-    Calibration error and Brier score with the temperature and without it (``_uncalibrated``); the ends (``_low``,
+    Calibration error and Brier score (of P(defective), where images may show several defects) with the temperature and without it (``_uncalibrated``); the ends (``_low``,
     ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates of tyres with theirs.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
     found = {}
     for name, divisor in (("", temperature), ("_uncalibrated", 1.0)):
-        probabilities = softmax(scores.logits, divisor)
-        found[f"ece{name}"] = expected_calibration_error(probabilities, scores.labels)
-        found[f"brier{name}"] = brier_score(probabilities, scores.labels)
+        logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
+        probabilities = softmax(logits, divisor)
+        found[f"ece{name}"] = expected_calibration_error(probabilities, labels)
+        found[f"brier{name}"] = brier_score(probabilities, labels)
     if good_class is None:
         return found
     good = classes.index(good_class)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.decision.outputs import Outputs
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.scoring import look_at
@@ -24,9 +24,11 @@ from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.tyres import Shown, tyre_of
 from tyre_lightning.model.inspector import Inspector, decide_on_tyres, nothing_seen
 
+Bools = NDArray[np.bool_]
 Names = NDArray[np.object_]
 
 SCORES = "scores"  # the folder of what the registered model said of each image of a run
+SHOWS = "shows"  # the column of all true classes, where images may show several defects
 UNKNOWN = -1
 _BATCH = 32  # images in memory at one time; as many again are being fetched
 
@@ -42,6 +44,8 @@ class Scores:
     groups: Names  # the group of tyres of which near-copies were found, shape (N,); it counts once
     unreadable: tuple[str, ...] = ()  # keys of images that are not among them
     damaged: frozenset[str] = frozenset()  # tyres that they would show
+    outputs: Outputs = Outputs()  # what logits mean
+    shows: Bools | None = None  # [N, classes], where images may show several defects; ``labels`` has one of them
 
     @classmethod
     def of(
@@ -70,7 +74,7 @@ class Scores:
         """
         known = {name: index for index, name in enumerate(inspector.classes)}
         codes = catalog.codes({**dict.fromkeys(catalog.classes, UNKNOWN), **known})
-        label = dict(zip(catalog.keys(), codes.tolist(), strict=True))
+        row = {key: place for place, key in enumerate(catalog.keys())}
         keys: list[str] = []
         unreadable: list[str] = []
         logits = [np.empty((0, len(inspector.classes)))]
@@ -83,37 +87,51 @@ class Scores:
             advance(len(seen.entries))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         keys = [keys[place] for place in order]
-        labels = np.array([label[key] for key in keys], np.int64)
+        rows = np.array([row[key] for key in keys], np.int64)
         damaged = frozenset(shown.tyre(key) for key in unreadable)
         table = np.concatenate(logits)[order]
-        return cls(keys, labels, table, *shown.names(keys), tuple(sorted(unreadable)), damaged)
+        shows = catalog.truth(inspector.classes)[rows] if inspector.multi_label else None
+        names = shown.names(keys)
+        return cls(keys, codes[rows], table, *names, tuple(sorted(unreadable)), damaged, inspector.outputs, shows)
 
     def defective(self, good: int, temperature: float) -> NDArray[np.float64]:
         """P(defective) = 1 - P(good) of each image, shape (N,); ``good`` is the good class's index."""
-        return np.asarray(1 - softmax(self.logits, temperature)[:, good])
+        return np.asarray(1 - self.outputs.probabilities(self.logits, temperature)[:, good])
+
+    def true(self) -> NDArray[np.int64]:
+        """The class index by which each image is compared with its likeliest class, shape (N,): that, if it shows it."""
+        if self.shows is None:
+            return self.labels
+        said = self.outputs.likeliest(self.logits)
+        return np.where(self.shows[np.arange(len(said)), said], said, self.labels)
 
     def counted(self, good: int, temperature: float) -> Tyres:
         """The tyres to count: of those whose pictures are near-copies of each other's, one."""
-        tyres = Tyres.of(self.tyres, self.defective(good, temperature), self.labels, good, self.damaged)
+        defective = self.defective(good, temperature)
+        tyres = Tyres.of(self.tyres, defective, self.labels, good, self.damaged, self.shows)
         return tyres.one_of_each(self.groups[tyres.deciding])
 
     def save(self, path: Path, classes: Sequence[str]) -> None:
         """Write a row for each image as parquet: key, tyre, group, true class, and a logit for each class.
 
-        Those that could not be read come last, and have a key alone.
+        Those that could not be read come last, and have a key alone. Where images may show several defects, ``shows``
+        lists all true classes.
         """
         missing = [None] * len(self.unreadable)
         true = [None if label == UNKNOWN else classes[label] for label in self.labels]
         names: dict[str, list[str | None]] = {"key": [*self.keys, *self.unreadable]}
         names |= {"tyre": [*self.tyres, *missing], "group": [*self.groups, *missing], "true": [*true, *missing]}
         columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
+        if self.shows is not None:
+            listed = [[name for name, hit in zip(classes, row, strict=True) if hit] for row in self.shows]
+            columns[SHOWS] = pa.array([*listed, *missing], pa.list_(pa.string()))
         for index, name in enumerate(classes):
             columns[f"logit_{name}"] = pa.array([*self.logits[:, index], *missing], pa.float64())
         with whole(path) as unfinished:
             pq.write_table(pa.table(columns), unfinished)
 
     @classmethod
-    def read(cls, path: Path) -> Scores:
+    def read(cls, path: Path, outputs: Outputs = Outputs()) -> Scores:  # noqa: B008 (it never changes)
         """What :meth:`save` wrote; of the tyres that unreadable images would show nothing is known any more."""
         table = pq.read_table(path)
         seen = pc.is_valid(table["tyre"])
@@ -124,10 +142,16 @@ class Scores:
         places = {None: UNKNOWN} | {name: place for place, name in enumerate(classes)}
         labels = np.array([places[name] for name in table["true"].to_pylist()], np.int64)
         tyres, groups = (np.array(table[name].to_pylist(), dtype=object) for name in ("tyre", "group"))
-        return cls(table["key"].to_pylist(), labels, logits, tyres, groups, tuple(unreadable))
+        shows = None
+        if SHOWS in table.column_names:
+            shows = np.array([[name in row for name in classes] for row in table[SHOWS].to_pylist()], bool)
+        keys = table["key"].to_pylist()
+        return cls(keys, labels, logits, tyres, groups, tuple(unreadable), outputs=outputs, shows=shows)
 
     def answers(self, inspector: Inspector) -> list[dict[str, Any]]:
         """A row for each image in the order of keys: predict.py's columns, and ``true``, None where it is not known.
+
+        Of an image that shows several defects ``true`` is the likeliest class, if it shows it; ``shows`` lists all.
 
         Args:
             inspector: the model, with its operating point.
@@ -135,8 +159,10 @@ class Scores:
         classes = [*inspector.classes, None]  # the last for UNKNOWN
         rows: list[dict[str, Any]] = [
             {"key": key, "true": classes[label], "error": None, **answer}
-            for key, label, answer in zip(self.keys, self.labels, inspector.answers_to(self.logits), strict=True)
+            for key, label, answer in zip(self.keys, self.true(), inspector.answers_to(self.logits), strict=True)
         ]
+        for row, shown in zip(rows, [] if self.shows is None else self.shows, strict=False):
+            row[SHOWS] = [name for name, hit in zip(inspector.classes, shown, strict=True) if hit]
         rows += [{"key": key, "true": None, **nothing_seen("it could not be read")} for key in self.unreadable]
         rows.sort(key=lambda row: str(row["key"]))
         for row in rows:
@@ -154,4 +180,5 @@ class Scores:
         return replace(
             self, keys=rest, labels=self.labels[kept], logits=self.logits[kept], tyres=self.tyres[kept],
             groups=self.groups[kept], unreadable=tuple(key for key in self.unreadable if key not in gone),
+            shows=None if self.shows is None else self.shows[kept],
         )  # fmt: skip

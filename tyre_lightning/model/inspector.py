@@ -25,8 +25,8 @@ from torch import Tensor
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.operating_point import REVIEW, Calibration, OperatingPoint
+from tyre_lightning.decision.outputs import Outputs
 from tyre_lightning.errors import Unwritable, UserError, first_line
 from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
@@ -36,7 +36,9 @@ from tyre_lightning.names import one_form
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
-FORMAT = 2  # of what is saved; in format 1, which has no number, promises were made picture by picture
+DEFECTS = "defects"  # the column that lists them, of a model of several
+FORMAT = 3  # of what is saved; in format 1, which has no number, promises were made picture by picture
+_SINGLE = 2  # of a model whose pictures show one class each, which older versions read too
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Sighting:
     score: float = -1.0  # the highest P(defective); NaN where one is no number
     class_name: str | None = None  # of that picture
     key: str | None = None  # of that picture
+    defects: frozenset[str] = frozenset()  # of all pictures, where one may show several
 
     def add(self, inspector: Inspector, row: Mapping[str, Any]) -> None:
         """Count one more picture: one of the rows of :meth:`Inspector.answers_to`, with ``error``."""
@@ -59,6 +62,7 @@ class Sighting:
             self.unreadable += 1
             return
         self.pictures += 1
+        self.defects |= frozenset(row.get(DEFECTS) or ())
         if (score := inspector.defective(row)) > self.score or math.isnan(score):
             self.score, self.class_name, self.key = score, row["class"], row.get("key")
 
@@ -84,6 +88,7 @@ class Inspector:
         point: where the line decides; None: nowhere.
         group_pattern: what a file name's match says of the tyre, see :func:`tyre_lightning.lake.tyres.find_tyre`; None:
             every picture is judged by itself.
+        multi_label: whether a picture may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
     """
 
     network: Network
@@ -94,6 +99,7 @@ class Inspector:
     calibration: Calibration | None = None
     point: OperatingPoint | None = None
     group_pattern: str | None = None
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         """Spell classes as catalogs do, also those of models that older versions made."""
@@ -106,7 +112,8 @@ class Inspector:
         options = classifier.hparams
         network, classes = classifier.network.eval(), list(options["classes"])
         judgement = _judgement(classifier.judgement, f"this checkpoint of {options['name']}")
-        return cls(network, options["name"], classes, classifier.preprocessing, options["good_class"], *judgement)
+        about = options["name"], classes, classifier.preprocessing, options["good_class"]
+        return cls(network, *about, *judgement, multi_label=options["multi_label"])
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Inspector:
@@ -151,7 +158,8 @@ class Inspector:
             size=preprocessing.size,
         )  # fmt: skip
         network.load_state_dict(state)
-        return cls(network.eval(), spec["backbone"], spec["classes"], preprocessing, spec["good_class"], *judgement)
+        about = spec["backbone"], spec["classes"], preprocessing, spec["good_class"]
+        return cls(network.eval(), *about, *judgement, multi_label=spec.get("multi_label", False))
 
     def save(self, folder: str | Path) -> None:
         """Write the inspector as a folder of safetensors and JSON.
@@ -173,11 +181,12 @@ class Inspector:
     def spec(self) -> str:
         """All but the weights, as JSON."""
         values = {
-            "format": FORMAT,
+            "format": self._format,
             "backbone": self.name,
             "classes": self.classes,
             "good_class": self.good_class,
             "preprocessing": self.preprocessing.to_dict(),
+            **({"multi_label": True} if self.multi_label else {}),
             JUDGEMENT: self.judgement(),
         }
         return json.dumps(values, indent=2)
@@ -185,11 +194,15 @@ class Inspector:
     def judgement(self) -> dict[str, Any]:
         """What decides, as plain values: calibration, operating point, and what names a tyre."""
         return {
-            "format": FORMAT,
+            "format": self._format,
             "group_pattern": self.group_pattern,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "operating_point": None if self.point is None else self.point.to_dict(),
         }
+
+    @property
+    def _format(self) -> int:
+        return FORMAT if self.multi_label else _SINGLE
 
     def promise(self, wanted: OperatingPointConfig) -> None:
         """Decide at the operating point that keeps this promise.
@@ -248,7 +261,12 @@ class Inspector:
 
     def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
         """Class probabilities, float64 [N, classes], of what :meth:`read` gave."""
-        return softmax(self.logits(images), self.temperature)
+        return self.outputs.probabilities(self.logits(images), self.temperature)
+
+    @property
+    def outputs(self) -> Outputs:
+        """What logits mean."""
+        return Outputs(None if self.good_class is None else self.classes.index(self.good_class), self.multi_label)
 
     @cached_property
     def _engine(self) -> Engine:
@@ -271,16 +289,24 @@ class Inspector:
         """A row for each picture: its likeliest ``class``, ``picture_decision``, and the probability of every class.
 
         The decision is accept, review or reject; None where there is no operating point. It is the line's only where a
-        tyre has one picture: see :meth:`verdict`.
+        tyre has one picture: see :meth:`verdict`. Where a picture may show several defects, ``defects`` lists them.
         """
+        outputs = self.outputs
+        likeliest, listed = outputs.likeliest(logits), outputs.listed(logits)
         return [
             {
-                "class": self.classes[int(row.argmax())],
+                "class": self.classes[said],
+                **({DEFECTS: self._defects(all_said)} if self.multi_label else {}),
                 "picture_decision": self._decide(row),
                 **dict(zip(self.columns(), row.tolist(), strict=True)),
             }
-            for row in softmax(logits, self.temperature)
+            for row, said, all_said in zip(
+                outputs.probabilities(logits, self.temperature), likeliest, listed, strict=True
+            )
         ]
+
+    def _defects(self, said: NDArray[np.bool_]) -> list[str]:
+        return [name for name, hit in zip(self.classes, said, strict=True) if hit and name != self.good_class]
 
     def verdict(self, sighting: Sighting) -> Verdict:
         """The decision on a tyre, and why it is for a person to review where its score is not the reason.
@@ -335,9 +361,10 @@ def nothing_seen(reason: str) -> dict[str, Any]:
     return {"class": None, "picture_decision": None, "error": reason}
 
 
-def answer_columns(probabilities: Sequence[str]) -> list[str]:
-    """What is said of a picture, by predict.py and the served model."""
-    return ["tyre", "class", "decision", "picture_decision", "reason", *probabilities, "error"]
+def answer_columns(probabilities: Sequence[str], *, multi_label: bool = False) -> list[str]:
+    """What is said of a picture, by predict.py and the served model; where it may show several defects, all of them."""
+    several = [DEFECTS] if multi_label else []
+    return ["tyre", "class", *several, "decision", "picture_decision", "reason", *probabilities, "error"]
 
 
 def _judgement(values: dict[str, Any], name: str) -> tuple[Calibration | None, OperatingPoint | None, str | None]:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.decision.bounds import interval_ends
-from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.evaluation.curves import Floats, reliability, sweep
 from tyre_lightning.evaluation.report.decisions import Side
 from tyre_lightning.evaluation.scores import Scores
@@ -112,8 +111,7 @@ def calibration_chart(scores: Scores, good: int, temperature: float) -> Chart:
     """Whether P(defective) means what it says, with the temperature and without."""
     lines = [_diagonal()]
     for name, divisor, style in (("as trained", 1.0, "second"), ("calibrated", temperature, "first")):
-        probability = 1 - softmax(scores.logits, divisor)[:, good]
-        said, true = reliability(probability, scores.labels != good)
+        said, true = reliability(scores.defective(good, divisor), scores.labels != good)
         lines.append(Line(name, [*zip(said.tolist(), true.tolist(), strict=True)], style, dots=True))
     return Chart("Calibration", "mean P(defective)", "share that is defective", lines)
 

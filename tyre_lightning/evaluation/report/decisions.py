@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.decision.bounds import interval_ends
-from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.operating_point import Calibration
+from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
@@ -29,19 +29,21 @@ class Side:
         keys: of those pictures, shape (T,).
         tyres: names, shape (T,).
         pictures: how many there are of each, shape (T,).
-        labels: class indices, shape (T,).
+        shows: whether each shows a class, [T, classes].
+        said: the likeliest classes of those pictures, indices, shape (T,).
         scores: P(defective), shape (T,).
         probabilities: of those pictures, [T, classes].
-        reviewed: class indices of further tyres, which are reviewed whatever the threshold.
+        reviewed: what further tyres show, which are reviewed whatever the threshold, [R, classes].
     """
 
     keys: list[str]
     tyres: list[str]
     pictures: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    shows: NDArray[np.bool_]
+    said: NDArray[np.int64]
     scores: NDArray[np.float64]
     probabilities: NDArray[np.float64]
-    reviewed: NDArray[np.int64]
+    reviewed: NDArray[np.bool_]
 
     @property
     def total(self) -> int:
@@ -54,7 +56,8 @@ class Side:
             "keys": self.keys[:LISTED],
             "tyres": self.tyres[:LISTED],
             "pictureCounts": self.pictures[:LISTED].tolist(),
-            "labels": self.labels.tolist(),
+            "labels": [np.flatnonzero(row).tolist() for row in self.shows],
+            "said": self.said[:LISTED].tolist(),
             "scores": self.scores.tolist(),  # all digits: the page must decide as Python does
             "probabilities": self.probabilities[:LISTED].round(4).tolist(),
             "total": self.total,
@@ -65,17 +68,23 @@ def sides(scores: Scores, good: int, calibration: Calibration | None) -> tuple[S
     """The defective and the good tyres, nearest to being wrong first; ``good`` is the good class's index."""
     temperature, least = (1.0, 1) if calibration is None else (calibration.temperature, calibration.least_pictures)
     tyres = scores.counted(good, temperature)
-    probabilities = softmax(scores.logits, temperature)
+    probabilities = scores.outputs.probabilities(scores.logits, temperature)
+    likeliest = scores.outputs.likeliest(scores.logits)
     judged = tyres.whole & (tyres.pictures >= least)
 
     def side(hit: NDArray[np.bool_], order: NDArray[np.float64]) -> Side:
-        found, reviewed = tyres.take(hit & judged), tyres.labels[hit & ~judged]
+        found, reviewed = tyres.take(hit & judged), _shows(tyres.take(hit & ~judged), probabilities.shape[1])
         found = found.take(np.argsort(order[hit & judged], kind="stable"))
         keys, names = [scores.keys[place] for place in found.deciding], [*found.names]
         table = probabilities[found.deciding]
-        return Side(keys, names, found.pictures, found.labels, found.scores, table, reviewed)
+        shows, said = _shows(found, table.shape[1]), likeliest[found.deciding]
+        return Side(keys, names, found.pictures, shows, said, found.scores, table, reviewed)
 
     return side(tyres.labels != good, tyres.scores), side(tyres.labels == good, -tyres.scores)
+
+
+def _shows(tyres: Tyres, classes: int) -> NDArray[np.bool_]:
+    return np.stack([tyres.showing(index) for index in range(classes)], axis=1)
 
 
 def interval_table(total: int, confidence: float) -> list[list[float]]:
@@ -86,8 +95,7 @@ def interval_table(total: int, confidence: float) -> list[list[float]]:
 
 def decision_data(inspector: Inspector, defective: Side, good: Side, confidence: float) -> dict[str, Any]:
     """What the page's script works with, as plain values."""
-    labels = np.concatenate([defective.labels, defective.reviewed])
-    counts = np.bincount(labels, minlength=len(inspector.classes)).tolist()
+    counts = np.concatenate([defective.shows, defective.reviewed]).sum(axis=0).tolist()
     return {
         "classes": inspector.classes,
         "counts": counts,

@@ -78,7 +78,7 @@ function verdict(now) {
 
 function tally(side, count, until) {
   const found = data.classes.map(() => 0);
-  for (let i = count; i < until; i++) found[side.labels[i]] += 1;
+  for (let i = count; i < until; i++) for (const label of side.labels[i]) found[label] += 1;
   return found;
 }
 
@@ -150,8 +150,9 @@ function picture(side, index, alt) {
 }
 
 function card(side, index) {
-  const item = element("li"), name = data.classes[side.labels[index]], odds = side.probabilities[index];
-  const predicted = data.classes[odds.indexOf(Math.max(...odds))];
+  const item = element("li"), name = side.labels[index].map((i) => data.classes[i]).join(", ");
+  const odds = side.probabilities[index], predicted = data.classes[side.said[index]];
+  const right = side.labels[index].includes(side.said[index]);
   const all = element("ul", undefined, "odds");
   all.append(...data.classes.map((other, i) => {
     const line = element("li", `${other} ${odds[i].toFixed(2)}`);
@@ -161,7 +162,7 @@ function card(side, index) {
   item.append(
     picture(side, index, `${name}: ${side.keys[index]}`),
     element("p", `P(defective) ${side.scores[index].toFixed(4)}`, "score"),
-    element("p", name === predicted ? name : `${name}, taken for ${predicted}`),
+    element("p", right ? name : `${name}, taken for ${predicted}`),
     all,
     element("p", side.keys[index], "key"),
   );

@@ -116,8 +116,9 @@ def _decisions(
 
 def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[str, float]:
     found = class_metrics(scores, inspector.classes, inspector.good_class)
-    probabilities = [softmax(scores.logits, temperature) for temperature in (1.0, inspector.temperature)]
-    before, after = (expected_calibration_error(values, scores.labels) for values in probabilities)
+    logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
+    probabilities = [softmax(logits, temperature) for temperature in (1.0, inspector.temperature)]
+    before, after = (expected_calibration_error(values, labels) for values in probabilities)
     values = {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
     if inspector.good_class is None:
         return values
@@ -126,7 +127,7 @@ def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[st
 
 def _confusion(scores: Scores) -> list[list[tuple[int, float]]]:
     """Rows of the confusion matrix by the true class: counts, and their shares of the row."""
-    matrix = confusion(scores.labels, scores.logits)
+    matrix = confusion(scores)
     return [[(int(count), count / max(1, row.sum())) for count in row] for row in matrix]
 
 
