@@ -96,7 +96,8 @@ class Model:
             _name_tyres(rows, tyres)
         if tyres is not None or self.inspector.group_pattern is not None:
             decide_on_tyres(self.inspector, rows)
-        return pd.DataFrame(rows, columns=["key", *answer_columns(self.inspector.columns())])
+        columns = answer_columns(self.inspector.columns(), multi_label=self.inspector.multi_label)
+        return pd.DataFrame(rows, columns=["key", *columns])
 
     def explain(self, picture: Picture) -> Image.Image:
         """A picture with what the model looked at: tinted, and with an outline round what counted most.

@@ -53,7 +53,7 @@ def check_monitors(options: CallbacksConfig, data: TyreDataModule, occur: Sequen
     if options.early_stopping.patience is not None:
         monitors["early_stopping"] = options.early_stopping.monitor
     occur = [name for name, images in data.val.counts().items() if images] if occur is None else occur
-    possible = measured(occur, data.good_class)
+    possible = measured(occur, data.good_class, multi_label=data.config.multi_label)
     for name, monitor in monitors.items():
         if monitor not in possible:
             raise UserError(
@@ -61,11 +61,13 @@ def check_monitors(options: CallbacksConfig, data: TyreDataModule, occur: Sequen
             )
 
 
-def measured(occur: Sequence[str], good_class: str | None) -> list[str]:
+def measured(occur: Sequence[str], good_class: str | None, *, multi_label: bool = False) -> list[str]:
     """What validation on some classes says of how good the model is; precision only of classes that it predicted."""
     names = ["loss", "accuracy", "f1", *(f"recall/{name}" for name in occur)]
     if len(occur) > 1:
         names += ["auroc", *(["auroc_defective"] if good_class in occur else [])]
+    if multi_label and (defects := [name for name in occur if name != good_class]):
+        names += ["average_precision", *(f"average_precision/{name}" for name in defects)]
     return [f"val/{name}" for name in names]
 
 
@@ -119,12 +121,13 @@ def _check_limit(key: str, limit: float | None, batches: int) -> None:
 def _readable(data: TyreDataModule, catalog: Catalog, most: int) -> list[str]:
     """Classes of which an image can be decoded, until ``most`` are found; of each no more are read than it takes."""
     images, found = Images(data.reader(), data.preprocessing, None), set[str]()
+    shows = catalog.truth(data.classes)
     for index in range(len(catalog)):
         if len(found) == most:
             break
-        name = catalog.label(index)
-        if name not in found and isinstance(images.read([catalog.entry(index)])[0], Tensor):
-            found.add(name)
+        names = {data.classes[place] for place in shows[index].nonzero()[0]}
+        if not names <= found and isinstance(images.read([catalog.entry(index)])[0], Tensor):
+            found |= names
     return [name for name in data.classes if name in found]
 
 

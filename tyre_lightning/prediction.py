@@ -34,7 +34,7 @@ from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
-from tyre_lightning.evaluation.predictions import TYRE_COLUMNS, Writer, open_writer
+from tyre_lightning.evaluation.predictions import Writer, open_writer, tyre_columns
 from tyre_lightning.evaluation.saliency import check_explainable
 from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.files import disk_errors
@@ -45,7 +45,7 @@ from tyre_lightning.lake.reader import Reader, open_store
 from tyre_lightning.lake.store import Entry, FolderStore, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.memory import memory_errors
-from tyre_lightning.model.inspector import Inspector, Sighting, answer_columns
+from tyre_lightning.model.inspector import DEFECTS, Inspector, Sighting, answer_columns
 from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.tracking.registry import load_inspector
 
@@ -130,7 +130,8 @@ def predict(cfg: DictConfig) -> Summary:
     inspector.network.to(device)
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
-    columns = ["key", *answer_columns(inspector.columns()), *([OVERLAY] if config.explain else [])]
+    said = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
+    columns = ["key", *said, *([OVERLAY] if config.explain else [])]
     with open_writer(config.output, columns) as writer, progress_bar() as progress:
         task = progress.add_task("predicting", total=total)
         batches = predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays)
@@ -193,7 +194,7 @@ def _by_tyre(
                     [row | inspector.verdict(sighting)._asdict() for row, sighting in zip(rows, sightings, strict=True)]
                 )
             _warn_of_few_pictures(inspector, ledger.mean_pictures())
-            with open_writer(summary.tyres_output, TYRE_COLUMNS) as tyres:
+            with open_writer(summary.tyres_output, tyre_columns(inspector)) as tyres:
                 for rows in batched(starmap(partial(tyre_row, inspector), ledger.tyres()), _TOGETHER):
                     summary.decisions.update(row["decision"] for row in rows)
                     tyres.write(rows)
@@ -205,6 +206,7 @@ def tyre_row(inspector: Inspector, name: str, sighting: Sighting) -> dict[str, A
     return {
         "tyre": name,
         "class": sighting.class_name,
+        **({DEFECTS: sorted(sighting.defects)} if inspector.multi_label else {}),
         **inspector.verdict(sighting)._asdict(),
         "p_defective": sighting.score if known else None,
         "n_pictures": sighting.pictures,

@@ -192,7 +192,8 @@ def find_shared(data: TyreDataModule) -> dict[str, list[str]]:
     if found.conflicts:
         log.warning(
             "%d pairs of copies or near-copies lie in different classes (%s and %s, ...): "
-            "`python -m tyre_lightning.audit` shows them", len(found.conflicts), *found.conflicts[0],
+            "`python -m tyre_lightning.audit` shows them%s", len(found.conflicts), *found.conflicts[0],
+            _way_out(data.contradicting()),
         )  # fmt: skip
     seen = {usage: data.shared_with_train(usage) for usage in ("val", "test")}
     if shared := seen["val"]:
@@ -206,6 +207,16 @@ def find_shared(data: TyreDataModule) -> dict[str, list[str]]:
             "recorded as test_unshared/...", len(shared), len(data.test or ()), shared[0],
         )  # fmt: skip
     return seen
+
+
+def _way_out(contents: int) -> str:
+    """What to do about copies in several folders of defects, where the setting would do it."""
+    if not contents:
+        return ""
+    return (
+        f"; {contents} of them are the same file in several folders of defects: data.multi_label=true makes each one "
+        "picture with several defects"
+    )
 
 
 def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: Path | None) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tyre_lightning.model.inspector import Inspector, Sighting
+from tyre_lightning.model.inspector import DEFECTS, Inspector, Sighting
 
 _TABLE = """
 create table tyre (
-    name text primary key, pictures integer, unreadable integer, score real, class_name text, key text
+    name text primary key, pictures integer, unreadable integer, score real, class_name text, key text, defects text
 ) without rowid
 """
 _ADD = """
-insert into tyre values (?, ?, ?, ?, ?, ?) on conflict (name) do update set
+insert into tyre values (?, ?, ?, ?, ?, ?, ?) on conflict (name) do update set
     class_name = case when excluded.score > score then excluded.class_name else class_name end,
     key = case when excluded.score > score then excluded.key else key end,
     pictures = pictures + excluded.pictures,
     unreadable = unreadable + excluded.unreadable,
-    score = max(score, excluded.score)
+    score = max(score, excluded.score),
+    defects = together(defects, excluded.defects)
 """
 
 
@@ -36,6 +38,7 @@ class Ledger:
     def __init__(self, path: Path, inspector: Inspector) -> None:
         self._database = sqlite3.connect(path)
         self._database.execute("pragma synchronous = off")
+        self._database.create_function("together", 2, _together)
         self._database.execute(_TABLE)
         self._inspector = inspector
 
@@ -51,7 +54,7 @@ class Ledger:
 
     def get(self, names: Sequence[str]) -> list[Sighting]:
         """What is known of some tyres."""
-        find = "select pictures, unreadable, score, class_name, key from tyre where name = ?"
+        find = "select pictures, unreadable, score, class_name, key, defects from tyre where name = ?"
         return [_sighting(*self._database.execute(find, (name,)).fetchone()) for name in names]
 
     def tyres(self) -> Iterator[tuple[str, Sighting]]:
@@ -66,10 +69,19 @@ class Ledger:
 
     def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
         if row["error"] is not None:
-            return row["tyre"], 0, 1, -1.0, None, None
-        return row["tyre"], 1, 0, self._inspector.defective(row), row["class"], row["key"]
+            return row["tyre"], 0, 1, -1.0, None, None, "[]"
+        defects = json.dumps(row.get(DEFECTS) or [])
+        return row["tyre"], 1, 0, self._inspector.defective(row), row["class"], row["key"], defects
 
 
-def _sighting(pictures: int, unreadable: int, score: float | None, class_name: str | None, key: str | None) -> Sighting:
+def _together(one: str, other: str) -> str:
+    """The names in one JSON list or the other."""
+    return one if other in ("[]", one) else json.dumps(sorted({*json.loads(one), *json.loads(other)}))
+
+
+def _sighting(
+    pictures: int, unreadable: int, score: float | None, class_name: str | None, key: str | None, defects: str
+) -> Sighting:
     """A row; SQLite keeps NaN as null, which is higher than any score there too."""
-    return Sighting(pictures, unreadable, float("nan") if score is None else score, class_name, key)
+    known = float("nan") if score is None else score
+    return Sighting(pictures, unreadable, known, class_name, key, frozenset(json.loads(defects)))

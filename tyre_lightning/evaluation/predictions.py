@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import whole
+from tyre_lightning.model.inspector import DEFECTS, Inspector
 from tyre_lightning.names import csv_cell
 
 Row = Mapping[str, Any]
@@ -30,10 +31,13 @@ class Writer(Protocol):
         """Finish the file's content."""
 
 
+_LISTS = {DEFECTS: pa.list_(pa.string())}
+
+
 class _Parquet:
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         numbers = {"p_": pa.float64(), "n_": pa.int64()}
-        kinds = [pa.field(name, numbers.get(name[:2], pa.string())) for name in columns]
+        kinds = [pa.field(name, numbers.get(name[:2], _LISTS.get(name, pa.string()))) for name in columns]
         self._schema = pa.schema(kinds)
         self._writer = pq.ParquetWriter(file, self._schema)
 
@@ -61,7 +65,11 @@ class _Csv(_Text):
         self._writer.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:
-        self._writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
+        self._writer.writerows({name: csv_cell(_joined(value)) for name, value in row.items()} for row in rows)
+
+
+def _joined(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 class _Jsonl(_Text):
@@ -77,12 +85,17 @@ _WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], Writer]] = {
 }
 
 
-TYRE_COLUMNS = ["tyre", "class", "decision", "reason", "p_defective", "n_pictures", "n_unreadable", "key"]
+def tyre_columns(inspector: Inspector) -> list[str]:
+    """What is said of a tyre; ``defects`` are those of all its pictures."""
+    several = [DEFECTS] if inspector.multi_label else []
+    return ["tyre", "class", *several, "decision", "reason", "p_defective", "n_pictures", "n_unreadable", "key"]
 
 
 @contextmanager
 def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
     """A writer of rows with these columns: numbers where they begin with ``p_``, counts with ``n_``, else text.
+
+    ``defects`` are a list of texts; in csv one text, with commas.
 
     The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
 

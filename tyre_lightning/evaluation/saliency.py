@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.config import EvalCrop
 from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.decision.outputs import Outputs
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.inspector import Inspector
@@ -56,10 +57,10 @@ def explain(inspector: Inspector, images: Sequence[Tensor]) -> Heat:
     check_explainable(inspector)
     if not images:
         return np.zeros((0, inspector.preprocessing.size, inspector.preprocessing.size), np.float32)
-    good = None if inspector.good_class is None else inspector.classes.index(inspector.good_class)
+    outputs = inspector.outputs
     batch = torch.stack(list(images)).to(network.mean.device)
     with torch.inference_mode(False), _evaluating(network):
-        views = [_map(network, batch.flip(axes), good).flip([axis - 1 for axis in axes]) for axes in _MIRRORS]
+        views = [_map(network, batch.flip(axes), outputs).flip([axis - 1 for axis in axes]) for axes in _MIRRORS]
         heat = _scaled(_blurred(torch.stack(views).sum(0)))
     return np.asarray(heat.cpu().numpy(), np.float32)
 
@@ -107,7 +108,7 @@ def overlay(image: Tensor, heat: Heat, preprocessing: Preprocessing, limit: int 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _map(network: Network, batch: Tensor, good: int | None) -> Tensor:
+def _map(network: Network, batch: Tensor, outputs: Outputs) -> Tensor:
     """Maps [N, H, W] of images uint8 [N, 3, H, W]; the gradient reaches back to the first of the stages only."""
     activations: list[Tensor] = []
 
@@ -119,7 +120,7 @@ def _map(network: Network, batch: Tensor, good: int | None) -> Tensor:
     try:
         with torch.enable_grad():
             logits = network.head(network.features(batch))
-            gradients = torch.autograd.grad(_answer(logits.float(), good).sum(), activations)
+            gradients = torch.autograd.grad(_answer(logits.float(), outputs).sum(), activations)
     finally:
         for hook in hooks:
             hook.remove()
@@ -134,10 +135,13 @@ def _stages(network: Network) -> list[nn.Module]:
     return [stage for stage in found if stage is not None]
 
 
-def _answer(logits: Tensor, good: int | None) -> Tensor:
+def _answer(logits: Tensor, outputs: Outputs) -> Tensor:
     """Log odds of defective against good, or the highest logit, shape (N,), of logits [N, classes]."""
+    good = outputs.good
     if good is None:
         return logits.amax(1)
+    if outputs.multi_label:
+        return -logits[:, good]
     defects = [index for index in range(logits.shape[1]) if index != good]
     return logits[:, defects].logsumexp(1) - logits[:, good]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
 
 from tyre_lightning.config import GateConfig
 from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW, decisions
@@ -69,7 +68,7 @@ class Performance:
     escape_rate: float  # share of defective tyres that are accepted
     overkill_rate: float  # share of good tyres that are rejected
     review_rate: float  # share of all tyres
-    f1: float  # macro, of the likeliest classes of images
+    f1: float  # macro, of what is said of images: their likeliest classes, or all that a model of several lists
     latency_ms: float  # from bytes to an answer, one image at a time on this machine; the median
 
     def numbers(self) -> dict[str, float]:
@@ -87,12 +86,14 @@ def perform(inspector: Inspector, test: TestSet) -> Performance:
     few = [test.catalog.entry(place) for place in range(min(len(test.catalog), _TIMED))]
     times = latencies_ms(inspector, test.reader.read(few))
     scores = Scores.of(inspector, test.reader, test.catalog, test.shown)
-    label = dict(zip(test.catalog.keys(), test.catalog.labels(), strict=True))
-    truth = np.array([label[key] for key in scores.keys], dtype=object)
-    said = np.array(inspector.classes, dtype=object)[scores.logits.argmax(axis=1)]
+    names = [*dict.fromkeys([*test.catalog.classes, *inspector.classes])]
+    row = {key: place for place, key in enumerate(test.catalog.keys())}
+    shows = test.catalog.truth(names)[[row[key] for key in scores.keys]]
+    said = np.zeros_like(shows)
+    said[:, [names.index(name) for name in inspector.classes]] = scores.outputs.listed(scores.logits)
     return performance(
-        judge_tyres(inspector, scores, truth != test.good_class),
-        f1=macro_f1(truth, said),
+        judge_tyres(inspector, scores, ~shows[:, names.index(test.good_class)]),
+        f1=macro_f1(shows, said),
         latency_ms=statistics.median(times) if times else float("nan"),
     )
 
@@ -113,12 +114,13 @@ def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdi
     return Verdicts(found.names, decided, found.labels == 1)
 
 
-def macro_f1(truth: NDArray[np.object_], said: NDArray[np.object_]) -> float:
-    """Macro F1 of class names, shape (N,), over the classes that occur; 0 without any image."""
-    if not len(truth):
+def macro_f1(shows: Bools, said: Bools) -> float:
+    """Macro F1 of what N images show and what is said of them, [N, classes], over the classes that occur; 0 without."""
+    occurs = shows.any(axis=0)
+    if not occurs.any():
         return 0.0
-    labels, answers = truth.astype(str), said.astype(str)
-    return float(f1_score(labels, answers, labels=np.unique(labels), average="macro"))
+    hits, both = (shows & said).sum(axis=0), shows.sum(axis=0) + said.sum(axis=0)
+    return float((2 * hits[occurs] / both[occurs]).mean())
 
 
 def performance(verdicts: Verdicts, f1: float, latency_ms: float) -> Performance:

@@ -13,6 +13,7 @@ from tyre_lightning.lake.fingerprint import fingerprint, with_content_tags
 from tyre_lightning.lake.grouping import Grouping
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
+from tyre_lightning.lake.several import merged
 from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.promote.comparison import TestSet
@@ -56,7 +57,10 @@ def fetch_test_images(
     pattern = inspector.group_pattern or past.pattern  # models of format 1 do not know it
     shown = own.shown.get("test") or _look_for_tyres(reader, listed, pattern)
     places = unseen(reader, (listed, tagged), shown, pattern, pasts, config.s3)
-    return TestSet(reader, listed.take(places), shown, str(inspector.good_class)), now
+    good, catalog = str(inspector.good_class), listed.take(places)
+    if inspector.multi_label:  # as its own run counted them
+        catalog = merged(catalog, tagged.take(places), good)
+    return TestSet(reader, catalog, shown, good), now
 
 
 def _look_for_tyres(reader: Reader, catalog: Catalog, pattern: str | None) -> Shown:

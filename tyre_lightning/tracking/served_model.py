@@ -5,7 +5,7 @@ column ``uri`` with their ``s3://`` addresses, below those that the environment 
 lists, with spaces between them; and, if you like, a column ``tyre`` that names the tyre on each: all its rows of a
 request get one verdict. A null is a tyre of its own; without the column, addresses tell the tyre as file names do in
 predict.py.
-Out: for each image its ``tyre``, ``class``, the ``decision`` on the tyre (accept, review or reject) and on the picture
+Out: for each image its ``tyre``, ``class`` (of a model of several defects also ``defects``, a list), the ``decision`` on the tyre (accept, review or reject) and on the picture
 by itself (``picture_decision``), the ``reason`` of a review that no score explains, a probability for every class, and
 ``error`` where there is no answer.
 """
@@ -64,7 +64,8 @@ class ServedModel(PythonModel):
         for row, asked in zip(rows, given, strict=True):
             row["tyre"] = self._tyre(asked, named="tyre" in model_input)
         decide_on_tyres(self.inspector, rows)
-        table = pd.DataFrame(rows, columns=answer_columns(self.inspector.columns()))
+        columns = answer_columns(self.inspector.columns(), multi_label=self.inspector.multi_label)
+        table = pd.DataFrame(rows, columns=columns)
         return table.astype(object).where(table.notna(), None)  # JSON has null but no NaN
 
     def _tyre(self, asked: Mapping[str, Any], *, named: bool) -> str | None:
