@@ -68,11 +68,11 @@ def compare(inspector: Inspector, images: Sequence[Tensor]) -> None:
     """Whether the engine says what the network says."""
     engine = Engine(inspector.network, inspector.preprocessing.size)
     temperature = inspector.temperature
-    ours = softmax(np.concatenate([engine(i[None].numpy()) for i in images]).astype(float), temperature)
+    ours = softmax(np.concatenate([engine(i[None].numpy())[0] for i in images]).astype(float), temperature)
     theirs = softmax(np.concatenate([inspector.network(i[None]).numpy() for i in images]).astype(float), temperature)
     print(f"{len(images)} images: probabilities differ by at most {np.abs(ours - theirs).max():.1e}; ", end="")
     same = (ours.argmax(1) == theirs.argmax(1)).mean()
-    decided = np.mean([inspector._decide(a) == inspector._decide(b) for a, b in zip(ours, theirs, strict=True)])
+    decided = np.mean([inspector._decide(a, None) == inspector._decide(b, None) for a, b in zip(ours, theirs, strict=True)])
     print(f"the same class for {same:.2%}, the same decision for {decided:.2%}")
 
 

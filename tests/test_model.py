@@ -305,5 +305,5 @@ def test_on_a_cpu_the_engine_says_what_the_network_says(name: str, views: int) -
         network.train()(images)
         expected = network.eval()(images).double().softmax(1).numpy()
     assert expected.std(axis=0).max() > 0.01
-    found = softmax(Engine(network, 64)(images.numpy()).astype(np.float64), 1.0)
+    found = softmax(Engine(network, 64)(images.numpy())[0].astype(np.float64), 1.0)
     assert np.abs(found - expected).max() < 1e-5

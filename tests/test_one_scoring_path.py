@@ -12,7 +12,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.model.inspector import Inspector, Look
 from tyre_lightning.prediction import predict
 from tyre_lightning.promote.promote import promote
 
@@ -92,9 +91,9 @@ def test_several_devices_share_the_images_and_none_gets_one_twice(lake: Path) ->
     asked: list[int] = []
 
     class Counting(Inspector):
-        def logits(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
+        def look(self, images: Sequence[Tensor]) -> Look:
             asked.append(len(images))
-            return super().logits(images)
+            return super().look(images)
 
     copies = [Counting(**vars(one)) for one in inspector.on([torch.device("cpu")] * 3)]
     store = FolderStore(str(lake / "test"))
@@ -103,7 +102,7 @@ def test_several_devices_share_the_images_and_none_gets_one_twice(lake: Path) ->
     assert [entry for part in seen for entry in part.entries] == entries
     assert sum(asked) == len(entries) == 18
     alone = [*look_at([inspector], Reader(store, None, Changed.reread), entries, batch_size=4)]
-    ours, theirs = (np.concatenate([part.logits for part in parts]) for parts in (seen, alone))
+    ours, theirs = (np.concatenate([part.look.logits for part in parts]) for parts in (seen, alone))
     np.testing.assert_array_equal(ours, theirs)
 
 

@@ -125,12 +125,17 @@ def test_only_the_scores_that_a_promise_may_need_are_kept() -> None:
     assert sum(score < strict.threshold for score in found.defective) == 9_999
 
 
+def pictures(least: int) -> Calibration:
+    """What validation tyres of so many pictures say, and no more."""
+    return Calibration(1.0, [], 0, [], 0, least_pictures=least)
+
+
 def test_rates() -> None:
     scores = np.array([0.1, 0.9, 0.9, 0.5, 0.1, 0.3, 0.9])
     labels = np.array([0, 0, 2, 2, 1, 1, 1])
     names = np.array([*"abcdefg"], dtype=object)
     point = OperatingPoint(0.2, 0.8, OperatingPointConfig(0.05, 0.9))
-    found = measure_rates(point, Tyres.of(names, scores, labels, 1), 1, ["bulge", "good", "cracks"], "good")
+    found = measure_rates(point, Tyres.of(names, scores, labels, 1), pictures(1), ["bulge", "good", "cracks"], "good")
     assert (found.escape.count, found.escape.total) == (1, 4)
     assert (found.overkill.count, found.overkill.total) == (1, 3)
     assert (found.review.count, found.review.total) == (2, 7)
@@ -164,9 +169,9 @@ def test_a_tyre_is_as_bad_as_its_worst_picture() -> None:
     assert found.pictures.tolist() == [2, 3, 1]
     assert found.whole.tolist() == [True, True, False]
     point = OperatingPoint(0.5, 0.8, OperatingPointConfig(0.05, 0.9))
-    assert decisions(point, found, 1).tolist() == ["review", "reject", "review"]
-    assert decisions(point, found, 3).tolist() == ["review", "reject", "review"]
-    assert decisions(OperatingPoint(0.8, 0.8, point.promised), found, 2).tolist() == ["accept", "reject", "review"]
+    assert decisions(point, found, pictures(1)).tolist() == ["review", "reject", "review"]
+    assert decisions(point, found, pictures(3)).tolist() == ["review", "reject", "review"]
+    assert decisions(OperatingPoint(0.8, 0.8, point.promised), found, pictures(2)).tolist() == ["accept", "reject", "review"]
 
 
 def test_what_is_no_number_hides_behind_nothing() -> None:
@@ -175,8 +180,8 @@ def test_what_is_no_number_hides_behind_nothing() -> None:
     found = Tyres.of(names, scores, np.array([0, GOOD, GOOD, GOOD, 0]), GOOD)
     assert found.labels.tolist() == [0, GOOD, 0] and found.deciding.tolist() == [1, 2, 4]
     point = OperatingPoint(0.5, 0.5, OperatingPointConfig(0.05, 0.9))
-    assert decisions(point, found, 1).tolist() == [point.decide(score) for score in found.scores]
-    assert decisions(point, found, 1).tolist() == ["review", "review", "accept"]
+    assert decisions(point, found, pictures(1)).tolist() == [point.decide(score) for score in found.scores]
+    assert decisions(point, found, pictures(1)).tolist() == ["review", "review", "accept"]
     calibrated = Calibration.of(found, GOOD, 1.0)
     assert (calibrated.defective, calibrated.defective_total, calibrated.good_total) == ([0.1], 1, 0)
 

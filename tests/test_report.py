@@ -86,8 +86,10 @@ class Page:
         point = self.inspector.point
         assert point is not None
         band = point.reject_from > point.threshold
-        at = OperatingPoint(threshold, max(threshold, point.reject_from) if band else threshold, point.promised)
-        found = measure_rates(at, self.tyres(), 1, CLASSES, "good")
+        reject_from = max(threshold, point.reject_from) if band else threshold
+        at = OperatingPoint(threshold, reject_from, point.promised, point.novel_rate)
+        assert self.inspector.calibration is not None
+        found = measure_rates(at, self.tyres(), self.inspector.calibration, CLASSES, "good")
         return found.escape, found.overkill, found.review, found.escape_by_class
 
     def tyres(self) -> Tyres:

@@ -343,5 +343,5 @@ def test_engines_agree_where_a_network_has_its_own_size() -> None:
     images = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         expected = inspector.network(images).double().softmax(1).numpy()
-    found = softmax(Engine(inspector.network, 64)(images.numpy()).astype(np.float64), 1.0)
+    found = softmax(Engine(inspector.network, 64)(images.numpy())[0].astype(np.float64), 1.0)
     assert np.abs(found - expected).max() < 1e-5

@@ -137,7 +137,7 @@ class Model:
             answers = iter(self.inspector.answers(views))
             for (key, _), image in zip(part, images, strict=True):
                 row = next(answers) | {"error": None} if isinstance(image, Tensor) else nothing_seen(image.reason)
-                names = {"key": key, "tyre": tyre_of(key, self.inspector.group_pattern), "reason": None}
+                names = {"key": key, "tyre": tyre_of(key, self.inspector.group_pattern)}
                 yield names | row | {"decision": row["picture_decision"]}
 
     def __repr__(self) -> str:

@@ -260,6 +260,7 @@ class OperatingPointConfig:
     max_escape_rate: float = 0.05  # at most this share of defective tyres passes as good ...
     confidence: float = 0.95  # ... with this confidence
     max_overkill_rate: float | None = None  # with it, only as few good tyres are rejected; a person reviews the rest
+    max_novel_rate: float | None = 0.01  # a person reviews what is more unlike good tyres than all but so few; null: no
 
 
 @dataclass
@@ -269,6 +270,7 @@ class OtherOperatingPointConfig:
     max_escape_rate: float | None = None  # at most this share of defective tyres passes as good ...
     confidence: float | None = None  # ... with this confidence
     max_overkill_rate: float | None = None  # with it, a person reviews what lies between
+    max_novel_rate: float | None = None  # a person reviews what is more unlike good tyres than all but so few of them
 
 
 @dataclass

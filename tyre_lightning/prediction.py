@@ -45,7 +45,7 @@ from tyre_lightning.lake.reader import Reader, open_store
 from tyre_lightning.lake.store import Entry, FolderStore, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.memory import memory_errors
-from tyre_lightning.model.inspector import DEFECTS, Inspector, Sighting, answer_columns
+from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting, answer_columns, nothing_seen
 from tyre_lightning.progress import progress_bar, say
 from tyre_lightning.tracking.registry import load_inspector
 
@@ -209,6 +209,7 @@ def tyre_row(inspector: Inspector, name: str, sighting: Sighting) -> dict[str, A
         **({DEFECTS: sorted(sighting.defects)} if inspector.multi_label else {}),
         **inspector.verdict(sighting)._asdict(),
         "p_defective": sighting.score if known else None,
+        NOVELTY: sighting.novelty,
         "n_pictures": sighting.pictures,
         "n_unreadable": sighting.unreadable,
         "key": sighting.key,
@@ -311,14 +312,14 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
 
 def _rows(inspector: Inspector, seen: Seen) -> Rows:
     """What is said of pictures; one whose file name tells no tyre is a tyre of its own."""
-    answers = iter(inspector.answers_to(seen.logits))
+    answers = iter(inspector.answers_to(seen.look.logits, inspector.distances(seen.look.features)))
     rows: Rows = []
     for entry, image in zip(seen.entries, seen.images, strict=True):
-        row: dict[str, Any] = {"key": entry.key, "tyre": tyre_of(entry.key, inspector.group_pattern), "reason": None}
+        row: dict[str, Any] = {"key": entry.key, "tyre": tyre_of(entry.key, inspector.group_pattern)}
         if isinstance(image, Image):
             row |= next(answers) | {"error": None}
         else:
-            row |= {"class": None, "picture_decision": None, "error": image.reason}
+            row |= nothing_seen(image.reason)
         rows.append(row | {"decision": row["picture_decision"]})
     return rows
 

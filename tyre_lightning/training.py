@@ -25,14 +25,16 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.decision.novelty import Reference
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.answer import answer
 from tyre_lightning.evaluation.judgement import fit_calibration
+from tyre_lightning.evaluation.likeness import draw, learn_reference
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
-from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
+from tyre_lightning.model.classifier import JUDGEMENT, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
@@ -129,6 +131,7 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         fit(trainer, model, data, resume)
         best = best_checkpoint(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
+        inspector.reference = learn_good_tyres(inspector, data, config.trainer)
         scores = score(inspector, data, config.trainer)
         record_scores(run, inspector, scores, folder / SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
@@ -238,6 +241,19 @@ def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume:
         raise UserError(found[1]) from None
 
 
+def learn_good_tyres(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) -> Reference | None:
+    """What the good tyres of training look like to the trained network; None where no class is known to be theirs."""
+    if inspector.good_class is None:
+        return None
+    count = len(limited(data.train, options.limit_train_batches, data.config.batch_size))
+    kept = draw(data.train, count, data.seed)
+    with progress_bar(options.enable_progress_bar) as progress:
+        task = progress.add_task("learning what good tyres look like", total=len(kept))
+        return learn_reference(
+            inspector, data.reader(), kept, lambda count: progress.advance(task, count), gpus(options)
+        )
+
+
 def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) -> dict[str, Scores]:
     """What the model to be registered says of the validation and test images, by usage: as predict.py asks it.
 
@@ -310,10 +326,11 @@ def fit_decisions(inspector: Inspector, wanted: OperatingPointConfig, scores: Sc
 
 
 def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
-    """Write temperature and operating point into a checkpoint, so that it answers as the registered model does.
+    """Write temperature, operating point and what good tyres look like into a checkpoint, so that it answers as the registered model does.
 
     The best one keeps the model alone, since a training goes on from the last.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept = model_alone(content) if checkpoint.name == BEST else content
-    save_whole({**kept, JUDGEMENT: inspector.judgement()}, checkpoint)
+    judged = {JUDGEMENT: inspector.judgement(), REFERENCE: inspector.reference_tensors()}
+    save_whole({**kept, **judged}, checkpoint)

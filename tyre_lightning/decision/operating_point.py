@@ -12,7 +12,7 @@ independently; each tyre counts once, however many pictures there are of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, interval, least_rate
+from tyre_lightning.decision.novelty import Floats, is_novel, p_values, promised_rate
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 
@@ -33,16 +34,27 @@ class OperatingPoint:
     """Three decisions on P(defective): below ``threshold`` accept, from ``reject_from`` on reject, review between.
 
     Without a review band both are the same.
+
+    Args:
+        threshold: of what is accepted.
+        reject_from: of what is rejected.
+        promised: what follows from them.
+        novel_rate: what looks so unlike good tyres as no larger share of them does is not accepted but reviewed; None:
+            nothing is.
     """
 
     threshold: float
     reject_from: float
     promised: OperatingPointConfig
+    novel_rate: float | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> OperatingPoint:
         """The inverse of :meth:`to_dict`."""
-        return cls(values["threshold"], values["reject_from"], OperatingPointConfig(**values["promised"]))
+        promised = {"max_novel_rate": None, **values["promised"]}  # models of format 2 know no novelty
+        return cls(
+            values["threshold"], values["reject_from"], OperatingPointConfig(**promised), values.get("novel_rate")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for checkpoints."""
@@ -54,11 +66,15 @@ class OperatingPoint:
         limit = f"at most {rate:.3g} of defective tyres escape, with a confidence of {confidence:.3g}"
         return f"{limit}: P(defective) below {self.threshold:.4g}"
 
-    def decide(self, defective: float) -> str:
-        """The decision on a P(defective); what is no number is for a person to see."""
+    def decide(self, defective: float, novelty: float | None = None) -> str:
+        """The decision on a P(defective) and a novelty, if that is known; no number is for a person to see."""
         if defective < self.threshold:
-            return ACCEPT
+            return REVIEW if self.is_novel(novelty) else ACCEPT
         return REJECT if defective >= self.reject_from else REVIEW
+
+    def is_novel(self, novelty: float | None) -> bool:
+        """Whether so few good tyres look so unlike the others that a person should see it."""
+        return novelty is not None and bool(is_novel(np.array(novelty), self.novel_rate))
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,9 @@ class Calibration:
         good_total: how many good tyres there were.
         least_pictures: of any of these tyres.
         mean_pictures: of all of them.
+        farthest: the largest distances (see :mod:`tyre_lightning.decision.novelty`) of good tyres, descending, at most
+            ``KEPT``.
+        measured: of how many good tyres a distance is known.
     """
 
     temperature: float
@@ -82,6 +101,8 @@ class Calibration:
     good_total: int
     least_pictures: int = 1
     mean_pictures: float = 1.0
+    farthest: list[float] = field(default_factory=list)
+    measured: int = 0
 
     @classmethod
     def of(cls, tyres: Tyres, good: int, temperature: float) -> Calibration:
@@ -98,7 +119,9 @@ class Calibration:
         bad, fine = whole.scores[whole.labels != good], whole.scores[whole.labels == good]
         least, mean = (int(whole.pictures.min()), float(whole.pictures.mean())) if len(whole) else (1, 1.0)
         low, high = np.sort(bad)[:KEPT].tolist(), np.sort(fine)[::-1][:KEPT].tolist()
-        return cls(temperature, low, len(bad), high, len(fine), least, mean)
+        unlike = whole.distances[(whole.labels == good) & ~np.isnan(whole.distances)]
+        far = np.sort(unlike)[::-1][:KEPT].tolist()
+        return cls(temperature, low, len(bad), high, len(fine), least, mean, far, len(unlike))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
@@ -121,14 +144,21 @@ class Calibration:
         if escapes < 0:
             raise UserError(_too_few("escape", "defective", promise, self.defective_total))
         threshold = self.defective[min(escapes, len(self.defective) - 1)] * (1 - _HAIR)
+        novel = None if wanted.max_novel_rate is None else promised_rate(wanted.max_novel_rate, self.measured)
         if wanted.max_overkill_rate is None:
-            return OperatingPoint(threshold, threshold, wanted)
+            return OperatingPoint(threshold, threshold, wanted, novel)
         other = Promise(wanted.max_overkill_rate, wanted.confidence)
         overkills = other.allowed(self.good_total)
         if overkills < 0:
             raise UserError(_too_few("overkill", "good", other, self.good_total))
         reject_from = self.good[min(overkills, len(self.good) - 1)] * (1 + _HAIR)
-        return OperatingPoint(threshold, max(threshold, reject_from), wanted)
+        return OperatingPoint(threshold, max(threshold, reject_from), wanted, novel)
+
+    def novelty(self, distances: Floats) -> Floats:
+        """Of good tyres a share of at most this is as unlike the others, for distances of shape (N,); else NaN."""
+        if not self.measured:
+            return np.full(len(distances), np.nan)
+        return p_values(distances, np.array(self.farthest), self.measured)
 
     def doubt(self, pictures: int, unreadable: int) -> str | None:
         """Why a tyre is for a person to review whatever its score; None where it is not.
@@ -165,32 +195,45 @@ class Rates:
     overkill: Interval  # of good tyres; with a review band, those rejected outright
     review: Interval  # of all tyres
     escape_by_class: dict[str, Interval]  # of each defect
+    novel: Interval  # of good tyres; those reviewed only because they are unlike the others
+    novel_rate: float | None = None  # the promised one
 
 
-def decisions(point: OperatingPoint, tyres: Tyres, least_pictures: int) -> NDArray[np.object_]:
+def decisions(point: OperatingPoint, tyres: Tyres, calibration: Calibration) -> NDArray[np.object_]:
     """The decision on each tyre, shape (T,); see :meth:`Calibration.doubt` for those that are reviewed anyway."""
     found = np.full(len(tyres), REVIEW, dtype=object)
     found[tyres.scores < point.threshold] = ACCEPT
     found[tyres.scores >= point.reject_from] = REJECT
-    found[~tyres.whole | (tyres.pictures < least_pictures)] = REVIEW
+    found[doubtful(tyres, calibration) | reviewed_as_novel(point, tyres, calibration)] = REVIEW
     return found
 
 
+def doubtful(tyres: Tyres, calibration: Calibration) -> NDArray[np.bool_]:
+    """Which tyres are for a person whatever they show, shape (T,); see :meth:`Calibration.doubt`."""
+    return np.asarray(~tyres.whole | (tyres.pictures < calibration.least_pictures))
+
+
+def reviewed_as_novel(point: OperatingPoint, tyres: Tyres, calibration: Calibration) -> NDArray[np.bool_]:
+    """Which tyres would be accepted if they looked less unlike the good ones of training, shape (T,)."""
+    novel = is_novel(calibration.novelty(tyres.distances), point.novel_rate)
+    return np.asarray(novel & (tyres.scores < point.threshold) & ~doubtful(tyres, calibration))
+
+
 def measure_rates(
-    point: OperatingPoint, tyres: Tyres, least_pictures: int, classes: Sequence[str], good_class: str
+    point: OperatingPoint, tyres: Tyres, calibration: Calibration, classes: Sequence[str], good_class: str
 ) -> Rates:
     """Escape, overkill and review rates.
 
     Args:
         point: the operating point.
         tyres: each counts once.
-        least_pictures: that a tyre must have not to be reviewed.
+        calibration: says which tyres are reviewed whatever their score.
         classes: class names in index order.
         good_class: the class of tyres without a defect.
     """
     confidence = point.promised.confidence
     good = tyres.labels == classes.index(good_class)
-    decided = decisions(point, tyres, least_pictures)
+    decided = decisions(point, tyres, calibration)
     by_class = {
         name: interval((decided == ACCEPT)[tyres.showing(index)], confidence)
         for index, name in enumerate(classes)
@@ -198,5 +241,10 @@ def measure_rates(
     }
     escape, overkill = (decided == ACCEPT)[~good], (decided == REJECT)[good]
     return Rates(
-        interval(escape, confidence), interval(overkill, confidence), interval(decided == REVIEW, confidence), by_class
+        interval(escape, confidence),
+        interval(overkill, confidence),
+        interval(decided == REVIEW, confidence),
+        by_class,
+        interval(reviewed_as_novel(point, tyres, calibration)[good], confidence),
+        point.novel_rate,
     )

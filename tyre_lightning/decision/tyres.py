@@ -31,6 +31,7 @@ class Tyres:
         deciding: the place of the picture with the highest P(defective) among all pictures, shape (T,).
         pictures: how many could be read, shape (T,).
         whole: whether all could, shape (T,).
+        distances: from what good tyres look like, shape (T,): the largest of a tyre's pictures; NaN where not known.
         shows: [T, classes], whether any of its pictures shows a class; [T, 0] where pictures show one class each.
     """
 
@@ -40,6 +41,7 @@ class Tyres:
     deciding: Ints
     pictures: Ints
     whole: Bools
+    distances: Floats
     shows: Bools
 
     def __len__(self) -> int:
@@ -54,6 +56,7 @@ class Tyres:
         good: int,
         damaged: Collection[str] = (),
         shows: Bools | None = None,
+        distances: Floats | None = None,
     ) -> Tyres:
         """Tyres by their N pictures that could be read; those of which none could are not among them.
 
@@ -64,6 +67,7 @@ class Tyres:
             good: the index of the class without a defect.
             damaged: tyres of which a picture could not be read.
             shows: [N, classes], where pictures may show several defects.
+            distances: from what good tyres look like, shape (N,), where that is known.
         """
         found, place, pictures = np.unique(names, return_inverse=True, return_counts=True)
         worst = -np.where(np.isnan(scores), np.inf, scores)  # nothing must hide behind what cannot be told
@@ -75,7 +79,10 @@ class Tyres:
         shown = np.zeros((len(found), 0 if shows is None else shows.shape[1]), bool)
         if shows is not None:
             np.logical_or.at(shown, place, shows)
-        return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole, shown)
+        farthest = np.full(len(found), np.nan)
+        if distances is not None:
+            np.fmax.at(farthest, place, distances)
+        return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole, farthest, shown)
 
     def showing(self, index: int) -> Bools:
         """Which of them show a class, shape (T,)."""

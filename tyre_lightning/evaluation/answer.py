@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, least_rate
+from tyre_lightning.decision.novelty import share_bound
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.judgement import auroc_ends, class_metrics, confusion
@@ -53,7 +55,7 @@ def offers(
             found.append(Offer(rate, None, None, _lacking(calibration, replace(wanted, max_escape_rate=rate))))
             continue
         found.append(
-            Offer(rate, measure_rates(point, tyres, calibration.least_pictures, classes, good_class), point, None)
+            Offer(rate, measure_rates(point, tyres, calibration, classes, good_class), point, None)
         )
     return found
 
@@ -97,7 +99,8 @@ def answer(
     if good is None or calibration is None or not counted.keys:
         return "\n".join([*lines, _line("promise", f"none, because {inspector.undecided()}")])
     offered = offers(calibration, wanted, counted, inspector.classes, good)
-    lines += _decision(next(one for one in offered if one.rate == wanted.max_escape_rate), wanted)
+    promised = next(one for one in offered if one.rate == wanted.max_escape_rate)
+    lines += [*_decision(promised, wanted), *_novelty(promised, calibration, wanted)]
     if usage == "test" and (shared := seen.get("test")):
         lines += _unshared(inspector, found.without(shared), len(shared), wanted)
     return "\n".join([*lines, "", *_table(offered, wanted, _NAMES[usage])])
@@ -141,6 +144,30 @@ def _decision(offer: Offer, wanted: OperatingPointConfig) -> list[str]:
     return [*lines, *([_line("review", _interval(offer.rates.review, "tyres"))] if band else [])]
 
 
+def _novelty(offer: Offer, calibration: Calibration, wanted: OperatingPointConfig) -> list[str]:
+    """The two promises about good tyres that are unlike the others, and what became of those that were tested."""
+    if wanted.max_novel_rate is None or offer.point is None or offer.rates is None:
+        return []
+    sentence = novelty_sentence(offer.point, calibration)
+    tested = [_line("", _interval(offer.rates.novel, "good tyres"))] if offer.point.novel_rate is not None else []
+    return [_line("novelty", sentence), *tested]
+
+
+def novelty_sentence(point: OperatingPoint, calibration: Calibration) -> str:
+    """What is promised of good tyres that are reviewed since they are unlike the others: on average, and for sure."""
+    wanted, total, rate = point.promised.max_novel_rate, calibration.measured, point.novel_rate
+    takes = "" if wanted is None else f"{percent(wanted)} takes {math.ceil(1 / wanted - 1 - 1e-9)}"
+    if rate is None:
+        return f"no review of what is unlike good tyres: {takes} good validation tyres, not {total}"
+    confidence = point.promised.confidence
+    bound = share_bound(rate, total, confidence)
+    less = f", as {takes} good validation tyres, not {total}" if wanted is not None and rate > wanted else ""
+    return (
+        f"review of what is unlike good tyres: of those {percent(rate)} on average{less}; "
+        f"at most {percent(bound)}, confidence {confidence:g}"
+    )
+
+
 def _unshared(inspector: Inspector, found: Scores, shared: int, wanted: OperatingPointConfig) -> list[str]:
     """The same without tyres that training saw too, which are easier."""
     lines = [f"{shared} of these images are of tyres that training saw too; without them"]
@@ -150,7 +177,7 @@ def _unshared(inspector: Inspector, found: Scores, shared: int, wanted: Operatin
     lines.append(_line("macro F1", f"{class_metrics(found, inspector.classes, good)['f1']:.3f}"))
     if point is not None:
         tyres = found.counted(inspector.classes.index(good), calibration.temperature)
-        without = measure_rates(point, tyres, calibration.least_pictures, inspector.classes, good)
+        without = measure_rates(point, tyres, calibration, inspector.classes, good)
         lines.append(_line("escape", _interval(without.escape, "defective tyres")))
         lines.append(_line("overkill", _interval(without.overkill, "good tyres")))
     return lines

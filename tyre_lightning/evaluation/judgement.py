@@ -84,12 +84,14 @@ def decision_metrics(
     found["tyres"] = float(len(tyres))
     if point is None or calibration is None:
         return found
-    return found | rates_by_name(measure_rates(point, tyres, calibration.least_pictures, classes, good_class))
+    return found | rates_by_name(measure_rates(point, tyres, calibration, classes, good_class))
 
 
 def rates_by_name(found: Rates) -> dict[str, float]:
     """Rates and the ends of their intervals as metrics; those that nothing can be said of are left out."""
     named = {"escape_rate": found.escape, "overkill_rate": found.overkill, "review_rate": found.review}
+    if found.novel_rate is not None:
+        named["novel_rate"] = found.novel
     named |= {f"escape_rate/{name}": part for name, part in found.escape_by_class.items()}
     return {key: value for name, part in named.items() for key, value in _with_ends(name, part)}
 

@@ -9,21 +9,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tyre_lightning.model.inspector import DEFECTS, Inspector, Sighting
+from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting
 
 _TABLE = """
 create table tyre (
-    name text primary key, pictures integer, unreadable integer, score real, class_name text, key text, defects text
+    name text primary key, pictures integer, unreadable integer, score real, class_name text, key text, defects text,
+    novelty real
 ) without rowid
 """
 _ADD = """
-insert into tyre values (?, ?, ?, ?, ?, ?, ?) on conflict (name) do update set
+insert into tyre values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (name) do update set
     class_name = case when excluded.score > score then excluded.class_name else class_name end,
     key = case when excluded.score > score then excluded.key else key end,
     pictures = pictures + excluded.pictures,
     unreadable = unreadable + excluded.unreadable,
     score = max(score, excluded.score),
-    defects = together(defects, excluded.defects)
+    defects = together(defects, excluded.defects),
+    novelty = min(ifnull(novelty, excluded.novelty), ifnull(excluded.novelty, novelty))
 """
 
 
@@ -54,7 +56,7 @@ class Ledger:
 
     def get(self, names: Sequence[str]) -> list[Sighting]:
         """What is known of some tyres."""
-        find = "select pictures, unreadable, score, class_name, key, defects from tyre where name = ?"
+        find = "select pictures, unreadable, score, class_name, key, defects, novelty from tyre where name = ?"
         return [_sighting(*self._database.execute(find, (name,)).fetchone()) for name in names]
 
     def tyres(self) -> Iterator[tuple[str, Sighting]]:
@@ -69,9 +71,9 @@ class Ledger:
 
     def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
         if row["error"] is not None:
-            return row["tyre"], 0, 1, -1.0, None, None, "[]"
+            return row["tyre"], 0, 1, -1.0, None, None, "[]", None
         defects = json.dumps(row.get(DEFECTS) or [])
-        return row["tyre"], 1, 0, self._inspector.defective(row), row["class"], row["key"], defects
+        return row["tyre"], 1, 0, self._inspector.defective(row), row["class"], row["key"], defects, row[NOVELTY]
 
 
 def _together(one: str, other: str) -> str:
@@ -80,8 +82,9 @@ def _together(one: str, other: str) -> str:
 
 
 def _sighting(
-    pictures: int, unreadable: int, score: float | None, class_name: str | None, key: str | None, defects: str
-) -> Sighting:
+    pictures: int, unreadable: int, score: float | None, class_name: str | None, key: str | None, defects: str,
+    novelty: float | None,
+) -> Sighting:  # fmt: skip
     """A row; SQLite keeps NaN as null, which is higher than any score there too."""
     known = float("nan") if score is None else score
-    return Sighting(pictures, unreadable, known, class_name, key, frozenset(json.loads(defects)))
+    return Sighting(pictures, unreadable, known, class_name, key, frozenset(json.loads(defects)), novelty)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import whole
-from tyre_lightning.model.inspector import DEFECTS, Inspector
+from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector
 from tyre_lightning.names import csv_cell
 
 Row = Mapping[str, Any]
@@ -31,13 +31,13 @@ class Writer(Protocol):
         """Finish the file's content."""
 
 
-_LISTS = {DEFECTS: pa.list_(pa.string())}
+_KINDS = {DEFECTS: pa.list_(pa.string()), NOVELTY: pa.float64()}
 
 
 class _Parquet:
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         numbers = {"p_": pa.float64(), "n_": pa.int64()}
-        kinds = [pa.field(name, numbers.get(name[:2], _LISTS.get(name, pa.string()))) for name in columns]
+        kinds = [pa.field(name, numbers.get(name[:2], _KINDS.get(name, pa.string()))) for name in columns]
         self._schema = pa.schema(kinds)
         self._writer = pq.ParquetWriter(file, self._schema)
 
@@ -88,7 +88,8 @@ _WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], Writer]] = {
 def tyre_columns(inspector: Inspector) -> list[str]:
     """What is said of a tyre; ``defects`` are those of all its pictures."""
     several = [DEFECTS] if inspector.multi_label else []
-    return ["tyre", "class", *several, "decision", "reason", "p_defective", "n_pictures", "n_unreadable", "key"]
+    counts = ["n_pictures", "n_unreadable"]
+    return ["tyre", "class", *several, "decision", "reason", "p_defective", NOVELTY, *counts, "key"]
 
 
 @contextmanager

@@ -29,6 +29,7 @@ Names = NDArray[np.object_]
 
 SCORES = "scores"  # the folder of what the registered model said of each image of a run
 SHOWS = "shows"  # the column of all true classes, where images may show several defects
+DISTANCE = "distance"  # from what good tyres look like
 UNKNOWN = -1
 _BATCH = 32  # images in memory at one time; as many again are being fetched
 
@@ -46,6 +47,7 @@ class Scores:
     damaged: frozenset[str] = frozenset()  # tyres that they would show
     outputs: Outputs = Outputs()  # what logits mean
     shows: Bools | None = None  # [N, classes], where images may show several defects; ``labels`` has one of them
+    far: NDArray[np.float64] | None = None  # from what good tyres look like, shape (N,), where that is known
 
     @classmethod
     def of(
@@ -77,13 +79,14 @@ class Scores:
         row = {key: place for place, key in enumerate(catalog.keys())}
         keys: list[str] = []
         unreadable: list[str] = []
-        logits = [np.empty((0, len(inspector.classes)))]
+        logits, distances = [np.empty((0, len(inspector.classes)))], [np.empty(0)]
         for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH):
             for entry, image in zip(seen.entries, seen.images, strict=True):
                 if isinstance(image, UnreadableImage):
                     fail(image)
                 (unreadable if isinstance(image, UnreadableImage) else keys).append(entry.key)
-            logits.append(seen.logits)
+            logits.append(seen.look.logits)
+            distances.append(inspector.distances(seen.look.features))
             advance(len(seen.entries))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         keys = [keys[place] for place in order]
@@ -92,11 +95,16 @@ class Scores:
         table = np.concatenate(logits)[order]
         shows = catalog.truth(inspector.classes)[rows] if inspector.multi_label else None
         names = shown.names(keys)
-        return cls(keys, codes[rows], table, *names, tuple(sorted(unreadable)), damaged, inspector.outputs, shows)
+        far = np.concatenate(distances)[order]
+        return cls(keys, codes[rows], table, *names, tuple(sorted(unreadable)), damaged, inspector.outputs, shows, far)
 
     def defective(self, good: int, temperature: float) -> NDArray[np.float64]:
         """P(defective) = 1 - P(good) of each image, shape (N,); ``good`` is the good class's index."""
         return np.asarray(1 - self.outputs.probabilities(self.logits, temperature)[:, good])
+
+    def distances(self) -> NDArray[np.float64]:
+        """Of each image from what good tyres look like, shape (N,); NaN where that is not known."""
+        return np.full(len(self.keys), np.nan) if self.far is None else self.far
 
     def true(self) -> NDArray[np.int64]:
         """The class index by which each image is compared with its likeliest class, shape (N,): that, if it shows it."""
@@ -108,11 +116,12 @@ class Scores:
     def counted(self, good: int, temperature: float) -> Tyres:
         """The tyres to count: of those whose pictures are near-copies of each other's, one."""
         defective = self.defective(good, temperature)
-        tyres = Tyres.of(self.tyres, defective, self.labels, good, self.damaged, self.shows)
+        tyres = Tyres.of(self.tyres, defective, self.labels, good, self.damaged, self.shows, self.distances())
         return tyres.one_of_each(self.groups[tyres.deciding])
 
     def save(self, path: Path, classes: Sequence[str]) -> None:
-        """Write a row for each image as parquet: key, tyre, group, true class, and a logit for each class.
+        """Write a row for each image as parquet: key, tyre, group, true class, distance from what good tyres look
+        like, and a logit for each class.
 
         Those that could not be read come last, and have a key alone. Where images may show several defects, ``shows``
         lists all true classes.
@@ -125,6 +134,7 @@ class Scores:
         if self.shows is not None:
             listed = [[name for name, hit in zip(classes, row, strict=True) if hit] for row in self.shows]
             columns[SHOWS] = pa.array([*listed, *missing], pa.list_(pa.string()))
+        columns[DISTANCE] = pa.array([*self.distances(), *missing], pa.float64(), from_pandas=True)
         for index, name in enumerate(classes):
             columns[f"logit_{name}"] = pa.array([*self.logits[:, index], *missing], pa.float64())
         with whole(path) as unfinished:
@@ -146,7 +156,8 @@ class Scores:
         if SHOWS in table.column_names:
             shows = np.array([[name in row for name in classes] for row in table[SHOWS].to_pylist()], bool)
         keys = table["key"].to_pylist()
-        return cls(keys, labels, logits, tyres, groups, tuple(unreadable), outputs=outputs, shows=shows)
+        far = table[DISTANCE].to_numpy() if DISTANCE in table.column_names else None
+        return cls(keys, labels, logits, tyres, groups, tuple(unreadable), outputs=outputs, shows=shows, far=far)
 
     def answers(self, inspector: Inspector) -> list[dict[str, Any]]:
         """A row for each image in the order of keys: predict.py's columns, and ``true``, None where it is not known.
@@ -157,16 +168,17 @@ class Scores:
             inspector: the model, with its operating point.
         """
         classes = [*inspector.classes, None]  # the last for UNKNOWN
+        answers = inspector.answers_to(self.logits, self.distances())
         rows: list[dict[str, Any]] = [
             {"key": key, "true": classes[label], "error": None, **answer}
-            for key, label, answer in zip(self.keys, self.true(), inspector.answers_to(self.logits), strict=True)
+            for key, label, answer in zip(self.keys, self.true(), answers, strict=True)
         ]
         for row, shown in zip(rows, [] if self.shows is None else self.shows, strict=False):
             row[SHOWS] = [name for name, hit in zip(inspector.classes, shown, strict=True) if hit]
         rows += [{"key": key, "true": None, **nothing_seen("it could not be read")} for key in self.unreadable]
         rows.sort(key=lambda row: str(row["key"]))
         for row in rows:
-            row |= {"tyre": tyre_of(row["key"], inspector.group_pattern), "reason": None}
+            row |= {"tyre": tyre_of(row["key"], inspector.group_pattern)}
             row["decision"] = row["picture_decision"]
         if inspector.group_pattern is not None:
             decide_on_tyres(inspector, rows)
@@ -180,5 +192,5 @@ class Scores:
         return replace(
             self, keys=rest, labels=self.labels[kept], logits=self.logits[kept], tyres=self.tyres[kept],
             groups=self.groups[kept], unreadable=tuple(key for key in self.unreadable if key not in gone),
-            shows=None if self.shows is None else self.shows[kept],
+            shows=None if self.shows is None else self.shows[kept], far=self.distances()[kept],
         )  # fmt: skip

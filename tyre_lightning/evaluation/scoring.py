@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tyre_lightning.data.decoding import try_decode
@@ -17,7 +15,7 @@ from tyre_lightning.data.stream import stream
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
-from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.model.inspector import Inspector, Look
 
 
 class Image(NamedTuple):
@@ -32,7 +30,7 @@ class Seen(NamedTuple):
 
     entries: list[Entry]  # N
     images: list[Image | UnreadableImage]  # N
-    logits: NDArray[np.float64]  # [R, classes], of those that could be read, in order
+    look: Look  # of those that could be read, in order
 
 
 def look_at(
@@ -69,7 +67,7 @@ def look_at(
 
 
 def _see(inspector: Inspector, batch: list[Entry], images: list[Image | UnreadableImage]) -> Seen:
-    return Seen(batch, images, inspector.logits([one.view for one in images if isinstance(one, Image)]))
+    return Seen(batch, images, inspector.look([one.view for one in images if isinstance(one, Image)]))
 
 
 def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> Image | UnreadableImage:

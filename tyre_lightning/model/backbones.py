@@ -6,8 +6,11 @@ and with ReLU6, made by its authors for phones; on a CPU it is the fastest of th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -103,6 +106,36 @@ class Network(nn.Module):
         found = [self.head(self.features(image.flip(axes) if axes else image)) for axes in views]
         return torch.stack(found).mean(0)
 
+    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as :meth:`forward` gives them, and in the same pass what novelty is told by.
+
+        That is for each image [N, D] the means and the spreads of the maps whose cells are 8 and 16 pixels wide, where
+        the backbone has such, and the head's input, each of unit length: pictures of something else differ in the
+        former, defects that nobody has shown in the latter.
+        """
+        with self._watched() as maps:
+            inputs = self.features(image)
+        found = [self.head(inputs), *(self.head(self.features(image.flip(axes))) for axes in self._views[1:])]
+        parts = [*chain(*map(_moments, maps)), inputs]
+        return torch.stack(found).mean(0), torch.cat([_unit(part) for part in parts], 1)
+
+    @contextmanager
+    def _watched(self) -> Iterator[list[Tensor]]:
+        """Meanwhile the maps of some stages, [N, channels, height, width], are gathered."""
+        maps: list[Tensor] = []
+        last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+
+        def gather(stage: nn.Module, given: Any, made: Tensor) -> None:
+            maps.append(made.permute(0, 3, 1, 2) if last else made)
+
+        stages = [stage for pixels in (8, 16) if (stage := self.stage_of_cells(pixels)) is not None]
+        hooks = [stage.register_forward_hook(gather) for stage in stages]
+        try:
+            yield maps
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def features(self, image: Tensor) -> Tensor:
         """What the backbone makes of images, as :meth:`forward` takes them: [N, width of the head's input]."""
         found: Tensor = self.backbone(self.normalize(image))
@@ -125,6 +158,16 @@ class Network(nn.Module):
             stage: nn.Module = self.backbone.features[{8: 3, 16: 5}[pixels]]
             return stage
         return from_timm.stage_of_cells(self.backbone, pixels)
+
+
+def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the spread of each channel over all places, each [N, channels]."""
+    mean = maps.mean((2, 3), keepdim=True)
+    return mean[:, :, 0, 0], (maps - mean).square().mean((2, 3)).sqrt()
+
+
+def _unit(part: Tensor) -> Tensor:
+    return part / part.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def _headless(name: str, size: int | None) -> tuple[nn.Module, float, int]:

@@ -24,6 +24,7 @@ from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
 JUDGEMENT = "judgement"  # a checkpoint's keys
+REFERENCE = "novelty"
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
@@ -89,6 +90,7 @@ class TyreClassifier(L.LightningModule):
         self._before: Tensor | None = None  # the loss of the batch before
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
+        self.reference: dict[str, Tensor] = {}  # likewise: what good tyres look like to it
         self._own_loss: Spec = {}
         self._own_optimizer: Spec = {}
         self._criterion: Loss | None = None
@@ -119,6 +121,7 @@ class TyreClassifier(L.LightningModule):
         if (made := checkpoint.get(MADE_AS, 1)) > FORMAT:
             raise UserError(f"the checkpoint has format {made}, and this version knows up to {FORMAT}: update")
         self.judgement = checkpoint.get(JUDGEMENT, {})
+        self.reference = checkpoint.get(REFERENCE, {})
         progress = checkpoint.get(PROGRESS, {})
         self._loss = progress.get("loss", 0.0), progress.get("images", 0)
         self._unreadable["train"] = progress.get("unreadable", 0)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.from_timm import is_timm
 
-INPUT, OUTPUT = "image", "logits"
+INPUT, OUTPUTS = "image", ("logits", "features")
 
 
 class Engine:
@@ -35,10 +36,10 @@ class Engine:
             to_onnx(network, size), options, providers=["CPUExecutionProvider"]
         )
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits [N, classes] of images [N, 3, size, size]."""
-        found: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: images})[0]
-        return found
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What :meth:`Network.look` gives of images [N, 3, size, size]."""
+        logits, features = self._session.run(OUTPUTS, {INPUT: images})
+        return logits, features
 
 
 def check_export(network: Network, name: str, size: int) -> None:
@@ -61,20 +62,32 @@ def check_export(network: Network, name: str, size: int) -> None:
         network.train(training)
 
 
+class _Look(nn.Module):
+    """A network whose answer is what its ``look`` gives."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.look(image)
+
+
 def to_onnx(network: Network, size: int) -> bytes:
     """A network as an ONNX file: ``image``, uint8 [N, 3, size, size], to ``logits``, float32 [N, classes].
 
+    Its second output is ``features``, float32 [N, D], by which novelty is told, see :meth:`Network.look`.
     Normalisation and the averaging over mirrored views are inside; decoding and resizing are not.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter that needs no other package, and a tenth of the time, is old
         torch.onnx.export(
-            network,
+            _Look(network),
             (torch.zeros(1, 3, size, size, dtype=torch.uint8),),
             path := Path(folder, "network.onnx"),
             dynamo=False,
             input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: "images"}, OUTPUT: {0: "images"}},
+            output_names=[*OUTPUTS],
+            dynamic_axes={name: {0: "images"} for name in (INPUT, *OUTPUTS)},
         )
         return path.read_bytes()

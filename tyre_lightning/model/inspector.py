@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
+from tyre_lightning.decision.novelty import Reference
 from tyre_lightning.decision.operating_point import REVIEW, Calibration, OperatingPoint
 from tyre_lightning.decision.outputs import Outputs
 from tyre_lightning.errors import Unwritable, UserError, first_line
@@ -38,11 +39,14 @@ WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
 DEFECTS = "defects"  # the column that lists them, of a model of several
 FORMAT = 3  # of what is saved; in format 1, which has no number, promises were made picture by picture
-_SINGLE = 2  # of a model whose pictures show one class each, which older versions read too
+_PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
+NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
+UNLIKE = "it is unlike the good tyres of training"
 
 log = logging.getLogger(__name__)
 
 _PRECISION = threading.Lock()
+_PARTS = tuple(item.name for item in fields(Reference))
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Sighting:
     class_name: str | None = None  # of that picture
     key: str | None = None  # of that picture
     defects: frozenset[str] = frozenset()  # of all pictures, where one may show several
+    novelty: float | None = None  # the lowest of all pictures; None where the model tells none
 
     def add(self, inspector: Inspector, row: Mapping[str, Any]) -> None:
         """Count one more picture: one of the rows of :meth:`Inspector.answers_to`, with ``error``."""
@@ -63,8 +68,17 @@ class Sighting:
             return
         self.pictures += 1
         self.defects |= frozenset(row.get(DEFECTS) or ())
+        if (novelty := row[NOVELTY]) is not None:
+            self.novelty = novelty if self.novelty is None else min(self.novelty, novelty)
         if (score := inspector.defective(row)) > self.score or math.isnan(score):
             self.score, self.class_name, self.key = score, row["class"], row.get("key")
+
+
+class Look(NamedTuple):
+    """What a network sees in N images."""
+
+    logits: NDArray[np.float64]  # [N, classes], before calibration
+    features: NDArray[np.float32]  # [N, D], see :meth:`Network.look`
 
 
 class Verdict(NamedTuple):
@@ -89,6 +103,7 @@ class Inspector:
         group_pattern: what a file name's match says of the tyre, see :func:`tyre_lightning.lake.tyres.find_tyre`; None:
             every picture is judged by itself.
         multi_label: whether a picture may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
+        reference: what good tyres look like to the network; None: it tells no novelty.
     """
 
     network: Network
@@ -100,6 +115,7 @@ class Inspector:
     point: OperatingPoint | None = None
     group_pattern: str | None = None
     multi_label: bool = False
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         """Spell classes as catalogs do, also those of models that older versions made."""
@@ -113,7 +129,8 @@ class Inspector:
         network, classes = classifier.network.eval(), list(options["classes"])
         judgement = _judgement(classifier.judgement, f"this checkpoint of {options['name']}")
         about = options["name"], classes, classifier.preprocessing, options["good_class"]
-        return cls(network, *about, *judgement, multi_label=options["multi_label"])
+        reference = _reference(classifier.reference)
+        return cls(network, *about, *judgement, multi_label=options["multi_label"], reference=reference)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Inspector:
@@ -151,6 +168,8 @@ class Inspector:
                 )
             judgement = _judgement(spec.get(JUDGEMENT, {}), f"the model in {folder}")
             state = load_file(Path(folder, WEIGHTS_FILE))
+            named = {name: f"{NOVELTY}.{name}" for name in _PARTS}
+            reference = _reference({name: state.pop(key) for name, key in named.items() if key in state})
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
         network = Network(
@@ -159,7 +178,8 @@ class Inspector:
         )  # fmt: skip
         network.load_state_dict(state)
         about = spec["backbone"], spec["classes"], preprocessing, spec["good_class"]
-        return cls(network.eval(), *about, *judgement, multi_label=spec.get("multi_label", False))
+        several = spec.get("multi_label", False)
+        return cls(network.eval(), *about, *judgement, multi_label=several, reference=reference)
 
     def save(self, folder: str | Path) -> None:
         """Write the inspector as a folder of safetensors and JSON.
@@ -172,6 +192,7 @@ class Inspector:
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
+        state |= {f"{NOVELTY}.{name}": part for name, part in self.reference_tensors().items()}
         try:
             save_file(state, Path(folder, WEIGHTS_FILE))
         except SafetensorError as error:  # the one that it has for a full disk
@@ -200,9 +221,14 @@ class Inspector:
             "operating_point": None if self.point is None else self.point.to_dict(),
         }
 
+    def reference_tensors(self) -> dict[str, Tensor]:
+        """What good tyres look like, by name; nothing where the model does not know."""
+        arrays = {} if self.reference is None else self.reference.arrays()
+        return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in arrays.items()}
+
     @property
     def _format(self) -> int:
-        return FORMAT if self.multi_label else _SINGLE
+        return _PLAIN if self.reference is None and not self.multi_label else FORMAT
 
     def promise(self, wanted: OperatingPointConfig) -> None:
         """Decide at the operating point that keeps this promise.
@@ -240,24 +266,37 @@ class Inspector:
         """
         return self.preprocessing.read(data, key)
 
-    @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
-        """What the network says of what :meth:`read` gave, float64 [N, classes], before calibration.
+        """What the network says of what :meth:`read` gave, float64 [N, classes], before calibration."""
+        return self.look(images).logits
+
+    def distances(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """How far images are from what good tyres look like, shape (N,); NaN where the model does not know that.
+
+        Args:
+            features: [N, D], as :meth:`look` gives them.
+        """
+        return np.full(len(features), np.nan) if self.reference is None else self.reference.distances(features)
+
+    @torch.inference_mode()
+    def look(self, images: Sequence[Tensor]) -> Look:
+        """What the network sees in what :meth:`read` gave.
 
         On a CPU images go through one at a time, which costs no speed there, so that an answer does not depend, in its
         last digits, on which images shared a batch: training, predict.py and a served model then agree exactly.
         """
         if not images:
-            return np.zeros((0, len(self.classes)))
+            return Look(np.zeros((0, len(self.classes))), np.zeros((0, 0), np.float32))
         device = self.network.mean.device
         if device.type == "cpu":
-            found = np.concatenate([self._engine(image[None].numpy()) for image in images])
+            parts = [self._engine(image[None].numpy()) for image in images]
+            logits, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         else:
             batch = torch.stack(list(images)).to(device)
             with whole_precision():
-                answer = self.network(batch)
-            found = answer.cpu().numpy()
-        return np.asarray(found.astype(np.float64))
+                answer = self.network.look(batch)
+            logits, features = (part.float().cpu().numpy() for part in answer)
+        return Look(logits.astype(np.float64), features)
 
     def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
         """Class probabilities, float64 [N, classes], of what :meth:`read` gave."""
@@ -283,27 +322,36 @@ class Inspector:
 
     def answers(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
         """:meth:`answers_to` what the network says of images."""
-        return self.answers_to(self.logits(images))
+        look = self.look(images)
+        return self.answers_to(look.logits, self.distances(look.features))
 
-    def answers_to(self, logits: NDArray[np.float64]) -> list[dict[str, Any]]:
+    def answers_to(self, logits: NDArray[np.float64], distances: NDArray[np.float64]) -> list[dict[str, Any]]:
         """A row for each picture: its likeliest ``class``, ``picture_decision``, and the probability of every class.
+
+        ``novelty`` says what share of good tyres is at most as unlike the good ones of training; None where the model
+        does not know.
 
         The decision is accept, review or reject; None where there is no operating point. It is the line's only where a
         tyre has one picture: see :meth:`verdict`. Where a picture may show several defects, ``defects`` lists them.
         """
         outputs = self.outputs
         likeliest, listed = outputs.likeliest(logits), outputs.listed(logits)
+        probabilities, novelty = outputs.probabilities(logits, self.temperature), self._novelty(distances)
         return [
             {
                 "class": self.classes[said],
                 **({DEFECTS: self._defects(all_said)} if self.multi_label else {}),
-                "picture_decision": self._decide(row),
+                **self._decide(row, novel),
+                NOVELTY: novel,
                 **dict(zip(self.columns(), row.tolist(), strict=True)),
             }
-            for row, said, all_said in zip(
-                outputs.probabilities(logits, self.temperature), likeliest, listed, strict=True
-            )
+            for row, novel, said, all_said in zip(probabilities, novelty, likeliest, listed, strict=True)
         ]
+
+    def _novelty(self, distances: NDArray[np.float64]) -> list[float | None]:
+        if self.calibration is None:
+            return [None] * len(distances)
+        return [None if math.isnan(value) else value for value in self.calibration.novelty(distances).tolist()]
 
     def _defects(self, said: NDArray[np.bool_]) -> list[str]:
         return [name for name, hit in zip(self.classes, said, strict=True) if hit and name != self.good_class]
@@ -317,16 +365,23 @@ class Inspector:
         if self.point is None or self.calibration is None or not sighting.pictures + sighting.unreadable:
             return Verdict(None, None)
         doubt = self.calibration.doubt(sighting.pictures, sighting.unreadable)
-        return Verdict(REVIEW, doubt) if doubt else Verdict(self.point.decide(sighting.score), None)
+        if doubt is not None:
+            return Verdict(REVIEW, doubt)
+        return self._judge(self.point, sighting.score, sighting.novelty)
 
     def defective(self, row: Mapping[str, Any]) -> float:
         """P(defective) of one of :meth:`answers_to`'s rows; NaN where no class is known to be the good one."""
         return float("nan") if self.good_class is None else 1 - row[f"p_{self.good_class}"]
 
-    def _decide(self, row: NDArray[np.float64]) -> str | None:
+    def _decide(self, row: NDArray[np.float64], novelty: float | None) -> dict[str, str | None]:
         if self.point is None or self.good_class is None:
-            return None
-        return self.point.decide(float(1 - row[self.classes.index(self.good_class)]))
+            return {"picture_decision": None, "reason": None}
+        found = self._judge(self.point, float(1 - row[self.classes.index(self.good_class)]), novelty)
+        return {"picture_decision": found.decision, "reason": found.reason}
+
+    def _judge(self, point: OperatingPoint, defective: float, novelty: float | None) -> Verdict:
+        decision = point.decide(defective, novelty)
+        return Verdict(decision, UNLIKE if decision != point.decide(defective) else None)
 
 
 @contextmanager
@@ -358,13 +413,18 @@ def decide_on_tyres(inspector: Inspector, rows: Sequence[dict[str, Any]]) -> Non
 
 def nothing_seen(reason: str) -> dict[str, Any]:
     """What is said of a picture that could not be read."""
-    return {"class": None, "picture_decision": None, "error": reason}
+    return {"class": None, "picture_decision": None, "reason": None, NOVELTY: None, "error": reason}
 
 
 def answer_columns(probabilities: Sequence[str], *, multi_label: bool = False) -> list[str]:
     """What is said of a picture, by predict.py and the served model; where it may show several defects, all of them."""
     several = [DEFECTS] if multi_label else []
-    return ["tyre", "class", *several, "decision", "picture_decision", "reason", *probabilities, "error"]
+    return ["tyre", "class", *several, "decision", "picture_decision", "reason", NOVELTY, *probabilities, "error"]
+
+
+def _reference(tensors: Mapping[str, Tensor]) -> Reference | None:
+    """The inverse of :meth:`Inspector.reference_tensors`."""
+    return Reference(**{name: part.numpy() for name, part in tensors.items()}) if tensors else None
 
 
 def _judgement(values: dict[str, Any], name: str) -> tuple[Calibration | None, OperatingPoint | None, str | None]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.config import GateConfig
-from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW, decisions
+from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW, decisions, reviewed_as_novel
 from tyre_lightning.decision.paired import passes, smallest_margin, smallest_total, upper_bound
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
@@ -53,11 +53,23 @@ class Verdicts:
         names: in order, shape (T,).
         decisions: accept, review or reject, shape (T,).
         defective: whether each tyre is, shape (T,).
+        novel: whether each is reviewed only because it is unlike good tyres, shape (T,).
+        novel_rate: of good tyres no larger share is to be reviewed for that.
     """
 
     names: NDArray[np.object_]
     decisions: NDArray[np.object_]
     defective: Bools
+    novel: Bools
+    novel_rate: float = 0.0
+
+    def excused(self) -> float:
+        """The share of all tyres whose review is not held against a model.
+
+        Had it accepted the defective ones, they would have escaped; of the good ones it is the promised share at most.
+        """
+        good = min(int((self.novel & ~self.defective).sum()), self.novel_rate * int((~self.defective).sum()))
+        return (int((self.novel & self.defective).sum()) + good) / max(1, len(self.defective))
 
 
 @dataclass(frozen=True)
@@ -68,12 +80,13 @@ class Performance:
     escape_rate: float  # share of defective tyres that are accepted
     overkill_rate: float  # share of good tyres that are rejected
     review_rate: float  # share of all tyres
+    novel_rate: float  # share of good tyres that are reviewed only because they are unlike the others
     f1: float  # macro, of what is said of images: their likeliest classes, or all that a model of several lists
     latency_ms: float  # from bytes to an answer, one image at a time on this machine; the median
 
     def numbers(self) -> dict[str, float]:
         """The measurements by name."""
-        names = ("escape_rate", "overkill_rate", "review_rate", "f1", "latency_ms")
+        names = ("escape_rate", "overkill_rate", "review_rate", "novel_rate", "f1", "latency_ms")
         return {name: getattr(self, name) for name in names}
 
 
@@ -108,10 +121,12 @@ def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdi
     """
     assert inspector.point is not None and inspector.calibration is not None and inspector.good_class is not None
     known = scores.defective(inspector.classes.index(inspector.good_class), inspector.temperature)
-    found = Tyres.of(scores.tyres, known, defective.astype(np.int64), 0, scores.damaged)
+    labels = defective.astype(np.int64)
+    found = Tyres.of(scores.tyres, known, labels, 0, scores.damaged, distances=scores.distances())
     found = found.one_of_each(scores.groups[found.deciding])
-    decided = decisions(inspector.point, found, inspector.calibration.least_pictures)
-    return Verdicts(found.names, decided, found.labels == 1)
+    decided = decisions(inspector.point, found, inspector.calibration)
+    novel = reviewed_as_novel(inspector.point, found, inspector.calibration)
+    return Verdicts(found.names, decided, found.labels == 1, novel, inspector.point.novel_rate or 0.0)
 
 
 def macro_f1(shows: Bools, said: Bools) -> float:
@@ -131,6 +146,7 @@ def performance(verdicts: Verdicts, f1: float, latency_ms: float) -> Performance
         escape_rate=_share(decided == ACCEPT, defective),
         overkill_rate=_share(decided == REJECT, ~defective),
         review_rate=_share(decided == REVIEW, np.ones_like(defective)),
+        novel_rate=_share(verdicts.novel, ~defective),
         f1=f1,
         latency_ms=latency_ms,
     )

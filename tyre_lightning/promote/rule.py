@@ -9,6 +9,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.promote.comparison import Performance, escape_bound
 from tyre_lightning.tracking.versions import CHAMPION
 
+_ROUNDING = 1e-9
 RATES = ("escape_rate", "overkill_rate", "review_rate")
 
 
@@ -66,12 +67,19 @@ def _maybe_worse(challenger: Performance, other: Performance, name: str, bound: 
     )
 
 
+def _counted(model: Performance, rate: str) -> float:
+    """A rate as the rule counts it: a model that tells what it does not know must not lose by keeping its promise."""
+    value: float = getattr(model, rate)
+    return value - model.verdicts.excused() if rate == "review_rate" else value
+
+
 def _not_better(challenger: Performance, champion: Performance) -> list[str]:
     reasons = []
+    rates = {rate: (_counted(challenger, rate), _counted(champion, rate)) for rate in RATES}
     for rate in ("overkill_rate", "review_rate"):
-        ours, theirs = getattr(challenger, rate), getattr(champion, rate)
-        if ours > theirs:
+        ours, theirs = rates[rate]
+        if ours > theirs + _ROUNDING:
             reasons.append(f"its {rate.replace('_', ' ')} is {ours:.4f} against {theirs:.4f}")
-    if not any(getattr(challenger, rate) < getattr(champion, rate) for rate in RATES):
+    if not any(ours < theirs - _ROUNDING for ours, theirs in rates.values()):
         reasons.append("none of its escape, overkill and review rates is lower than the champion's")
     return reasons

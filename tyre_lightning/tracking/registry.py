@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tyre_lightning
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.from_timm import is_timm
-from tyre_lightning.model.inspector import DEFECTS, SPEC_FILE, Inspector, answer_columns
+from tyre_lightning.model.inspector import DEFECTS, NOVELTY, SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
 from tyre_lightning.tracking.versions import how_to_call
@@ -135,7 +135,7 @@ def signature(inspector: Inspector) -> ModelSignature:
     given: list[Any] = [ColSpec("string", name, required=False) for name in ("image", "uri", "tyre")]
     numbers = inspector.columns()
     answers: list[Any] = [
-        ColSpec(Array(DataType.string) if name == DEFECTS else "double" if name in numbers else "string", name, False)
+        ColSpec(Array(DataType.string) if name == DEFECTS else "double" if name in (*numbers, NOVELTY) else "string", name, False)
         for name in answer_columns(numbers, multi_label=inspector.multi_label)
     ]
     return ModelSignature(Schema(given), Schema(answers))

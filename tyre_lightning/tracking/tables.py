@@ -22,7 +22,7 @@ _MOST_PREDICTIONS = 1000  # of which MLflow shows a table; ``scores/test.parquet
 _DIGITS = 4  # of a probability in this table
 _USAGES = ("val", "test", "test_unshared")
 _OF_CLASSES = ("recall", "precision", "average_precision", "escape_rate")
-_WITH_ENDS = ("auroc_defective", "escape_rate", "overkill_rate", "review_rate")
+_WITH_ENDS = ("auroc_defective", "escape_rate", "overkill_rate", "review_rate", "novel_rate")
 _LOW, _HIGH = "_low", "_high"  # the ends of an interval
 _OF_FEW = ("auroc", "brier", "brier_uncalibrated", "ece_uncalibrated", "tyres")
 

@@ -88,7 +88,9 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
         confidence: of the intervals.
     """
     steps, escaped, rejected = sweep(defective.scores, good.scores)
-    found, false = defective.total - escaped, rejected + len(good.reviewed)
+    escaped = escaped - _below(defective.scores[defective.novel], steps)
+    found = defective.total - escaped
+    false = rejected + len(good.reviewed) + _below(good.scores[good.novel], steps)
     escape = _with_ends(escaped, np.full_like(steps, defective.total), confidence)
     overkill = _with_ends(false, np.full_like(steps, good.total), confidence)
     precision = _with_ends(found, found + false, confidence)
@@ -105,6 +107,11 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
         Chart("ROC", kept, hit, [_diagonal(), *roc], marker="roc"),
         Chart("Precision and recall", hit, "precision", recall, marker="recall"),
     ]
+
+
+def _below(scores: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many scores lie below each threshold."""
+    return np.asarray(np.searchsorted(np.sort(scores), steps, side="left"))
 
 
 def calibration_chart(scores: Scores, good: int, temperature: float) -> Chart:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.decision.bounds import interval_ends
-from tyre_lightning.decision.operating_point import Calibration
+from tyre_lightning.decision.novelty import is_novel
+from tyre_lightning.decision.operating_point import Calibration, doubtful
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
@@ -22,8 +23,8 @@ _DIGITS = 8  # of an interval's end
 class Side:
     """Defective tyres, the lowest P(defective) first, or good ones, the highest first: those at the front are wrong.
 
-    Whatever the threshold, its escapes (or overkills) are the first so many of them. Each is shown by the picture with
-    its highest P(defective).
+    Whatever the threshold, its overkills are the first so many of them, and its escapes those of the first so many that
+    are not novel. Each is shown by the picture with its highest P(defective).
 
     Args:
         keys: of those pictures, shape (T,).
@@ -33,6 +34,7 @@ class Side:
         said: the likeliest classes of those pictures, indices, shape (T,).
         scores: P(defective), shape (T,).
         probabilities: of those pictures, [T, classes].
+        novel: whether each is so unlike good tyres that it is not accepted, shape (T,).
         reviewed: what further tyres show, which are reviewed whatever the threshold, [R, classes].
     """
 
@@ -43,6 +45,7 @@ class Side:
     said: NDArray[np.int64]
     scores: NDArray[np.float64]
     probabilities: NDArray[np.float64]
+    novel: NDArray[np.bool_]
     reviewed: NDArray[np.bool_]
 
     @property
@@ -60,17 +63,27 @@ class Side:
             "said": self.said[:LISTED].tolist(),
             "scores": self.scores.tolist(),  # all digits: the page must decide as Python does
             "probabilities": self.probabilities[:LISTED].round(4).tolist(),
+            "novel": np.flatnonzero(self.novel).tolist(),
             "total": self.total,
         }
 
 
-def sides(scores: Scores, good: int, calibration: Calibration | None) -> tuple[Side, Side]:
-    """The defective and the good tyres, nearest to being wrong first; ``good`` is the good class's index."""
-    temperature, least = (1.0, 1) if calibration is None else (calibration.temperature, calibration.least_pictures)
+def sides(
+    scores: Scores, good: int, calibration: Calibration | None, novel_rate: float | None = None
+) -> tuple[Side, Side]:
+    """The defective and the good tyres, nearest to being wrong first.
+
+    Args:
+        scores: of images.
+        good: the good class's index.
+        calibration: what the validation tyres said, if anything.
+        novel_rate: from where tyres are novel, see :class:`OperatingPoint`.
+    """
+    temperature = 1.0 if calibration is None else calibration.temperature
     tyres = scores.counted(good, temperature)
     probabilities = scores.outputs.probabilities(scores.logits, temperature)
     likeliest = scores.outputs.likeliest(scores.logits)
-    judged = tyres.whole & (tyres.pictures >= least)
+    judged = tyres.whole if calibration is None else ~doubtful(tyres, calibration)
 
     def side(hit: NDArray[np.bool_], order: NDArray[np.float64]) -> Side:
         found, reviewed = tyres.take(hit & judged), _shows(tyres.take(hit & ~judged), probabilities.shape[1])
@@ -78,7 +91,10 @@ def sides(scores: Scores, good: int, calibration: Calibration | None) -> tuple[S
         keys, names = [scores.keys[place] for place in found.deciding], [*found.names]
         table = probabilities[found.deciding]
         shows, said = _shows(found, table.shape[1]), likeliest[found.deciding]
-        return Side(keys, names, found.pictures, shows, said, found.scores, table, reviewed)
+        novel = np.zeros(len(found), bool)
+        if calibration is not None:
+            novel = is_novel(calibration.novelty(found.distances), novel_rate)
+        return Side(keys, names, found.pictures, shows, said, found.scores, table, novel, reviewed)
 
     return side(tyres.labels != good, tyres.scores), side(tyres.labels == good, -tyres.scores)
 

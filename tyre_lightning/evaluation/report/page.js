@@ -4,7 +4,9 @@
 // file names, so they are only ever set as text. No storage, cookies or dialogs: MLflow shows the page in a sandbox.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 24;
-const undecided = data.defective.total - data.defective.scores.length + data.good.total - data.good.scores.length;
+const novel = { defective: new Set(data.defective.novel), good: new Set(data.good.novel) };
+const undecided = data.defective.total - data.defective.scores.length + data.good.total - data.good.scores.length
+  + novel.defective.size + novel.good.size;
 const band = undecided > 0 || (data.point !== null && data.point.reject_from > data.point.threshold);
 const pages = { escapes: 0, overkills: 0 };
 let threshold = data.start;
@@ -24,15 +26,23 @@ function prefix(length, holds) {
 const below = (t) => prefix(data.defective.scores.length, (i) => data.defective.scores[i] < t);
 const goodFrom = (t) => prefix(data.good.scores.length, (i) => data.good.scores[i] >= t);
 
-/** Everything that the threshold decides, in counts. */
+/** The places of all tyres from one to another, but for those that are too unlike good ones to be accepted. */
+function accepted(kind, start, end) {
+  const found = [];
+  for (let i = start; i < end; i++) if (!novel[kind].has(i)) found.push(i);
+  return found;
+}
+
+/** Everything that the threshold decides, in counts; ``escaped`` has the places of the escapes. */
 function decide(t) {
   const rejectFrom = data.point !== null && data.point.reject_from > data.point.threshold ? Math.max(t, data.point.reject_from) : t;
   // Some tyres are reviewed whatever the threshold: they count, and are neither accepted nor rejected.
   const defective = data.defective.total, good = data.good.total;
-  const escapes = below(t), caught = data.defective.scores.length - below(rejectFrom);
-  const notAccepted = good - data.good.scores.length + goodFrom(t), overkills = goodFrom(rejectFrom);
+  const escaped = accepted("defective", 0, below(t)), escapes = escaped.length;
+  const caught = data.defective.scores.length - below(rejectFrom), overkills = goodFrom(rejectFrom);
+  const notAccepted = good - accepted("good", goodFrom(t), data.good.scores.length).length;
   return {
-    defective, good, escapes, caught, notAccepted, overkills, rejectFrom,
+    defective, good, escaped, escapes, caught, notAccepted, overkills, rejectFrom,
     review: defective + good - escapes - caught - (good - notAccepted) - overkills,
   };
 }
@@ -76,11 +86,14 @@ function verdict(now) {
   return [found.rate <= limit ? "not refuted" : "in doubt", `${most}; ${side}, the interval on both sides`];
 }
 
-function tally(side, count, until) {
+function tally(side, places) {
   const found = data.classes.map(() => 0);
-  for (let i = count; i < until; i++) for (const label of side.labels[i]) found[label] += 1;
+  for (const i of places) for (const label of side.labels[i]) found[label] += 1;
   return found;
 }
+
+/** The numbers from one to another. */
+const range = (start, end) => Array.from({ length: end - start }, (_, i) => start + i);
 
 function fill(table, rows) {
   const body = document.querySelector(`#${table} tbody`);
@@ -93,9 +106,9 @@ function fill(table, rows) {
 }
 
 function tables(now) {
-  const escapes = tally(data.defective, 0, now.escapes);
+  const escapes = tally(data.defective, now.escaped);
   const judged = data.defective.scores.length;
-  const caught = tally(data.defective, judged - now.caught, judged);
+  const caught = tally(data.defective, range(judged - now.caught, judged));
   const classes = data.classes.map((name, i) => [name, i]).filter(([name]) => name !== data.goodClass);
   fill("defects", classes.map(([name, i]) => {
     const found = share(escapes[i], data.counts[i], data.intervals.classes[i]);
@@ -170,8 +183,9 @@ function card(side, index) {
   return item;
 }
 
-function gallery(id, side, count) {
-  const section = byId(id), listed = Math.min(count, side.keys.length);
+function gallery(id, side, places) {
+  const named = places.filter((i) => i < side.keys.length);
+  const section = byId(id), listed = named.length, count = places.length;
   pages[id] = Math.max(0, Math.min(pages[id], Math.ceil(listed / PAGE) - 1));
   const start = pages[id] * PAGE, end = Math.min(start + PAGE, listed);
   const unlisted = count > listed ? ` (the first ${listed} are listed)` : "";
@@ -181,7 +195,7 @@ function gallery(id, side, count) {
   previous.disabled = start === 0;
   next.disabled = end >= listed;
   const cards = [];
-  for (let i = start; i < end; i++) cards.push(card(side, i));
+  for (let i = start; i < end; i++) cards.push(card(side, named[i]));
   section.querySelector(".cards").replaceChildren(...cards);
 }
 
@@ -203,8 +217,8 @@ function update() {
   byId("current").setAttribute("x2", 600 * threshold);
   tables(now);
   markers(now);
-  gallery("escapes", data.defective, now.escapes);
-  gallery("overkills", data.good, now.overkills);
+  gallery("escapes", data.defective, now.escaped);
+  gallery("overkills", data.good, range(0, now.overkills));
 }
 
 /** Take a threshold; the control it came from keeps what was put there. */

@@ -91,7 +91,8 @@ def _decisions(
 ) -> dict[str, Any]:
     assert inspector.good_class is not None
     index = inspector.classes.index(inspector.good_class)
-    defective, good = sides(scores, index, inspector.calibration)
+    rate = None if inspector.point is None else inspector.point.novel_rate
+    defective, good = sides(scores, index, inspector.calibration, rate)
     start = _UNPROMISED if inspector.point is None else inspector.point.threshold
     data = decision_data(inspector, defective, good, wanted.confidence)
     total, done = sum(min(PICTURES, len(side.keys)) for side in (defective, good)), 0
@@ -109,7 +110,7 @@ def _decisions(
         calibration_chart(scores, index, inspector.temperature),
     ]
     bars = {"defective": histogram(defective.scores), "good": histogram(good.scores)}
-    point, undecided = inspector.point, len(defective.reviewed) + len(good.reviewed) > 0
+    point, undecided = inspector.point, any(len(side.reviewed) or side.novel.any() for side in (defective, good))
     band = undecided or (point is not None and point.reject_from > point.threshold)
     return {"data": {**data, "start": start}, "start": start, "charts": charts, "bars": bars, "band": band}
 
