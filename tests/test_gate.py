@@ -19,7 +19,8 @@ def model(escaping: int, rejected: int, defective: int = 400, good: int = 400) -
     decisions[:escaping] = "accept"
     decisions[defective + rejected :] = "accept"
     names = np.array([str(number) for number in range(defective + good)], dtype=object)
-    return performance(Verdicts(names, decisions, np.arange(defective + good) < defective, np.zeros(len(names), bool)), f1=0.9, latency_ms=10.0)
+    verdicts = Verdicts(names, decisions, np.arange(defective + good) < defective, np.zeros(len(names), bool))
+    return performance(verdicts, f1=0.9, latency_ms=10.0)
 
 
 def nights(gate: GateConfig, *, anchored: bool) -> list[float]:

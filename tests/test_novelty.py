@@ -1,4 +1,4 @@
-"""What is unlike the good tyres of training is told, and is not accepted; how many good tyres that costs is promised."""
+"""What is unlike the good tyres of training is told and not accepted; how many good tyres that costs is promised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.stats import binom
 import tyre_lightning as tl
 from tests.conftest import Trained
 from tests.images import encode
-from tyre_lightning.config import OperatingPointConfig
+from tyre_lightning.config import GateConfig, OperatingPointConfig
 from tyre_lightning.decision.novelty import (
     DIRECTIONS,
     MOST,
@@ -31,8 +31,9 @@ from tyre_lightning.decision.operating_point import Calibration, OperatingPoint,
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.evaluation.answer import novelty_sentence
 from tyre_lightning.model.inspector import UNLIKE, Inspector
-from tyre_lightning.promote.comparison import Verdicts, judge_tyres, performance
+from tyre_lightning.promote.comparison import Performance, Verdicts, performance
 from tyre_lightning.promote.rule import judge
+from tyre_lightning.tracking.registry import load_inspector
 
 GOOD = 0
 
@@ -110,7 +111,7 @@ def test_the_bound_with_a_confidence_holds() -> None:
     count = math.floor(rate * (total + 1))
     broken = (1 - scores[:, count - 1] > bound).mean()  # of a uniform score the share beyond a limit is known
     assert broken == pytest.approx(1 - confidence, abs=0.006)
-    assert share_bound(0.01, 299, 0.95) <= 0.01 < share_bound(1 / 299, 298, 0.95)  # an exact 1 % takes 299
+    assert share_bound(1 / 300, 299, 0.95) <= 0.01 < share_bound(1 / 299, 298, 0.95)  # an exact 1 % takes 299
     assert binom.cdf(0, 299, 0.01) <= 0.05 < binom.cdf(0, 298, 0.01)
 
 
@@ -167,18 +168,16 @@ def test_the_gate_excuses_novelty_up_to_its_promise() -> None:
     defective = np.arange(400) < 200
     plain = np.where(defective, "reject", "accept").astype(object)
 
-    def model(novel: list[int], rate: float, escapes: int) -> object:
+    def model(novel: list[int], rate: float, escapes: int) -> Performance:
         decided, hit = plain.copy(), np.zeros(400, bool)
         decided[:escapes] = "accept"
         decided[novel], hit[novel] = "review", True
         return performance(Verdicts(names, decided, defective, hit, rate), f1=0.9, latency_ms=1.0)
 
-    from tyre_lightning.config import GateConfig
-
     champion = model([], 0.0, escapes=4)
     within, beyond = model([0, 1, 300, 301], 0.01, escapes=3), model([0, 1, 300, 301, 302], 0.01, escapes=3)
-    assert judge(within, {"champion": champion}, GateConfig())[0] == []  # type: ignore[arg-type, dict-item]
-    (reason,) = judge(beyond, {"champion": champion}, GateConfig())[0]  # type: ignore[arg-type, dict-item]
+    assert judge(within, {"champion": champion}, GateConfig())[0] == []
+    (reason,) = judge(beyond, {"champion": champion}, GateConfig())[0]
     assert "review rate" in reason
 
 
@@ -196,8 +195,6 @@ def nothing(kind: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tl.Model:
     """The trained model, promised what its few tyres allow."""
-    from tyre_lightning.tracking.registry import load_inspector
-
     return tl.Model(load_inspector(trained.model, trained.tracking_uri), trained.model)
 
 
@@ -218,7 +215,7 @@ def test_training_teaches_what_good_tyres_look_like(trained: Trained, model: tl.
 def test_a_picture_of_nothing_is_not_accepted(model: tl.Model, kind: str) -> None:
     inspector = replace(model.inspector)
     assert inspector.calibration is not None
-    wanted = OperatingPointConfig(max_escape_rate=0.5, confidence=0.5, max_novel_rate=0.2)
+    wanted = OperatingPointConfig(max_escape_rate=0.5, confidence=0.5, max_novel_rate=0.4)
     inspector.promise(wanted)
     assert inspector.point is not None
     inspector.point = replace(inspector.point, threshold=1.1, reject_from=1.1)  # else its score might say no already
@@ -236,10 +233,3 @@ def test_the_engine_and_the_network_see_the_same_features(model: tl.Model, train
     np.testing.assert_allclose(look.features, features.numpy(), atol=1e-5)
     np.testing.assert_allclose(look.logits, logits.double().numpy(), atol=1e-4)
     np.testing.assert_allclose(inspector.distances(look.features), inspector.distances(features.numpy()), rtol=1e-3)
-
-
-def test_python_predict_and_the_record_tell_the_same_novelty(trained: Trained, model: tl.Model) -> None:
-    recorded = tl.open_run(trained.folder.joinpath("outputs")) if False else None
-    assert recorded is None
-    table = model.predict(str(trained.local / "test"))
-    assert table["novelty"].between(0, 1).all() and judge_tyres is not None

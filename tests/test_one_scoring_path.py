@@ -114,6 +114,10 @@ def assert_predict_agrees(folder: Path, run: Path, lake: Path) -> None:
     found = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
     assert [f"v1/{key}" for key in rows["key"]] == recorded.keys
     assert np.abs(softmax(recorded.logits, metrics["temperature"]) - found).max() < 1e-6
+    calibration = Inspector.from_checkpoint(run / "checkpoints" / "best.ckpt").calibration
+    assert calibration is not None and calibration.measured
+    novelty = calibration.novelty(recorded.distances())
+    np.testing.assert_array_equal(rows["novelty"].to_numpy(), novelty)
     assert recorded.logits.std(axis=0).max() > 1e-3  # else there would be little to compare
 
     truth = rows["key"].str.split("/").str[-2]

@@ -171,7 +171,8 @@ def test_a_tyre_is_as_bad_as_its_worst_picture() -> None:
     point = OperatingPoint(0.5, 0.8, OperatingPointConfig(0.05, 0.9))
     assert decisions(point, found, pictures(1)).tolist() == ["review", "reject", "review"]
     assert decisions(point, found, pictures(3)).tolist() == ["review", "reject", "review"]
-    assert decisions(OperatingPoint(0.8, 0.8, point.promised), found, pictures(2)).tolist() == ["accept", "reject", "review"]
+    other = OperatingPoint(0.8, 0.8, point.promised)
+    assert decisions(other, found, pictures(2)).tolist() == ["accept", "reject", "review"]
 
 
 def test_what_is_no_number_hides_behind_nothing() -> None:

@@ -326,7 +326,7 @@ def fit_decisions(inspector: Inspector, wanted: OperatingPointConfig, scores: Sc
 
 
 def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
-    """Write temperature, operating point and what good tyres look like into a checkpoint, so that it answers as the registered model does.
+    """Write what decides into a checkpoint, so that it answers as the registered model does.
 
     The best one keeps the model alone, since a training goes on from the last.
     """

@@ -60,7 +60,7 @@ class Reference:
         means = np.stack([kept[labels == index].mean(axis=0) for index in np.unique(labels)])
         away = kept - means[np.searchsorted(np.unique(labels), labels)]
         free = len(kept) - len(means)
-        count = min(DIRECTIONS, free // 2)  # the other half tells the variance of the rest
+        count = min(DIRECTIONS, free // 2, kept.shape[1] - 1)  # the others tell the variance of the rest
         values, vectors = _principal(away)
         rest = values[count:].sum() / free / (kept.shape[1] - count)
         if not rest > 0:

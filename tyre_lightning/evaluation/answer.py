@@ -54,9 +54,7 @@ def offers(
         except UserError:
             found.append(Offer(rate, None, None, _lacking(calibration, replace(wanted, max_escape_rate=rate))))
             continue
-        found.append(
-            Offer(rate, measure_rates(point, tyres, calibration, classes, good_class), point, None)
-        )
+        found.append(Offer(rate, measure_rates(point, tyres, calibration, classes, good_class), point, None))
     return found
 
 

@@ -68,6 +68,7 @@ class _Look(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.train(network.training)  # to which the exporter returns, for all parts
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return self.network.look(image)

@@ -134,8 +134,9 @@ def signature(inspector: Inspector) -> ModelSignature:
 
     given: list[Any] = [ColSpec("string", name, required=False) for name in ("image", "uri", "tyre")]
     numbers = inspector.columns()
+    kinds: dict[str, Any] = dict.fromkeys([*numbers, NOVELTY], "double") | {DEFECTS: Array(DataType.string)}
     answers: list[Any] = [
-        ColSpec(Array(DataType.string) if name == DEFECTS else "double" if name in (*numbers, NOVELTY) else "string", name, False)
+        ColSpec(kinds.get(name, "string"), name, False)
         for name in answer_columns(numbers, multi_label=inspector.multi_label)
     ]
     return ModelSignature(Schema(given), Schema(answers))

@@ -1,0 +1,163 @@
+"""What novelty is worth: what it keeps from being accepted that shows no tyre, or a defect that nobody has shown.
+
+``python benchmarks/novelty.py LAKE [--far NAME=FOLDER ...]``, where LAKE is a folder with ``manifest.csv``, whose
+``group`` is the tyre. For each fold a training on the others' images, and one without each defect. Of the held-out
+fold's tyres, and of the pictures in other folders (drawn tyres and pictures of nothing are always among them), counts
+by the trained model's verdicts, as predict.py gives them, how many are accepted, and how many would be without novelty.
+A line for each training is added to ``--results``; what is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import folds as shared
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+import tyre_lightning as tl
+from tyre_lightning.demo.drawing import write_lake
+from tyre_lightning.lake.listing import read_catalog
+from tyre_lightning.lake.splits import split_fold
+from tyre_lightning.lake.store import FolderStore
+from tyre_lightning.lake.tyres import find_tyre
+
+NOBODY = "none"
+_DRAWN = 40  # pictures of each class
+_SIDE = 320
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one training: by what was shown, how many there were, were accepted, and would be without novelty."""
+
+    fold: int
+    without: str
+    promised: float | None
+    counts: dict[str, tuple[int, int, int]]
+
+
+def lay_fold(lake: Path, folder: Path, fold: int, without: str) -> Path:
+    """Links: ``v1/train`` has the other folds' images but for one defect, ``held/<class>`` this fold's; gives v1."""
+    root = shared.link_lake(lake, folder / "all")
+    classes = sorted(path.name for path in (root / "train").iterdir())
+    catalog = read_catalog(FolderStore(str(root)), "train", classes, strict=True)
+    groups = [find_tyre(key, shared.GROUP_PATTERN) or key for key in catalog.keys()]
+    train, held = split_fold(catalog, shared.FOLDS, fold, fold, groups)
+    for part, place in ((train, "v1/train"), (held, "held")):
+        for key in part.keys():
+            *_, label, name = key.split("/")
+            if place == "held" or label != without:
+                link = folder / place / label / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to((root / "train" / label / name).resolve())
+    return folder / "v1"
+
+
+def nothing() -> Iterator[Image.Image]:
+    """What a camera sees that sees no tyre: grey of each shade, colours, noise, gradients, clouds."""
+    draw = np.random.default_rng(0)
+    for shade in range(0, 256, 32):
+        yield Image.new("RGB", (_SIDE, _SIDE), (shade,) * 3)
+    for place in range(3):
+        yield Image.new("RGB", (_SIDE, _SIDE), tuple(200 if i == place else 0 for i in range(3)))  # type: ignore[arg-type]
+    for spread in (5, 20, 60):
+        yield _picture(draw.normal(127, spread, (_SIDE, _SIDE, 3)))
+        yield _picture(np.repeat(draw.normal(127, spread, (_SIDE, _SIDE, 1)), 3, 2))
+    slope = np.linspace(0, 255, _SIDE)
+    yield _picture(np.repeat(np.broadcast_to(slope, (_SIDE, _SIDE))[:, :, None], 3, 2))
+    for count in (2, 4, 8):
+        for _ in range(3):
+            small = Image.fromarray(draw.integers(0, 256, (count, count, 3)).astype(np.uint8))
+            yield small.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
+
+def _picture(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def lay_far(folder: Path) -> dict[str, Path]:
+    """Drawn tyres, and pictures of nothing."""
+    write_lake(folder / "drawn", {"train": _DRAWN}, size=_SIDE)
+    (folder / "nothing").mkdir()
+    for number, picture in enumerate(nothing()):
+        picture.save(folder / "nothing" / f"{number}.png")
+    return {"drawn tyres": folder / "drawn", "nothing": folder / "nothing"}
+
+
+def run(lake: Path, fold: int, without: str, far: dict[str, Path]) -> Result:
+    """Train once, and ask for verdicts."""
+    with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
+        root = lay_fold(lake, Path(scratch), fold, without)
+        found = tl.train(
+            f"data.root={root}", f"data.group_pattern='{shared.GROUP_PATTERN}'", "data.near_copies=false",
+            f"seed={fold}", "trainer.enable_progress_bar=false", "logger.system_metrics=false", "data.num_workers=0",
+            "operating_point.confidence=0.9", "logger.registered_model=null",
+        )  # fmt: skip
+        model = tl.load(found.model)
+        shown = {path.name: path for path in sorted(Path(scratch, "held").iterdir())} | far
+        counts = {name: count(model, model.predict(str(folder))) for name, folder in shown.items()}
+        point = model.inspector.point
+        return Result(fold, without, None if point is None else point.novel_rate, counts)
+
+
+def count(model: tl.Model, table: pd.DataFrame) -> tuple[int, int, int]:
+    """Tyres, those that are accepted, and those that only their novelty keeps from it."""
+    point, good = model.inspector.point, model.inspector.good_class
+    assert point is not None
+    table = table.assign(tyre=table["tyre"].fillna(table["key"]), score=1 - table[f"p_{good}"])
+    tyres = table.groupby("tyre").agg({"score": "max", "novelty": "min"})
+    passed = tyres["score"] < point.threshold
+    novel = tyres["novelty"].map(point.is_novel)
+    return len(tyres), int((passed & ~novel).sum()), int(passed.sum())
+
+
+def lines(results: list[Result]) -> Iterator[str]:
+    """Markdown: the accepted share of everything, with and without novelty, by what training had not seen."""
+    kinds: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        for name, (total, accepted, passed) in result.counts.items():
+            kinds[result.without][name].append((accepted / total, passed / total))
+    yield "| training without | of | trainings | accepted | without novelty |"
+    yield "| --- | --- | --- | --- | --- |"
+    for without, found in kinds.items():
+        for name, pairs in found.items():
+            ours, plain = (statistics.mean(column) for column in zip(*pairs, strict=True))
+            yield f"| {without} | {name} | {len(pairs)} | {ours:.1%} | {plain:.1%} |"
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("--far", nargs="*", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS))
+    parser.add_argument("--without", nargs="+", default=[NOBODY, "bulge", "cracks", "flat_spots"])
+    parser.add_argument("--results", type=Path, default=Path("novelty.jsonl"))
+    options = parser.parse_args()
+    path = options.results.resolve()
+    done = [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    lake, given = options.lake.resolve(), dict(item.split("=", 1) for item in options.far)
+    with tempfile.TemporaryDirectory() as scratch:
+        far = lay_far(Path(scratch)) | {name: Path(folder).resolve() for name, folder in given.items()}
+        for fold in options.folds:
+            for without in options.without:
+                if not any((one.fold, one.without) == (fold, without) for one in done):
+                    done.append(run(lake, fold, without, far))
+                    print(done[-1], flush=True)
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(asdict(done[-1])) + "\n")
+    print("\n".join(lines(done)))
+
+
+if __name__ == "__main__":
+    main()
