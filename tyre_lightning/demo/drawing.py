@@ -90,7 +90,9 @@ class _Defect:
     def with_another(self, other: _Defect) -> _Defect:
         """Both on one tyre: heights add up, and of what is worn, open or gone the greater counts."""
         added = {name: getattr(self, name) + getattr(other, name) for name in ("swell", "bump")}
-        greater = {name: np.maximum(getattr(self, name), getattr(other, name)) for name in ("gap", "worn", "cut", "mask")}
+        greater = {
+            name: np.maximum(getattr(self, name), getattr(other, name)) for name in ("gap", "worn", "cut", "mask")
+        }
         return _Defect(**added, **greater)
 
 

@@ -51,10 +51,16 @@ def _in_several_folders(catalog: Catalog, tagged: Catalog, good: str) -> _Rows:
     codes = catalog.codes({name: index for index, name in enumerate(catalog.classes)})
     tags = tagged.table["etag"]
     spread = pa.table({"tag": tags, "code": codes}).group_by("tag").aggregate([("code", "min"), ("code", "max")])
-    spread = spread.filter(pc.and_(pc.not_equal(spread["code_min"], spread["code_max"]), pc.not_equal(spread["tag"], "")))
+    spread = spread.filter(
+        pc.and_(pc.not_equal(spread["code_min"], spread["code_max"]), pc.not_equal(spread["tag"], ""))
+    )
     rows = np.flatnonzero(pc.is_in(tags, value_set=spread["tag"]).to_numpy())
     found: _Rows = defaultdict(list)
     for row in rows.tolist():
         found[str(tags[row]), catalog.table["size"][row].as_py()].append(row)
     classes = {content: {catalog.label(row) for row in members} for content, members in found.items()}
-    return {content: members for content, members in found.items() if len(classes[content]) > 1 and good not in classes[content]}
+    return {
+        content: members
+        for content, members in found.items()
+        if len(classes[content]) > 1 and good not in classes[content]
+    }
