@@ -66,9 +66,10 @@ def decision_metrics(
 ) -> dict[str, float]:
     """What calibration and operating point are worth on some images, by name.
 
-    Calibration error and Brier score (of P(defective), where images may show several defects) with the temperature and without it (``_uncalibrated``); the ends (``_low``,
+    Calibration error and Brier score with the temperature and without it (``_uncalibrated``); the ends (``_low``,
     ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates of tyres with theirs. Where
-    images may show several defects ``caught`` is each defect's recall at the operating point, 1 - its escape rate.
+    images may show several defects, the first two are of P(defective), and ``caught`` is each defect's recall at the
+    operating point, 1 - its escape rate.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
     found = {}
