@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 
-from tests.conftest import run_here, train_here
+from tests.conftest import run_here, run_script, train_here
 from tyre_lightning.audit.audit import examine
 from tyre_lightning.config import DataConfig, S3Config, config_folder, register_schemas
 from tyre_lightning.data.dataset import balanced
@@ -136,7 +138,7 @@ def test_good_together_with_a_defect_stays_a_conflict(
     options = (*LEARN, "trainer.max_epochs=1", "model.weights=none", "logger.registered_model=null")
     train_here(tmp_path / "run", f"data.root={root}", "data.multi_label=true", *options)
     told = [record.getMessage() for record in caplog.records if "lie in different classes" in record.getMessage()]
-    assert len(told) == 1 and "train/good/" in told[0] and "data.multi_label" not in told[0]
+    assert len(told) == 1 and "train/bulge/other.jpg" in told[0] and "data.multi_label" not in told[0]
 
 
 def test_without_the_setting_the_warning_names_it(lake: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -286,17 +288,18 @@ def test_the_same_pictures_again_are_merged_again(run: Run, lake: Path, tmp_path
     }
 
 
-def test_the_gate_compares_a_model_of_several_with_one_of_one_class(run: Run, lake: Path) -> None:
+def test_the_gate_compares_a_model_of_several_with_one_of_one_class(run: Run, lake: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(run.place, tmp_path / "run")
     register_schemas()
     gate = ["gate.margin=0.9", "gate.max_escape_rate=0.99", "gate.max_overkill_rate=0.999", "gate.min_f1=0.001"]
-    given = ["model=tyre-defects", f"tracking_uri={run.uri}", *gate]
-    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"), contextlib.chdir(run.place):
+    given = ["model=tyre-defects", f"tracking_uri=sqlite:///{place}/mlflow.db", *gate]
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"), contextlib.chdir(place):
         first = promote(compose("promote", overrides=given))
         assert first.promoted, first.reasons
         for name in ("escape_rate", "overkill_rate", "f1"):
             assert first.numbers["challenger"][name] == pytest.approx(run.metrics[f"test/{name}"], abs=1e-6)
-    other = train_here(run.place, f"data.root={lake}", *LEARN, *PROMISE, "trainer.max_epochs=1", "seed=3")
-    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"), contextlib.chdir(run.place):
+    other = train_here(place, f"data.root={lake}", *LEARN, *PROMISE, "trainer.max_epochs=1", "seed=3")
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"), contextlib.chdir(place):
         second = promote(compose("promote", overrides=[*given, "dry_run=true"]))
     assert second.challenger == "2" and second.champion == "1" and second.images == 4 * 5 + 2 * 4 * PAIRS
     assert second.numbers["challenger"]["escape_rate"] == pytest.approx(other["test/escape_rate"], abs=1e-6)
@@ -346,8 +349,23 @@ def test_the_good_class_must_be_known(tmp_path: Path) -> None:
 
 def test_a_loss_of_one_s_own_gets_all_labels(lake: Path, tmp_path: Path) -> None:
     options = ("data.multi_label=true", *LEARN, "trainer.max_epochs=1", "logger.registered_model=null")
-    loss = "model.loss={_target_: torch.nn.BCEWithLogitsLoss}"
+    loss = "+model.loss={_target_: torch.nn.BCEWithLogitsLoss}"
     metrics = train_here(tmp_path / "run", f"data.root={lake}", *options, loss)
     assert 0 < metrics["train/loss_epoch"] < 2
     with pytest.raises(UserError, match=r"fails on logits \[3, 4\] and labels \[3, 4\]"):
-        train_here(tmp_path / "run", f"data.root={lake}", *options, "model.loss={_target_: torch.nn.NLLLoss}")
+        train_here(tmp_path / "run", f"data.root={lake}", *options, "+model.loss={_target_: torch.nn.NLLLoss}")
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(run: Run, lake: Path, tmp_path: Path) -> None:
+    last = run_here(run.place) / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=r"was trained with data\.multi_label=True, not False"):
+        train_here(tmp_path, f"data.root={lake}", *LEARN, f"ckpt_path={last}", "trainer.max_epochs=6")
+
+
+def test_an_onnx_file_says_how_its_logits_are_read(run: Run, tmp_path: Path) -> None:
+    run.model().save(tmp_path / "model")
+    output = tmp_path / "tyre.onnx"
+    done = run_script("-m", "tyre_lightning.export", f"model={tmp_path}/model", f"output={output}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (entry,) = onnx.load(output).metadata_props
+    assert json.loads(entry.value)["multi_label"] is True
