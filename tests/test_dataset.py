@@ -117,7 +117,7 @@ def test_processes_share_a_batch_and_count_no_test_image_twice(world: int) -> No
 
 def test_balanced_sampling_draws_all_classes_alike_and_no_view_twice() -> None:
     codes = [0] * 900 + [1] * 90 + [2] * 10
-    weights = balanced(codes)
+    weights = balanced(np.eye(3, dtype=bool)[codes])
     whole = [*EpochSampler(1000, seed=3, train=True, weights=weights)]
     assert len(whole) == 1000
     counts = Counter(codes[index] for index, _ in whole)

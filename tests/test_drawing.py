@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tyre_lightning.demo.drawing import CLASSES, draw, write_lake
+from tyre_lightning.demo.drawing import CLASSES, draw, draw_defects, write_lake
 
 DEFECTS = [label for label in CLASSES if label != "good"]
 SEEDS = range(12)
@@ -124,3 +124,29 @@ def test_nothing_but_the_defect_betrays_the_class(name: str, request: pytest.Fix
         gap = tells[label].mean(axis=0) - tells["good"].mean(axis=0)
         noise = np.sqrt((tells[label].var(axis=0) + tells["good"].var(axis=0)) / PER_CLASS)
         assert (np.abs(gap) < 2.5 * noise).all(), (label, gap / noise)
+
+
+@KINDS
+@pytest.mark.parametrize("labels", [("crack", "bulge"), ("bulge", "flat_spot"), ("crack", "flat_spot")])
+def test_two_defects_lie_where_each_lies_alone(labels: tuple[str, str], clear: bool) -> None:
+    for seed in range(4):
+        picture, masks = draw_defects(labels, seed, 96, clear=clear)
+        good = _pixels("good", seed, 96, clear=clear)
+        changed = np.abs(np.asarray(picture, np.float64) - good).max(axis=2)
+        for label in labels:
+            alone = draw(label, seed, 96, clear=clear)[1]
+            assert np.array_equal(masks[label], alone) and alone.any()
+            assert changed[masks[label]].mean() > 3 * changed[~(masks[labels[0]] | masks[labels[1]])].mean()
+
+
+def test_a_tyre_with_two_defects_lies_in_both_folders_and_moves_no_other(tmp_path: Path) -> None:
+    assert write_lake(tmp_path / "one", {"train": 3, "test": 2}, size=48) == 4 * 5
+    assert write_lake(tmp_path / "two", {"train": 3, "test": 2}, size=48, pairs={"train": 2}) == 4 * 5 + 2 * 3 * 2
+    one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.jpg")}
+                for root in (tmp_path / "one", tmp_path / "two"))  # fmt: skip
+    assert one.items() <= two.items()
+    added = [path for path in two if path not in one]
+    names = {path.name for path in added}
+    assert len(names) == 3 * 2 and not any(path.parts[:2] == ("train", "good") for path in added)
+    for name in names:
+        assert len({two[path] for path in added if path.name == name}) == 1

@@ -114,6 +114,7 @@ MATTERS = {
         (
             *("data.root", "data.bucket", "data.prefix", "data.usage.train", "data.usage.val", "data.usage.test"),
             *("data.classes", "data.good_class", "data.val_fraction", "data.group_pattern", "data.near_copies"),
+            "data.multi_label",
             *("data.folds", "data.fold", "data.image_size", "data.eval_crop", "data.eval_views", "data.sampling"),
             *("data.batch_size", "data.unreadable", "data.changed", "data.catalog", "data.from_run"),
             "data.cache",  # resized pixels are not those of the files

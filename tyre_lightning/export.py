@@ -2,7 +2,7 @@
 
 In: ``image``, uint8 [N, 3, size, size], RGB, decoded and resized; out: ``logits``, float32 [N, classes]. Normalisation
 and mirrored views are inside. The metadata's ``inspector`` is JSON: classes in order, preprocessing, temperature and
-operating point.
+operating point; ``multi_label`` where logits are read as :class:`tyre_lightning.decision.outputs.Outputs` says.
 """
 
 from __future__ import annotations

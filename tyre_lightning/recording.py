@@ -55,6 +55,8 @@ def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catal
         "ignored": data.ignored,
         "fingerprint": fingerprint([*catalogs.values()]),
     }
+    if data.config.multi_label:
+        found["further"] = {usage: len(catalog.further()[0]) for usage, catalog in catalogs.items()}
     return {**_shown(cfg), "found": found}
 
 

@@ -123,13 +123,14 @@ def check_checkpoint(path: Path, model: TyreClassifier, epochs: int | None) -> N
         epochs: of a new run; None for the run that left the checkpoint.
 
     Raises:
-        UserError: the file is no checkpoint or has the model alone, its backbone, classes or optimiser differ, or its
-            run had as many epochs.
+        UserError: the file is no checkpoint or has the model alone, its backbone, classes, kind of outputs or optimiser
+            differ, or its run had as many epochs.
     """
     saved = Inspector.from_checkpoint(path)
     for key, theirs, ours in (
         ("model.name", saved.name, model.hparams["name"]),
         ("data.classes", saved.classes, model.hparams["classes"]),
+        ("data.multi_label", saved.multi_label, model.hparams["multi_label"]),
     ):
         if theirs != ours:
             raise UserError(f"{path} was trained with {key}={theirs}, not {ours}: give that, or another ckpt_path")

@@ -23,8 +23,10 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors, write_whole
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.lake.listing import read_lake
+from tyre_lightning.lake.fingerprint import with_content_tags
+from tyre_lightning.lake.listing import needed_good_class, read_lake
 from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
+from tyre_lightning.lake.several import merged
 from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.tyres import count_tyres, groups_of
 from tyre_lightning.names import csv_text
@@ -62,9 +64,13 @@ def examine(data: DataConfig, s3: S3Config) -> Audit:
     store = open_lake(str(data.root), data, s3)
     reader = open_reader(store, open_cache(store, data), data)
     lake = read_lake(store, data)
-    catalogs = {"train": lake.train, "val": lake.val, "test": lake.test}
-    images = _listed({usage: catalog for usage, catalog in catalogs.items() if catalog is not None})
-    entries = [entry for catalog in catalogs.values() if catalog is not None for entry in catalog.entries()]
+    usages = {"train": lake.train, "val": lake.val, "test": lake.test}
+    catalogs = {usage: catalog for usage, catalog in usages.items() if catalog is not None}
+    if data.multi_label:
+        good, memory = needed_good_class(lake.classes, data.good_class), folder / "contents"
+        catalogs = {usage: merged(one, with_content_tags(store, one, memory), good) for usage, one in catalogs.items()}
+    images = _listed(catalogs)
+    entries = [entry for catalog in catalogs.values() for entry in catalog.entries()]
     if data.group_pattern is not None:
         count_tyres((entry.key for entry in entries), data.group_pattern)
     looks = look(reader, entries, folder, COPIES)
@@ -91,7 +97,8 @@ def conclude(
     images = images.assign(error=looks.table["error"].to_pandas(), group=group)
     images[list(TRAITS)] = traits
     known = np.flatnonzero(looks.readable)
-    codes = images["label"].map({name: place for place, name in enumerate(classes)}).to_numpy()
+    first = images["shows"].str[0] if "shows" in images else images["label"]
+    codes = first.map({name: place for place, name in enumerate(classes)}).to_numpy()
     trivial = shortcut(traits[known], codes[known], group[known])
     doubted = suspects(close.embeddings()[known].astype(np.float32), codes[known], group[known])
     findings = [_unreadable(images), _copies(images, pairs), _labels(images, classes, known, doubted)]
@@ -101,9 +108,21 @@ def conclude(
 
 
 def _listed(catalogs: dict[str, Catalog]) -> pd.DataFrame:
-    tables = [catalog.table.to_pandas().assign(usage=usage) for usage, catalog in catalogs.items()]
+    tables = [
+        pd.DataFrame({"key": one.keys(), "usage": usage, "label": one.labels(), "size": one.table["size"].to_numpy()})
+        for usage, one in catalogs.items()
+    ]
     whole = pd.concat(tables, ignore_index=True)
-    return whole[["key", "usage", "label", "size"]].astype({"label": "str"})
+    if any(one.several() for one in catalogs.values()):
+        whole["shows"] = [shown for one in catalogs.values() for shown in _shown(one)]
+        whole["label"] = whole["shows"].str.join(", ")
+    return whole.astype({"label": "str"})
+
+
+def _shown(catalog: Catalog) -> list[list[str]]:
+    """The classes that each image shows."""
+    names = np.array(catalog.classes, dtype=object)
+    return [names[row].tolist() for row in catalog.truth(catalog.classes)]
 
 
 def _unreadable(images: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +148,11 @@ def _labels(
         return _place(images, np.empty(0, np.int64))
     suggested = [classes[code] for code in doubted.suggested]
     table = _place(images, known[doubted.place])
-    return table.assign(kind="label", suggested=suggested, confidence=doubted.confidence)
+    table = table.assign(kind="label", suggested=suggested, confidence=doubted.confidence)
+    if "shows" not in images:
+        return table
+    shows = images["shows"].iloc[known[doubted.place]]
+    return table[[name not in shown for name, shown in zip(suggested, shows, strict=True)]]
 
 
 def _place(images: pd.DataFrame, places: NDArray[np.int64]) -> pd.DataFrame:

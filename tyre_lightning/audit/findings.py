@@ -30,6 +30,7 @@ class Audit:
         classes: in order.
         images: a row for each image: key, usage, label, size (bytes), error (None where it was decoded), the columns
             of :data:`tyre_lightning.audit.looks.TRAITS`, and group: images that show the same tyre have one number.
+            Where some show several defects also shows, a list, and label has all of them.
         findings: a row for each thing to look at, the gravest first, always with all of :data:`COLUMNS`: kind, key,
             usage, label; of copies also other_key, other_usage, other_label and distance; of labels suggested and
             confidence; of unreadable images error.
@@ -67,6 +68,7 @@ class Audit:
             f"{len(self.images)} images in {len(self.classes)} classes, {len(self.of('unreadable'))} unreadable",
             f"{len(exact)} pairs with the same bytes, {len(near)} pairs of near-copies; "
             f"{len(self.leaks)} pairs lie in different usages, {len(self.conflicts)} in different classes",
+            *self._several(),
             f"{len(self.of('label'))} labels are probably wrong"
             if self.labels_judged
             else "too few images in a class to doubt labels",
@@ -78,6 +80,10 @@ class Audit:
         if found.high:
             return [*lines, f"warning: {accuracy} (guessing: {found.chance:.0%}): a model may learn the background"]
         return [*lines, f"{accuracy} (guessing: {found.chance:.0%})"]
+
+    def _several(self) -> list[str]:
+        count = int((self.images["shows"].str.len() > 1).sum()) if "shows" in self.images else 0
+        return [f"{count} images lie in several class folders and show several defects"] if count else []
 
     def _repr_html_(self) -> str:
         return "".join(f"<p>{escape(line)}</p>" for line in self.sentences())

@@ -57,7 +57,8 @@ def _classes(audit: Audit) -> list[dict[str, Any]]:
     """A row for each class: images by usage, the most frequent sizes, and medians of what was measured."""
     rows = []
     for name in audit.classes:
-        own = audit.images[audit.images["label"] == name]
+        images = audit.images
+        own = images[[name in shown for shown in images["shows"]] if "shows" in images else images["label"] == name]
         seen = own[own["error"].isna()]
         sizes = (seen["width"].astype(int).astype(str) + " × " + seen["height"].astype(int).astype(str)).value_counts()
         rows.append(

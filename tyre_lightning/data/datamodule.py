@@ -23,7 +23,7 @@ from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.grouping import FindCopies, Grouping
-from tyre_lightning.lake.listing import good_class, read_lake
+from tyre_lightning.lake.listing import good_class, needed_good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
@@ -186,16 +186,12 @@ class TyreDataModule(L.LightningDataModule):
 
     def _find_good(self, classes: Sequence[str]) -> None:
         """Said before every image is looked at for copies, which may take hours."""
-        self.good_class = good_class(classes, self.config.good_class)
-        if self.good_class is None and self.config.multi_label:
-            raise UserError(
-                f"data.multi_label=true must know which of the classes {_quoted(classes)} is that of good tyres, which "
-                "have no defect: give data.good_class=..."
-            )
+        find = needed_good_class if self.config.multi_label else good_class
+        self.good_class = find(classes, self.config.good_class)
         if self.good_class is None:
             log.warning(
                 "none of the classes %s is known to be that of good tyres, so that a model can decide nothing: give "
-                "data.good_class=...", _quoted(classes),
+                "data.good_class=...", ", ".join(f"'{name}'" for name in classes),
             )  # fmt: skip
 
     def _group(self, catalogs: Sequence[Catalog | None]) -> None:
@@ -264,10 +260,6 @@ class TyreDataModule(L.LightningDataModule):
             return {}
         start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
         return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": True}
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 def default_start() -> str | None:

@@ -40,9 +40,9 @@ class Outputs:
         if not self.multi_label:
             return softmax(logits, temperature)
         found = np.asarray(expit(logits / temperature))
-        good = found[:, [self.good]]
-        bounded = np.minimum(found, 1 - good)
-        bounded[:, self.good] = good[:, 0]
+        good = found[:, self.good]
+        bounded: Floats = np.minimum(found, (1 - good)[:, None])
+        bounded[:, self.good] = good
         return bounded
 
     def likeliest(self, logits: Floats) -> Labels:
@@ -72,3 +72,6 @@ class Outputs:
             return logits, labels
         good = logits[:, self.good]
         return np.stack([good, np.zeros_like(good)], axis=1), (labels != self.good).astype(np.int64)
+
+
+ONE_CLASS = Outputs()

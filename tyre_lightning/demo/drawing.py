@@ -450,7 +450,7 @@ def write_lake(
     """
     written = 0
     for usage, count in counts.items():
-        sets = [((label,), count) for label in CLASSES]
+        sets: list[tuple[tuple[str, ...], int]] = [((label,), count) for label in CLASSES]
         sets += [(two, (pairs or {}).get(usage, 0)) for two in combinations(CLASSES[1:], 2)]
         for labels, number in sets:
             for label in labels:

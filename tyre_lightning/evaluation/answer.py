@@ -99,6 +99,8 @@ def answer(
     offered = offers(calibration, wanted, counted, inspector.classes, good)
     promised = next(one for one in offered if one.rate == wanted.max_escape_rate)
     lines += [*_decision(promised, wanted), *_novelty(promised, calibration, wanted)]
+    if found.shows is not None:
+        lines += _defects(found, inspector.classes, good, promised)
     if usage == "test" and (shared := seen.get("test")):
         lines += _unshared(inspector, found.without(shared), len(shared), wanted)
     return "\n".join([*lines, "", *_table(offered, wanted, _NAMES[usage])])
@@ -114,6 +116,19 @@ def _quality(inspector: Inspector, found: Scores, counted: Scores, wanted: Opera
     ends = auroc_ends(counted, classes.index(good), wanted.confidence) if counted.keys else {}
     between = f" ({ends['auroc_defective_low']:.3f} to {ends['auroc_defective_high']:.3f})" if ends else ""
     return [lines[0], _line("AUROC", f"{values['auroc_defective']:.3f}{between}, defective against good"), lines[1]]
+
+
+def _defects(found: Scores, classes: Sequence[str], good: str, promised: Offer) -> list[str]:
+    """Of each defect: how well it is told, on how many of its images it is listed, and how many of its tyres pass."""
+    values, lines = class_metrics(found, classes, good), [""]
+    escapes = {} if promised.rates is None else promised.rates.escape_by_class
+    for name in (name for name in classes if f"average_precision/{name}" in values):
+        total = int(found.shows[:, classes.index(name)].sum()) if found.shows is not None else 0
+        hits = round(values[f"recall/{name}"] * total)
+        caught = f", {1 - escapes[name].share:.1%} of tyres caught" if name in escapes else ""
+        lines.append(f"  {name}: average precision {values[f'average_precision/{name}']:.3f}, "
+                     f"listed on {hits} of {total} images{caught}")  # fmt: skip
+    return lines
 
 
 def _worst(found: Scores, classes: Sequence[str], values: Mapping[str, float]) -> str:

@@ -66,8 +66,10 @@ def decision_metrics(
 ) -> dict[str, float]:
     """What calibration and operating point are worth on some images, by name.
 
-    Calibration error and Brier score (of P(defective), where images may show several defects) with the temperature and without it (``_uncalibrated``); the ends (``_low``,
-    ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates of tyres with theirs.
+    Calibration error and Brier score with the temperature and without it (``_uncalibrated``); the ends (``_low``,
+    ``_high``) of the interval of ``auroc_defective``, and escape, overkill and review rates of tyres with theirs. Where
+    images may show several defects, the first two are of P(defective), and ``caught`` is each defect's recall at the
+    operating point, 1 - its escape rate.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
     found = {}
@@ -84,7 +86,11 @@ def decision_metrics(
     found["tyres"] = float(len(tyres))
     if point is None or calibration is None:
         return found
-    return found | rates_by_name(measure_rates(point, tyres, calibration, classes, good_class))
+    rates = measure_rates(point, tyres, calibration, classes, good_class)
+    found |= rates_by_name(rates)
+    if scores.shows is not None:
+        found |= {f"caught/{name}": 1 - part.share for name, part in rates.escape_by_class.items()}
+    return found
 
 
 def rates_by_name(found: Rates) -> dict[str, float]:

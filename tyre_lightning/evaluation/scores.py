@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from tyre_lightning.decision.outputs import Outputs
+from tyre_lightning.decision.outputs import ONE_CLASS, Outputs
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.scoring import look_at
@@ -45,7 +45,7 @@ class Scores:
     groups: Names  # the group of tyres of which near-copies were found, shape (N,); it counts once
     unreadable: tuple[str, ...] = ()  # keys of images that are not among them
     damaged: frozenset[str] = frozenset()  # tyres that they would show
-    outputs: Outputs = Outputs()  # what logits mean
+    outputs: Outputs = ONE_CLASS  # what logits mean
     shows: Bools | None = None  # [N, classes], where images may show several defects; ``labels`` has one of them
     far: NDArray[np.float64] | None = None  # from what good tyres look like, shape (N,), where that is known
 
@@ -107,7 +107,7 @@ class Scores:
         return np.full(len(self.keys), np.nan) if self.far is None else self.far
 
     def true(self) -> NDArray[np.int64]:
-        """The class index by which each image is compared with its likeliest class, shape (N,): that, if it shows it."""
+        """The class index that each image's likeliest class is compared with, shape (N,): that, if it shows it."""
         if self.shows is None:
             return self.labels
         said = self.outputs.likeliest(self.logits)
@@ -141,7 +141,7 @@ class Scores:
             pq.write_table(pa.table(columns), unfinished)
 
     @classmethod
-    def read(cls, path: Path, outputs: Outputs = Outputs()) -> Scores:  # noqa: B008 (it never changes)
+    def read(cls, path: Path, outputs: Outputs = ONE_CLASS) -> Scores:
         """What :meth:`save` wrote; of the tyres that unreadable images would show nothing is known any more."""
         table = pq.read_table(path)
         seen = pc.is_valid(table["tyre"])

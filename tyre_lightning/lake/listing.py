@@ -141,6 +141,21 @@ def good_class(classes: Sequence[str], configured: str | None) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
+def needed_good_class(classes: Sequence[str], configured: str | None) -> str:
+    """The same where there must be one, since pictures may show several defects.
+
+    Raises:
+        UserError: none is known.
+    """
+    if (found := good_class(classes, configured)) is None:
+        names = ", ".join(f"'{name}'" for name in classes)
+        raise UserError(
+            f"data.multi_label=true must know which of the classes {names} is that of good tyres, which have no "
+            "defect: give data.good_class=..."
+        )
+    return found
+
+
 def _read_other(store: Store, usage: str, classes: tuple[str, ...], data: DataConfig) -> Catalog | None:
     found = _classes(store, usage)
     if not found:

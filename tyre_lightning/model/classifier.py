@@ -219,12 +219,13 @@ class TyreClassifier(L.LightningModule):
 
     def _binary_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over outputs; with class weights an image weighs as the heaviest of its classes does."""
-        smoothing, weights = self.hparams["label_smoothing"], self.class_weights
+        weights: Any = self.class_weights
+        smoothing = self.hparams["label_smoothing"]
         smooth = labels * (1 - smoothing) + smoothing / 2
         losses = binary_cross_entropy_with_logits(logits, smooth, reduction="none").sum(1)
         if weights is None:
             return losses.mean()
-        each = (labels * weights).amax(1)
+        each: Tensor = (labels * weights).amax(1)
         return (each * losses).sum() / each.sum()
 
     def _learn(self, images: Tensor) -> Tensor:

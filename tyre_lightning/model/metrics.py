@@ -40,8 +40,8 @@ class InspectionMetrics(nn.Module):
         self.good = None if good_class is None else self.classes.index(good_class)
         count = len(self.classes)
         self.loss = MeanMetric()
-        self.confusion = MulticlassConfusionMatrix(count)
-        self.auroc = MulticlassAUROC(count, average="none", thresholds=None)
+        self.confusion: Metric = MulticlassConfusionMatrix(count)
+        self.auroc: Metric = MulticlassAUROC(count, average="none", thresholds=None)
         self.auroc_defective = BinaryAUROC(thresholds=None)
 
     def update(self, logits: Tensor, label: Tensor) -> None:

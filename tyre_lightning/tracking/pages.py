@@ -89,7 +89,10 @@ def model_note(said: str, network: str, size: int, found: Mapping[str, Any]) -> 
         size: of what it sees, in pixels.
         found: what the data turned out to be, as the run's parameters ``found`` have it.
     """
-    counts = ", ".join(f"{usage} {sum(images.values())}" for usage, images in found["images"].items())
+    further = found.get("further", {})  # second and third defects of images, which are counted as one image each
+    counts = ", ".join(
+        f"{usage} {sum(images.values()) - further.get(usage, 0)}" for usage, images in found["images"].items()
+    )
     lines = [
         f"data         {data_version(found['root'])} of {found['root']}, fingerprint {found['fingerprint']}",
         f"images       {counts}",

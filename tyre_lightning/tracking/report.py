@@ -86,6 +86,7 @@ def _facts(run: Run, data: TyreDataModule) -> Facts:
         reported=_date(datetime.now()),
         root=hide_passwords(data.store.root),
         counts={usage: catalog.counts() for usage, catalog in catalogs.items()},
+        further={usage: len(catalog.further()[0]) for usage, catalog in catalogs.items()},
         ignored=data.ignored,
         shared=len(data.shared_with_train("test")),
         unreadable={usage: int(_last(run, f"{usage}/unreadable")) for usage in catalogs},

@@ -5,9 +5,9 @@ column ``uri`` with their ``s3://`` addresses, below those that the environment 
 lists, with spaces between them; and, if you like, a column ``tyre`` that names the tyre on each: all its rows of a
 request get one verdict. A null is a tyre of its own; without the column, addresses tell the tyre as file names do in
 predict.py.
-Out: for each image its ``tyre``, ``class`` (of a model of several defects also ``defects``, a list), the ``decision`` on the tyre (accept, review or reject) and on the picture
-by itself (``picture_decision``), the ``reason`` of a review that no score explains, a probability for every class, and
-``error`` where there is no answer.
+Out: for each image its ``tyre``, ``class`` (of a model of several defects also ``defects``, a list), the ``decision``
+on the tyre (accept, review or reject) and on the picture by itself (``picture_decision``), the ``reason`` of a review
+that no score explains, a probability for every class, and ``error`` where there is no answer.
 """
 
 from __future__ import annotations

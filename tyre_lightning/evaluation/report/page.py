@@ -44,6 +44,7 @@ class Facts:
     reported: str
     root: str
     counts: Mapping[str, Mapping[str, int]]  # images by usage and class
+    further: Mapping[str, int] = field(default_factory=dict)  # of these, second and third defects of an image, by usage
     ignored: Mapping[str, int] = field(default_factory=dict)  # other files, by usage
     unreadable: Mapping[str, int] = field(default_factory=dict)  # images, by usage
     shared: int = 0  # test images of tyres that training saw too
@@ -80,6 +81,7 @@ def build_page(
         "wanted": wanted,
         "metrics": _metrics(inspector, scores, wanted.confidence),
         "confusion": _confusion(scores),
+        "several": _several(inspector, scores),
         "epochs": _epochs(facts),
         "decisions": None if inspector.good_class is None else _decisions(inspector, scores, wanted, read, advance),
     }
@@ -130,6 +132,20 @@ def _confusion(scores: Scores) -> list[list[tuple[int, float]]]:
     """Rows of the confusion matrix by the true class: counts, and their shares of the row."""
     matrix = confusion(scores)
     return [[(int(count), count / max(1, row.sum())) for count in row] for row in matrix]
+
+
+def _several(inspector: Inspector, scores: Scores) -> list[tuple[str, int, dict[str, float]]]:
+    """Where images may show several defects: each defect, how many images show it, and how well they are told."""
+    if scores.shows is None:
+        return []
+    values = class_metrics(scores, inspector.classes, inspector.good_class)
+    kinds = ("average_precision", "recall", "precision")
+    rows = zip(inspector.classes, scores.shows.sum(axis=0).tolist(), strict=True)
+    return [
+        (name, count, {kind: values.get(f"{kind}/{name}", float("nan")) for kind in kinds})
+        for name, count in rows
+        if name != inspector.good_class
+    ]
 
 
 def _epochs(facts: Facts) -> list[Chart]:
