@@ -69,7 +69,7 @@ def nothing() -> Iterator[Image.Image]:
     for shade in range(0, 256, 32):
         yield Image.new("RGB", (_SIDE, _SIDE), (shade,) * 3)
     for place in range(3):
-        yield Image.new("RGB", (_SIDE, _SIDE), tuple(200 if i == place else 0 for i in range(3)))  # type: ignore[arg-type]
+        yield Image.new("RGB", (_SIDE, _SIDE), tuple(200 if i == place else 0 for i in range(3)))
     for spread in (5, 20, 60):
         yield _picture(draw.normal(127, spread, (_SIDE, _SIDE, 3)))
         yield _picture(np.repeat(draw.normal(127, spread, (_SIDE, _SIDE, 1)), 3, 2))
@@ -103,7 +103,7 @@ def run(lake: Path, fold: int, without: str, far: dict[str, Path]) -> Result:
             f"seed={fold}", "trainer.enable_progress_bar=false", "logger.system_metrics=false", "data.num_workers=0",
             "operating_point.confidence=0.9", "logger.registered_model=null",
         )  # fmt: skip
-        model = tl.load(found.model)
+        model = found.model
         shown = {path.name: path for path in sorted(Path(scratch, "held").iterdir())} | far
         counts = {name: count(model, model.predict(str(folder))) for name, folder in shown.items()}
         point = model.inspector.point

@@ -72,7 +72,9 @@ def compare(inspector: Inspector, images: Sequence[Tensor]) -> None:
     theirs = softmax(np.concatenate([inspector.network(i[None]).numpy() for i in images]).astype(float), temperature)
     print(f"{len(images)} images: probabilities differ by at most {np.abs(ours - theirs).max():.1e}; ", end="")
     same = (ours.argmax(1) == theirs.argmax(1)).mean()
-    decided = np.mean([inspector._decide(a, None) == inspector._decide(b, None) for a, b in zip(ours, theirs, strict=True)])
+    decided = np.mean(
+        [inspector._decide(a, None) == inspector._decide(b, None) for a, b in zip(ours, theirs, strict=True)]
+    )
     print(f"the same class for {same:.2%}, the same decision for {decided:.2%}")
 
 

@@ -308,9 +308,9 @@ def test_the_gate_compares_a_model_of_several_with_one_of_one_class(run: Run, la
 
 def test_each_defect_s_escapes_are_those_of_all_tyres_that_show_it(run: Run) -> None:
     inspector = run.model()
-    assert inspector.point is not None and run.scores.shows is not None
+    assert inspector.point is not None and inspector.calibration is not None and run.scores.shows is not None
     tyres = run.scores.counted(GOOD, inspector.temperature)
-    found = measure_rates(inspector.point, tyres, 1, CLASSES, "good").escape_by_class
+    found = measure_rates(inspector.point, tyres, inspector.calibration, CLASSES, "good").escape_by_class
     assert sum(part.total for part in found.values()) > (tyres.labels != GOOD).sum()
     assert {name: part.total for name, part in found.items()} == {
         name: int(tyres.shows[:, index].sum()) for index, name in enumerate(CLASSES[:GOOD])

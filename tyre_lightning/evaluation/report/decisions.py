@@ -15,6 +15,7 @@ from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
+UNLIKE = 48  # images that look least like good tyres of training
 LISTED = 10_000  # of the images nearest to being wrong on each side: those that the page names
 _DIGITS = 8  # of an interval's end
 
@@ -97,6 +98,31 @@ def sides(
         return Side(keys, names, found.pictures, shows, said, found.scores, table, novel, reviewed)
 
     return side(tyres.labels != good, tyres.scores), side(tyres.labels == good, -tyres.scores)
+
+
+def most_unlike(scores: Scores, good: int, calibration: Calibration) -> tuple[list[str], dict[str, Any]]:
+    """The images that look least like the good tyres of training: their keys, and what the page says of them.
+
+    Args:
+        scores: of images.
+        good: the good class's index.
+        calibration: what the validation tyres said.
+    """
+    far = scores.distances()
+    places = np.argsort(-far, kind="stable")[: min(UNLIKE, int((~np.isnan(far)).sum()))]
+    probabilities = scores.outputs.probabilities(scores.logits[places], calibration.temperature)
+    shows = scores.shows[places] if scores.shows is not None else None
+    labels = scores.labels[places, None] if shows is None else [np.flatnonzero(row) for row in shows]
+    keys = [scores.keys[place] for place in places]
+    return keys, {
+        "keys": keys,
+        "tyres": [str(scores.tyres[place]) for place in places],
+        "labels": [[int(label) for label in row if label >= 0] for row in labels],
+        "said": scores.outputs.likeliest(scores.logits[places]).tolist(),
+        "scores": (1 - probabilities[:, good]).tolist(),
+        "probabilities": probabilities.round(4).tolist(),
+        "novelty": calibration.novelty(far[places]).round(4).tolist(),
+    }
 
 
 def _shows(tyres: Tyres, classes: int) -> NDArray[np.bool_]:

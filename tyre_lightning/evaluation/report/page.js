@@ -8,7 +8,7 @@ const novel = { defective: new Set(data.defective.novel), good: new Set(data.goo
 const undecided = data.defective.total - data.defective.scores.length + data.good.total - data.good.scores.length
   + novel.defective.size + novel.good.size;
 const band = undecided > 0 || (data.point !== null && data.point.reject_from > data.point.threshold);
-const pages = { escapes: 0, overkills: 0 };
+const pages = { escapes: 0, overkills: 0, unlike: 0 };
 let threshold = data.start;
 
 const byId = (id) => document.getElementById(id);
@@ -172,14 +172,16 @@ function card(side, index) {
     line.style.setProperty("--share", odds[i]);
     return line;
   }));
+  const unlike = side.novelty ? [element("p", `novelty ${shown(side.novelty[index])}`, "score")] : [];
   item.append(
     picture(side, index, `${name}: ${side.keys[index]}`),
     element("p", `P(defective) ${side.scores[index].toFixed(4)}`, "score"),
+    ...unlike,
     element("p", right ? name : `${name}, taken for ${predicted}`),
     all,
     element("p", side.keys[index], "key"),
   );
-  if (data.byTyre) item.prepend(element("p", `${side.tyres[index]}: the worst of ${side.pictureCounts[index]} pictures`, "tyre"));
+  if (data.byTyre && side.pictureCounts) item.prepend(element("p", `${side.tyres[index]}: the worst of ${side.pictureCounts[index]} pictures`, "tyre"));
   return item;
 }
 
@@ -219,6 +221,7 @@ function update() {
   markers(now);
   gallery("escapes", data.defective, now.escaped);
   gallery("overkills", data.good, range(0, now.overkills));
+  if (byId("unlike")) gallery("unlike", data.unlike, range(0, data.unlike.keys.length));
 }
 
 /** Take a threshold; the control it came from keeps what was put there. */

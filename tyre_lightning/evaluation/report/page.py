@@ -15,6 +15,7 @@ from typing import Any
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.calibration import expected_calibration_error, softmax
+from tyre_lightning.evaluation.answer import novelty_sentence
 from tyre_lightning.evaluation.judgement import auroc_ends, class_metrics, confusion
 from tyre_lightning.evaluation.report.charts import (
     Chart,
@@ -25,7 +26,7 @@ from tyre_lightning.evaluation.report.charts import (
     rate_curves,
     trade_limit,
 )
-from tyre_lightning.evaluation.report.decisions import decision_data, sides
+from tyre_lightning.evaluation.report.decisions import decision_data, most_unlike, sides
 from tyre_lightning.evaluation.report.pictures import PICTURES, Read, gallery
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
@@ -97,15 +98,20 @@ def _decisions(
     defective, good = sides(scores, index, inspector.calibration, rate)
     start = _UNPROMISED if inspector.point is None else inspector.point.threshold
     data = decision_data(inspector, defective, good, wanted.confidence)
-    total, done = sum(min(PICTURES, len(side.keys)) for side in (defective, good)), 0
+    unlike: list[str] = []
+    calibration = inspector.calibration
+    if calibration is not None:
+        unlike, data["unlike"] = most_unlike(scores, index, calibration)
+    shown = {"defective": defective.keys, "good": good.keys} | ({"unlike": unlike} if unlike else {})
+    total, done = sum(min(PICTURES, len(keys)) for keys in shown.values()), 0
 
     def add(count: int) -> None:
         nonlocal done
         done += count
         advance(done, total)
 
-    for name, side in (("defective", defective), ("good", good)):
-        data[name] |= gallery(inspector, side.keys, read, add).to_dict()
+    for name, keys in shown.items():
+        data[name] |= gallery(inspector, keys, read, add).to_dict()
     limit = trade_limit(defective.scores, good.scores, start)
     charts = [
         *rate_curves(defective, good, limit, wanted.confidence),
@@ -114,7 +120,9 @@ def _decisions(
     bars = {"defective": histogram(defective.scores), "good": histogram(good.scores)}
     point, undecided = inspector.point, any(len(side.reviewed) or side.novel.any() for side in (defective, good))
     band = undecided or (point is not None and point.reject_from > point.threshold)
-    return {"data": {**data, "start": start}, "start": start, "charts": charts, "bars": bars, "band": band}
+    novelty = novelty_sentence(point, calibration) if unlike and point is not None and calibration is not None else ""
+    page = {"start": start, "charts": charts, "bars": bars, "band": band, "unlike": bool(unlike), "novelty": novelty}
+    return page | {"data": {**data, "start": start}}
 
 
 def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[str, float]:
