@@ -123,7 +123,7 @@ def test_every_verb_has_short_lines_and_a_log_file_with_all(verb: str, tmp_path:
 
 # train.py in a process in which training itself is only told of, with what is loaded by then.
 STUBBED = """
-import runpy, sys, types
+import gc, runpy, sys, types
 stub = types.ModuleType("tyre_lightning.training")
 heavy = {{"torch", "lightning", "mlflow", "pandas", "scipy"}}
 stub.train = lambda cfg: print("loaded:", *sorted(heavy & {{*sys.modules}})) or types.SimpleNamespace(metrics={{}})
