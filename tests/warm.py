@@ -91,9 +91,11 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     from tyre_lightning.surroundings import drop_empty_variables, have_home
+    from tyre_lightning.tracking import runs
 
     drop_empty_variables()  # as the import of the package does
     have_home()
+    runs._TRIES = os.environ.get(runs._RETRIES, runs._TRIES)
     program, *arguments = request["command"]
     if program == "-m":
         sys.argv = arguments
@@ -125,9 +127,11 @@ def _end_as_python_does(request: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
+    gc.disable()
     for name in _HEAVY:
         __import__(name)
     gc.freeze()
+    gc.enable()
     while line := sys.stdin.readline():
         request = json.loads(line)
         child = os.fork()
