@@ -279,6 +279,7 @@ def test_a_deleted_experiment_is_refused_before_the_lake_is_looked_at(uri: str, 
         train_here(tmp_path, "data.root=nowhere", "logger.experiment=gone")
 
 
+@pytest.mark.long
 def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
         "from tyre_lightning.tracking.runs import connect, open_experiment\n"

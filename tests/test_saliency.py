@@ -55,6 +55,7 @@ def drawn(label: str, count: int) -> tuple[list[Tensor], Sequence[np.ndarray[tup
     return [F.pil_to_tensor(image) for image, _ in found], [mask for _, mask in found]
 
 
+@pytest.mark.long
 def test_maps_point_at_the_defects(keen: Inspector) -> None:
     """The pointing game (Zhang et al., arXiv:1608.00507), against guessing any place of the picture."""
     images, masks = drawn("bulge", 40)

@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.fault_proxy import Fault, FaultProxy
 from tests.mlflow_server import MlflowServer
+from tests.once import once
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.system import SystemMonitor
 
@@ -82,7 +83,7 @@ def history(uri: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def once(uri: str) -> bool:
+def each_once(uri: str) -> bool:
     """Whether the only run has every metric of a step once; Lightning adds the epoch whenever it logs something."""
     steps = [[step for step, _ in points] for name, points in history(uri).items() if name != "epoch"]
     return all(len(found) == len({*found}) for found in steps)
@@ -96,16 +97,19 @@ def resumable(lake: str, minutes: int = 10, workers: int = 0) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def whole() -> Path:
     """The folder of a run that is never broken off, with its lake."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_images(folder / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
-    done = run_script("train.py", *resumable(str(folder / "lake" / "v1")), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def train(folder: Path) -> None:
+        write_images(folder / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
+        done = run_script("train.py", *resumable(str(folder / "lake" / "v1")), cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+    return once("whole", train)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("minutes", "workers", "epoch", "batch"),
     [(10, 0, 1, 3), (0, 0, 1, 3), (0, 2, 2, 1)],
@@ -139,6 +143,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert not unsent(tmp_path / "outputs")
 
 
+@pytest.mark.long
 def test_another_configuration_or_a_finished_run_makes_a_new_run(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     assert run_script("train.py", *options, cwd=tmp_path).returncode == 0
@@ -160,6 +165,7 @@ def during_training(folder: Path, action: Callable[[], None]) -> threading.Threa
     return thread
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
@@ -178,7 +184,7 @@ def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_pa
         run = only_run(server.uri)
         assert run.info.status == "FINISHED"
         assert len(history(server.uri)["train/loss_step"]) == 4 * 5
-        assert once(server.uri)
+        assert each_once(server.uri)
         client = MlflowClient(server.uri)
         assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {
             "model",
@@ -188,6 +194,7 @@ def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_pa
         assert [version.run_id for version in client.search_model_versions(f"name='{EXPERIMENT}'")] == [run.info.run_id]
 
 
+@pytest.mark.long
 def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
     options = [f"data.root={lake}", *TINY, "trainer.log_every_n_steps=1"]
@@ -208,13 +215,14 @@ def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> No
         assert sent.returncode == 0, sent.stderr
         run = only_run(server.uri)
         assert run.info.status == "FINISHED"
-        assert once(server.uri)
+        assert each_once(server.uri)
         assert "test/f1" in run.data.metrics
         client = MlflowClient(server.uri)
         assert [version.run_id for version in client.search_model_versions(f"name='{EXPERIMENT}'")] == [run.info.run_id]
         assert not unsent(work / "outputs")
 
 
+@pytest.mark.long
 def test_a_server_that_answers_too_late_has_everything_once(
     lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +240,7 @@ def test_a_server_that_answers_too_late_has_everything_once(
         assert [fault.times for fault in late] == [0] * len(late)
         assert only_run(server.uri).info.status == "FINISHED"
         assert len(history(server.uri)["train/loss_step"]) == 2 * 5
-        assert once(server.uri)
+        assert each_once(server.uri)
         assert len(MlflowClient(server.uri).search_model_versions(f"name='{EXPERIMENT}'")) == 1
 
 
