@@ -346,6 +346,7 @@ def test_a_run_that_fails_costs_a_sweep_no_other(lake: str, tmp_path: Path) -> N
     assert "/1: " in failed and "gone.ckpt" in failed
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path) -> None:
     """With the backbone frozen, training itself is the same; nine test images stay nine; each trial runs once."""
