@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +36,34 @@ PROJECT = Path(__file__).parents[1]
 
 # Tests run side by side, and OpenMP threads that spin while they wait would slow each other down tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# MLflow's client repeats what failed as often as ever, but waits no 14 seconds in all.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.1")
 # A suite started in the background ignores Ctrl-C, and so would the processes that it is to be tried on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What is imported while tests are collected stays: the collector is not to search it, then or later.
+gc.disable()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each process begins with its share of the tests that take long, for which all would wait at the end."""
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("long")]
+    rest = iter([item for item in items if not item.get_closest_marker("long")])
+    left = len(items)
+    items.clear()
+    for number in range(processes):
+        size = left // (processes - number)  # what `--dist worksteal` gives this process, in this order
+        share = long[number::processes]
+        items += [*share, *islice(rest, size - len(share))]
+        left -= size
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -58,7 +58,8 @@ class MlflowServer:
         self._database = database or f"sqlite:///{folder}/server.db"
         self._artifacts = artifacts or str(folder / "artifacts")
         self._options = options
-        self._environment = {**os.environ, **(environment or {})}
+        # Without it, the server starts eight processes more, for jobs that only language models need.
+        self._environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]

@@ -200,6 +200,7 @@ class Counting(L.Callback):
         self.batches += 1
 
 
+@pytest.mark.long
 def test_training_gives_a_result_and_calls_back(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,6 @@ import os
 import random
 import resource
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -287,26 +285,23 @@ def test_a_counter_that_is_wrong_mends_itself(folder: Path) -> None:
     assert not cache.problems
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from tests.test_cache import value
-from tyre_lightning.lake.cache import DiskCache
-cache = DiskCache(Path(sys.argv[1]), 1 << 20)
-print("ready", flush=True)
-while True:
-    for number in range(200):
-        cache.put({str(number): value(str(number), 20_000)})
-"""
+def _write(folder: Path, ready: Any) -> None:
+    cache = DiskCache(folder, 1 << 20)
+    ready.set()
+    while True:
+        for number in range(200):
+            cache.put({str(number): value(str(number), 20_000)})
 
 
 def test_killed_writers_leave_nothing_wrong(folder: Path) -> None:
+    context: Any = multiprocessing.get_context("fork")
     for delay in (0.0, 0.01, 0.03, 0.1, 0.2):
-        with subprocess.Popen([sys.executable, "-c", WRITER, folder], stdout=subprocess.PIPE) as writer:
-            assert writer.stdout is not None
-            writer.stdout.readline()
-            time.sleep(delay)
-            writer.send_signal(signal.SIGKILL)
+        writer = context.Process(target=_write, args=(folder, ready := context.Event()))
+        writer.start()
+        assert ready.wait(60)
+        time.sleep(delay)
+        writer.kill()
+        writer.join()
     cache = DiskCache(folder, LIMIT)
     found = [cache.get(str(number)) for number in range(200)]
     assert any(found)

@@ -174,6 +174,7 @@ def test_a_tyre_is_one_in_two_unicode_forms() -> None:
 # All the way
 
 
+@pytest.mark.long
 def test_any_folder_is_a_class_all_the_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     odd = [name for name in ODD if name != NFD]
     write_images(tmp_path / "lake" / "v1", {"train": 3, "val": 1, "test": 1}, odd)

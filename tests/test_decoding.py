@@ -298,6 +298,7 @@ def test_modes_without_a_range_are_an_error(mode: str) -> None:
 # Memory and warnings.
 
 
+@pytest.mark.long
 def test_the_memory_of_a_decode_is_bounded() -> None:
     """As the docstring of MOST_PIXELS says; each file would take 3 bytes a pixel at least.
 

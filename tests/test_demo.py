@@ -15,6 +15,7 @@ from tests.mlflow_server import lay_database
 from tests.test_notebooks import NOTEBOOKS, pictures, shown
 
 
+@pytest.mark.long
 def test_a_small_demo_goes_the_whole_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

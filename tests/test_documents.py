@@ -61,6 +61,7 @@ def plant(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.rmtree(bucket)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["README.md", "docs/python.md"])
 def test_the_python_of_a_page_runs_from_top_to_bottom(name: str, plant: Path) -> None:
     names: dict[str, Any] = {}

@@ -523,6 +523,7 @@ def workers_of(process: psutil.Popen) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if "train.py" in " ".join(child.cmdline())]
 
 
+@pytest.mark.long
 def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_env: S3Server, tmp_path: Path) -> None:
     """A terminal sends SIGINT to all processes of the run."""
     proxy.add(Fault("slow", seconds=5, times=None))
@@ -541,6 +542,7 @@ def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_en
     assert run_of(tmp_path).info.status == "KILLED"
 
 
+@pytest.mark.long
 def test_a_killed_worker_ends_the_run(proxy: FaultProxy, folder: Path, aws_env: S3Server, tmp_path: Path) -> None:
     """As the system does when memory runs out."""
     proxy.add(Fault("slow", seconds=1, times=None))

@@ -30,6 +30,7 @@ def options(tmp_path: Path) -> list[str]:
     return [f"data.root={tmp_path}/lake/v1", *UNTRACKED]
 
 
+@pytest.mark.long
 def test_every_training_has_a_folder_of_its_own(options: list[str], tmp_path: Path) -> None:
     train_here(tmp_path, *options)
     first = run_here(tmp_path)
@@ -79,6 +80,7 @@ def out_of_reach(checkpoint: Path) -> None:
     torch.save(content, checkpoint)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batches", [2, 3])
 def test_a_run_broken_off_between_two_steps_loses_no_gradient(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int

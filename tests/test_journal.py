@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import resource
 import shutil
 import signal
@@ -30,7 +32,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.resend import resend
 from tyre_lightning.tracking.journal import FOLDER, Journal, unsent
 from tyre_lightning.tracking.refusals import refusal
-from tyre_lightning.tracking.runs import Run, send_left, tracked_run
+from tyre_lightning.tracking.runs import Run, connect, open_experiment, send_left, tracked_run
 
 RUN_ID = "0" * 32
 
@@ -279,19 +281,21 @@ def test_a_deleted_experiment_is_refused_before_the_lake_is_looked_at(uri: str, 
         train_here(tmp_path, "data.root=nowhere", "logger.experiment=gone")
 
 
+def _begin_run(folder: Path) -> None:
+    os.chdir(folder)
+    client = connect(f"sqlite:///{folder}/mlflow.db")  # by its whole path: MLflow keeps a store for each address
+    client.create_run(open_experiment(client, "first"))
+
+
+@pytest.mark.long
 def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
-    code = (
-        "from tyre_lightning.tracking.runs import connect, open_experiment\n"
-        "client = connect('sqlite:///mlflow.db')\n"
-        "client.create_run(open_experiment(client, 'first'))"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=_begin_run, args=(tmp_path,)) for _ in range(3)]
     for process in started:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+        process.start()
+    for process in started:
+        process.join(200)
+    assert [process.exitcode for process in started] == [0] * 3
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("first")
     assert experiment is not None and len(client.search_runs([experiment.experiment_id])) == 3

@@ -68,6 +68,7 @@ def test_names_no_absolute_path(path: Path) -> None:
         assert not re.search(r"[\"']/\w", "".join(cell["source"]))
 
 
+@pytest.mark.long
 def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
     before = (FOLDER / "01_explore_data.ipynb").read_bytes()
     done = execute(
@@ -82,6 +83,7 @@ def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
     assert (FOLDER / "01_explore_data.ipynb").read_bytes() == before
 
 
+@pytest.mark.long
 def test_compares_runs_a_sweep_among_them(trained: Any, tmp_path: Path) -> None:
     client = connect(trained.tracking_uri)
     experiment = open_experiment(client, trained.experiment)
@@ -100,6 +102,7 @@ def test_compares_runs_a_sweep_among_them(trained: Any, tmp_path: Path) -> None:
     assert pictures(copy) == 4  # curves, test metrics, the confusion matrix, errors
 
 
+@pytest.mark.long
 def test_says_what_to_do_where_there_are_no_runs(trained: Any, tmp_path: Path) -> None:
     tracking = {"MLFLOW_TRACKING_URI": trained.tracking_uri, "MLFLOW_EXPERIMENT_NAME": "none-yet"}
     done = execute(FOLDER / "02_compare_runs.ipynb", tmp_path, **tracking)

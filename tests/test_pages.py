@@ -238,6 +238,7 @@ def test_a_sweep_has_failed_only_where_all_its_runs_have(uri: str, tmp_path: Pat
 # All the way
 
 
+@pytest.mark.long
 def test_what_a_training_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "lake" / "v7", {"train": 10, "test": 3}, ("crack", "good"))
     options = [f"data.root={tmp_path}/lake/v7", "logger.system_metrics=false", "operating_point.max_escape_rate=0.5"]

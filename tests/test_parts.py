@@ -108,6 +108,7 @@ def test_recipes_are_short() -> None:
         assert len(content.splitlines()) <= (12 if name.endswith(".py") else 10), name
 
 
+@pytest.mark.long
 def test_all_recipes_train_and_predict_needs_none_of_them(recipes: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_images(root := recipes / "lake", {"train": 4, "val": 2, "test": 2}, ("crack", "good"))
     every = "\n".join(["# @package _global_", "defaults:", *(f"- {name}" for name in RECIPES)])

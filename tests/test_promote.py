@@ -120,6 +120,7 @@ def test_training_makes_a_challenger(trained: Trained) -> None:
     assert aliases(trained.tracking_uri, "tyre-demo") == {"challenger": str(newest.version)}
 
 
+@pytest.mark.long
 def test_only_a_better_model_passes(registry: Registry) -> None:
     registry.add(EVERYTHING)
     refused = registry.promote("gate.max_escape_rate=0.1")
@@ -182,6 +183,7 @@ def test_a_better_challenger_replaces_the_champion_and_there_is_a_way_back(
         roll_back(config(registry))
 
 
+@pytest.mark.long
 def test_small_losses_do_not_add_up(registry: Registry) -> None:
     """Each accepts one more defective tyre than the one before, and leaves fewer to people."""
     with pytest.raises(UserError, match="model=gated is not in the registry"):
@@ -283,6 +285,7 @@ def command(registry: Registry) -> Callable[..., subprocess.CompletedProcess[str
     return run
 
 
+@pytest.mark.long
 def test_exit_codes_fit_a_pipeline(
     registry: Registry, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tests.conftest import run_here, train_here
 from tests.images import picture
+from tests.once import once
 from tyre_lightning.config import BACKBONES, DataConfig, EvalCrop
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.drawing import draw, write_lake
@@ -24,17 +26,19 @@ from tyre_lightning.model.inspector import Inspector
 SIZE = 112
 
 
-@pytest.fixture(scope="module")
-def keen(tmp_path_factory: pytest.TempPathFactory) -> Inspector:
+@pytest.fixture
+def keen() -> Inspector:
     """A model that has learnt to see bulges on drawn tyres."""
-    folder = tmp_path_factory.mktemp("keen")
-    write_lake(folder / "v1", {"train": 80}, size=SIZE)
-    train_here(
-        folder, "experiment=demo", f"data.root={folder}/v1", "data.classes=[bulge,good]", f"data.image_size={SIZE}",
-        "data.batch_size=16", "data.augment.min_scale=0.8", "trainer.max_epochs=8", "logger.registered_model=null",
-        "logger.system_metrics=false",
-    )  # fmt: skip
-    return Inspector.from_checkpoint(run_here(folder) / "checkpoints" / "best.ckpt")
+
+    def train(folder: Path) -> None:
+        write_lake(folder / "v1", {"train": 80}, size=SIZE)
+        train_here(
+            folder, "experiment=demo", f"data.root={folder}/v1", "data.classes=[bulge,good]",
+            f"data.image_size={SIZE}", "data.batch_size=16", "data.augment.min_scale=0.8", "trainer.max_epochs=8",
+            "logger.registered_model=null", "logger.system_metrics=false",
+        )  # fmt: skip
+
+    return Inspector.from_checkpoint(run_here(once("keen", train)) / "checkpoints" / "best.ckpt")
 
 
 def build(name: str = "efficientnet_lite0", good: str | None = "good", crop: EvalCrop = EvalCrop.whole) -> Inspector:
@@ -55,6 +59,7 @@ def drawn(label: str, count: int) -> tuple[list[Tensor], Sequence[np.ndarray[tup
     return [F.pil_to_tensor(image) for image, _ in found], [mask for _, mask in found]
 
 
+@pytest.mark.long
 def test_maps_point_at_the_defects(keen: Inspector) -> None:
     """The pointing game (Zhang et al., arXiv:1608.00507), against guessing any place of the picture."""
     images, masks = drawn("bulge", 40)

@@ -289,6 +289,7 @@ def files_with(folder: Path, *secrets: str) -> list[tuple[Path, str]]:
     return [(path, secret) for path in files for secret in secrets if secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.long
 def test_no_secret_is_written_anywhere(trained: Trained, s3_server: S3Server, tmp_path: Path) -> None:
     home, work, store = (tmp_path / name for name in ("home", "work", "store"))
     for folder in (home / ".aws", work, store):

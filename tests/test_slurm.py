@@ -76,6 +76,7 @@ def runs(folder: Path) -> list[Run]:
     return list(client.search_runs([found.experiment_id]))
 
 
+@pytest.mark.long
 def test_one_command_serves_first_start_requeue_and_restart(
     options: list[str], asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

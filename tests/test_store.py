@@ -158,6 +158,7 @@ def test_a_worker_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
     assert f"cannot read '{store.root}/lost.jpg'" in answer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_used_store_works_in_other_processes(lake: tuple[Path, Store], method: str) -> None:
     folder, store = lake
@@ -187,6 +188,7 @@ def test_a_whole_bucket_has_no_version(bucket: Path) -> None:
     assert store.get("train/good/1.jpg").data == b"train/good/1.jpg"
 
 
+@pytest.mark.long
 def test_thousands_of_keys_list_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     total, parts = 25_000, 5
     for part in range(parts):

@@ -68,11 +68,11 @@ def kill(folder: Path, number: int, *arguments: str) -> None:
     """Run a sweep that is killed in one of its runs."""
     from tests.conftest import PROJECT
 
-    process = script(KILLED.format(number=number, project=str(PROJECT)), *arguments, cwd=folder)
-    process.communicate(timeout=300)
-    assert process.returncode == -9
+    killed = script(KILLED.format(number=number, project=str(PROJECT)), *arguments, cwd=folder)
+    assert killed.returncode == -9, killed.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_is_one_run_with_others_inside(options: list[str], tmp_path: Path) -> None:
     options = [*options, "logger.registered_model=tyres"]
     done = run_script("train.py", "-m", "model=efficientnet_lite0,efficientnet_lite1", *options, cwd=tmp_path)
@@ -154,6 +154,7 @@ def test_a_fold_never_asks_to_become_the_champion(options: list[str], tmp_path: 
     assert challenger(client, "tyres") is None
 
 
+@pytest.mark.long
 def test_a_sweep_that_was_killed_goes_on_in_its_folder(options: list[str], tmp_path: Path) -> None:
     arguments = ("-m", "seed=0,1", *options, "hydra.sweep.dir=outputs/sweep/mine")
     kill(tmp_path, 1, *arguments)
@@ -168,6 +169,7 @@ def test_a_sweep_that_was_killed_goes_on_in_its_folder(options: list[str], tmp_p
     assert "this run has finished before" in done.stdout and "goes on" in done.stdout
 
 
+@pytest.mark.long
 def test_a_study_that_was_killed_goes_on_without_its_finished_trials(options: list[str], tmp_path: Path) -> None:
     arguments = (
         *("-m", "hydra/sweeper=optuna", "hydra.sweeper.study=rates", "hydra.sweeper.n_trials=3"),
@@ -230,7 +232,11 @@ def test_a_trial_is_not_ended_after_its_last_epoch() -> None:
     assert trial.should_prune()
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "launcher",
+    ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)],
+)
 def test_other_launchers_need_no_change(options: list[str], tmp_path: Path, launcher: str) -> None:
     options = [*options, "trainer.max_epochs=1", "data.num_workers=1"]
     done = run_script("train.py", "-m", f"hydra/launcher={launcher}", "seed=0,1", *options, cwd=tmp_path)

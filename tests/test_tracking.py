@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from mlflow.entities import Run
 
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.fault_proxy import Fault, FaultProxy
-from tests.mlflow_server import MlflowServer, lay_database
+from tests.mlflow_server import MlflowServer
+from tests.once import once
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.system import SystemMonitor
 
@@ -36,11 +36,12 @@ TyreClassifier.on_train_batch_start = die
 runpy.run_path({project!r} + "/train.py", run_name="__main__")
 """
 
-# train.py that waits for the server less long, at its end, and says on which of its lines training began.
+# train.py that waits for the server less long, at its end and between two tries, and says that training has begun.
 HASTY = """
 import runpy
-import tyre_lightning.tracking.runs as runs
+from tyre_lightning.tracking import runs, sender
 runs._PATIENCE = {patience}
+sender._LONGEST_PAUSE = 2.0
 from tyre_lightning.model.classifier import TyreClassifier
 begin = TyreClassifier.on_train_epoch_start
 def tell(self):
@@ -58,13 +59,10 @@ def lake(tmp_path: Path) -> str:
     return str(tmp_path / "lake" / "v1")
 
 
-def script(text: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start a Python text as train.py would be started."""
-    lay_database(cwd / "mlflow.db")
-    return subprocess.Popen(
-        [sys.executable, "-c", text, *options], cwd=cwd, env={**untracked_environment(), "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def script(text: str, *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python text as train.py would be run."""
+    (place := cwd / "script.py").write_text(text)
+    return run_script(str(place), *options, cwd=cwd)
 
 
 def only_run(uri: str) -> Run:
@@ -85,7 +83,7 @@ def history(uri: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def once(uri: str) -> bool:
+def each_once(uri: str) -> bool:
     """Whether the only run has every metric of a step once; Lightning adds the epoch whenever it logs something."""
     steps = [[step for step, _ in points] for name, points in history(uri).items() if name != "epoch"]
     return all(len(found) == len({*found}) for found in steps)
@@ -99,16 +97,19 @@ def resumable(lake: str, minutes: int = 10, workers: int = 0) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def whole() -> Path:
     """The folder of a run that is never broken off, with its lake."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_images(folder / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
-    done = run_script("train.py", *resumable(str(folder / "lake" / "v1")), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def train(folder: Path) -> None:
+        write_images(folder / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))
+        done = run_script("train.py", *resumable(str(folder / "lake" / "v1")), cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+    return once("whole", train)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("minutes", "workers", "epoch", "batch"),
     [(10, 0, 1, 3), (0, 0, 1, 3), (0, 2, 2, 1)],
@@ -118,9 +119,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     whole: Path, tmp_path: Path, minutes: int, workers: int, epoch: int, batch: int
 ) -> None:
     options = resumable(str(whole / "lake" / "v1"), minutes, workers)
-    process = script(KILLED.format(project=str(PROJECT), epoch=epoch, batch=batch), *options, cwd=tmp_path)
-    process.communicate(timeout=300)
-    assert process.returncode == -9
+    killed = script(KILLED.format(project=str(PROJECT), epoch=epoch, batch=batch), *options, cwd=tmp_path)
+    assert killed.returncode == -9, killed.stderr
     uris = [f"sqlite:///{folder}/mlflow.db" for folder in (whole, tmp_path)]
     begun = only_run(uris[1])
     assert begun.info.status == "RUNNING"
@@ -143,6 +143,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert not unsent(tmp_path / "outputs")
 
 
+@pytest.mark.long
 def test_another_configuration_or_a_finished_run_makes_a_new_run(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     assert run_script("train.py", *options, cwd=tmp_path).returncode == 0
@@ -164,6 +165,7 @@ def during_training(folder: Path, action: Callable[[], None]) -> threading.Threa
     return thread
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
@@ -171,20 +173,18 @@ def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_pa
 
         def restart() -> None:
             server.kill()
-            time.sleep(5)
+            time.sleep(2)
             server.start()
 
-        process = script(
-            HASTY.format(project=str(PROJECT), patience=60), *options, f"logger.tracking_uri={server.uri}", cwd=work
-        )
+        options += [f"logger.tracking_uri={server.uri}"]
         thread = during_training(work, restart)
-        _, errors = process.communicate(timeout=300)
+        done = script(HASTY.format(project=str(PROJECT), patience=60), *options, cwd=work)
         thread.join()
-        assert process.returncode == 0, errors
+        assert done.returncode == 0, done.stderr
         run = only_run(server.uri)
         assert run.info.status == "FINISHED"
         assert len(history(server.uri)["train/loss_step"]) == 4 * 5
-        assert once(server.uri)
+        assert each_once(server.uri)
         client = MlflowClient(server.uri)
         assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {
             "model",
@@ -194,18 +194,18 @@ def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_pa
         assert [version.run_id for version in client.search_model_versions(f"name='{EXPERIMENT}'")] == [run.info.run_id]
 
 
+@pytest.mark.long
 def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
     options = [f"data.root={lake}", *TINY, "trainer.log_every_n_steps=1"]
     with MlflowServer(tmp_path) as server:
         options += [f"logger.tracking_uri={server.uri}"]
-        process = script(HASTY.format(project=str(PROJECT), patience=1), *options, cwd=work)
         thread = during_training(work, server.kill)
-        output, errors = process.communicate(timeout=300)
+        done = script(HASTY.format(project=str(PROJECT), patience=1), *options, cwd=work)
         thread.join()
-        assert process.returncode == 1
-        assert "the tracking server does not answer as it should" in output
-        last = errors.strip().splitlines()[-1]
+        assert done.returncode == 1
+        assert "the tracking server does not answer as it should" in done.stdout
+        last = done.stderr.strip().splitlines()[-1]
         assert "all of it is kept: python -m tyre_lightning.resend " in last
         command = shlex.split(last.partition("python ")[2])
         away = run_script(*command, cwd=work)
@@ -215,13 +215,14 @@ def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> No
         assert sent.returncode == 0, sent.stderr
         run = only_run(server.uri)
         assert run.info.status == "FINISHED"
-        assert once(server.uri)
+        assert each_once(server.uri)
         assert "test/f1" in run.data.metrics
         client = MlflowClient(server.uri)
         assert [version.run_id for version in client.search_model_versions(f"name='{EXPERIMENT}'")] == [run.info.run_id]
         assert not unsent(work / "outputs")
 
 
+@pytest.mark.long
 def test_a_server_that_answers_too_late_has_everything_once(
     lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,15 +233,14 @@ def test_a_server_that_answers_too_late_has_everything_once(
         calls = ("runs/log-batch", "model-versions/create", "mlflow-artifacts/", "runs/update")
         late = [Fault("late", match=call, operation="other", seconds=4) for call in calls]
         options += [f"logger.tracking_uri={proxy.endpoint}"]
-        process = script(HASTY.format(project=str(PROJECT), patience=60), *options, cwd=work)
         thread = during_training(work, lambda: proxy.add(*late))
-        _, errors = process.communicate(timeout=300)
+        done = script(HASTY.format(project=str(PROJECT), patience=60), *options, cwd=work)
         thread.join()
-        assert process.returncode == 0, errors
+        assert done.returncode == 0, done.stderr
         assert [fault.times for fault in late] == [0] * len(late)
         assert only_run(server.uri).info.status == "FINISHED"
         assert len(history(server.uri)["train/loss_step"]) == 2 * 5
-        assert once(server.uri)
+        assert each_once(server.uri)
         assert len(MlflowClient(server.uri).search_model_versions(f"name='{EXPERIMENT}'")) == 1
 
 

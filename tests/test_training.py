@@ -171,6 +171,7 @@ def test_the_images_of_a_run_are_its_inputs(trained: Trained) -> None:
     assert len({dataset.digest for dataset in inputs.values()} | {run.data.params["found.fingerprint"]}) == 4
 
 
+@pytest.mark.long
 def test_a_run_is_repeated_on_the_same_images(trained: Trained, tmp_path: Path) -> None:
     """Here on a copy, of which an image has gone."""
     shutil.copytree(trained.local, tmp_path / "v1")
@@ -214,6 +215,7 @@ def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
     assert "predict.py model=models:/tyre-demo/1" in trained.output
 
 
+@pytest.mark.long
 def test_a_seed_makes_a_run_repeatable(lake: str, tmp_path: Path) -> None:
     options = (f"data.root={lake}", "logger.registered_model=null", "logger.system_metrics=false")
     first, again, other = (
@@ -265,6 +267,7 @@ def test_an_unreadable_image_is_counted_or_ends_the_run(lake: str, tmp_path: Pat
     assert [run.info.status for run in runs(tmp_path)] == ["FINISHED", "FAILED"]
 
 
+@pytest.mark.long
 def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     none = run_script("train.py", *options, "ckpt_path=last", cwd=tmp_path)
@@ -288,6 +291,7 @@ def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> No
     assert "was trained with model.name=efficientnet_lite0" in other.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
     process = subprocess.Popen(
@@ -316,6 +320,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) 
     assert run_script("train.py", *again, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.long
 def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     done = run_script("train.py", "-m", "model=efficientnet_lite0,efficientnet_lite1", *options, cwd=tmp_path)
@@ -329,6 +334,7 @@ def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> Non
     assert re.search(r"^  python predict.py model=runs:/[0-9a-f]{32}/model input=FOLDER$", table, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_run_that_fails_costs_a_sweep_no_other(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
     done = run_script("train.py", "-m", "model.weights=none,gone.ckpt,none", *options, cwd=tmp_path)
@@ -340,6 +346,8 @@ def test_a_run_that_fails_costs_a_sweep_no_other(lake: str, tmp_path: Path) -> N
     assert "/1: " in failed and "gone.ckpt" in failed
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path) -> None:
     """With the backbone frozen, training itself is the same; nine test images stay nine; each trial runs once."""
     options = [
@@ -364,6 +372,7 @@ def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path
         assert two.data.metrics[name] == pytest.approx(one.data.metrics[name], abs=1e-4), name
 
 
+@pytest.mark.long
 def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "data.val_fraction=0.2", "logger.registered_model=null"]
     done = run_script("train.py", "-m", "data.folds=2", "data.fold=0,1", *options, cwd=tmp_path)
@@ -389,7 +398,7 @@ def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, 
         (["data.folds=3"], "data.folds and data.fold belong together"),
         (["data.folds=3", "data.fold=3"], "data.fold=3 must be from 0 to 2"),
         (["data.group_pattern='('"], "data.group_pattern='(' is no regular expression: missing )"),
-        (["data.from_run=0123"], "sqlite:///mlflow.db has no run 0123, or it recorded no catalog"),
+        (["data.from_run=0123"], "run 0123 of sqlite:///mlflow.db has no catalog.parquet: Run with id=0123 not found"),
         (["data.from_run=a", "data.catalog=b"], "data.catalog and data.from_run both say which images to train on"),
         (["operating_point.confidence=1"], "operating_point.confidence=1.0 must be between 0 and 1"),
         (["data.cache_gb=0"], "data.cache_gb=0.0 must be more than 0"),

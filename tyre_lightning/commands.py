@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from tyre_lightning.command_line import USER_ERROR, guard, run
 from tyre_lightning.config import config_folder, register_schemas
+from tyre_lightning.loading import loading
 from tyre_lightning.telling import tell_start
 from tyre_lightning.usage import Usage
 
@@ -59,7 +60,8 @@ def start(name: str) -> int:
 def _train(cfg: DictConfig) -> dict[str, float]:
     """Its result is what a sweep compares."""
     tell_start(cfg)
-    from tyre_lightning.training import train
+    with loading():
+        from tyre_lightning.training import train
 
     return train(cfg).metrics
 
@@ -67,21 +69,24 @@ def _train(cfg: DictConfig) -> dict[str, float]:
 def _predict(cfg: DictConfig) -> None:
     # Decoding and the network share the cores: threads that spin while they wait would take them from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from tyre_lightning.prediction import predict
+    with loading():
+        from tyre_lightning.prediction import predict
 
     if predict(cfg).unreadable:
         sys.exit(SOME_UNREADABLE)
 
 
 def _audit(cfg: DictConfig) -> None:
-    from tyre_lightning.audit.audit import audit
-    from tyre_lightning.audit.page import show
+    with loading():
+        from tyre_lightning.audit.audit import audit
+        from tyre_lightning.audit.page import show
 
     show(audit(cfg), cfg.output)
 
 
 def _promote(cfg: DictConfig) -> None:
-    from tyre_lightning.promote.promote import move_anchor, promote, roll_back
+    with loading():
+        from tyre_lightning.promote.promote import move_anchor, promote, roll_back
 
     if cfg.rollback:
         gone, back = roll_back(cfg)
@@ -97,13 +102,15 @@ def _promote(cfg: DictConfig) -> None:
 
 
 def _export(cfg: DictConfig) -> None:
-    from tyre_lightning.export import export
+    with loading():
+        from tyre_lightning.export import export
 
     print(f"wrote {export(cfg)}")
 
 
 def _resend(cfg: DictConfig) -> None:
-    from tyre_lightning.resend import resend
+    with loading():
+        from tyre_lightning.resend import resend
 
     found, errors = resend(cfg)
     if not found:

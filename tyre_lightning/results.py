@@ -27,7 +27,7 @@ from tyre_lightning.lake.store import Store
 from tyre_lightning.model.inspector import answer_columns
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
-from tyre_lightning.tracking.runs import CONFIG, REPORT, connect
+from tyre_lightning.tracking.runs import CONFIG, REPORT, connect, fetch_artifact
 from tyre_lightning.tracking.sweeps import PARENT_TAG, QUALITY, leaderboard, newest_trainings
 from tyre_lightning.tracking.tables import METRICS_TABLE
 
@@ -225,10 +225,7 @@ class Result:
             return Scores.read(path, self.model.inspector.outputs)
 
     def _artifact(self, name: str, folder: str) -> Path:
-        try:
-            return Path(self._client.download_artifacts(self.run_id, name, folder))
-        except (MlflowException, OSError) as error:
-            raise UserError(f"run {self.run_id} ({self.name}) has no {name}: {first_line(error)}") from error
+        return fetch_artifact(self._client, self.run_id, name, folder)
 
     def _store(self, root: str | None) -> Store:
         with TemporaryDirectory() as folder:

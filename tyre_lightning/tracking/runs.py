@@ -234,22 +234,28 @@ def find_artifact(client: MlflowClient, run_id: str, name: str) -> str:
     return str(path) if here else f"{name}, an artifact of run {run_id} in MLflow"
 
 
+def fetch_artifact(client: MlflowClient, run_id: str, name: str, folder: str | Path) -> Path:
+    """Copy an artifact of a run into a folder; gives its path.
+
+    Raises:
+        UserError: there is no such run, or it has none of this name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run_id, name, str(folder)))
+    except (MlflowException, OSError) as error:
+        where = hide_passwords(client.tracking_uri)
+        raise UserError(f"run {run_id} of {where} has no {name}: {first_line(error)}") from error
+
+
 def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
     """Copy the catalog that a run recorded into a folder; gives its path.
 
     Raises:
         UserError: there is no such run, or it recorded none.
     """
-    from mlflow.exceptions import MlflowException
-
-    client = connect(tracking_uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        client.get_run(run_id)
-        return str(client.download_artifacts(run_id, CATALOG, str(folder)))
-    except (MlflowException, OSError) as error:
-        where = hide_passwords(tracking_uri)
-        raise UserError(f"{where} has no run {run_id}, or it recorded no {CATALOG}") from error
+    return str(fetch_artifact(connect(tracking_uri), run_id, CATALOG, folder))
 
 
 @contextmanager
