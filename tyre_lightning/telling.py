@@ -49,7 +49,7 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
     for usage, catalog in data.catalogs().items():
         tyres = data.grouping.count(catalog)
         ignored = f"; {data.ignored[usage]} other files are ignored" if usage in data.ignored else ""
-        several = f"; {found:,} show several defects" if (found := catalog.several()) else ""
+        several = f"; {found:,} with several defects" if (found := catalog.several()) else ""
         counts = _counts(catalog.counts())
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {counts}{several}{ignored}"))
     every = sum(part.numel() for part in model.network.parameters())

@@ -24,18 +24,18 @@ def merged(catalog: Catalog, tagged: Catalog, good: str) -> Catalog:
         tagged: the same rows with content tags, see :func:`tyre_lightning.lake.fingerprint.with_content_tags`.
         good: the class of tyres without a defect.
     """
-    sets = [sorted(rows, key=catalog.key) for rows in _in_several_folders(catalog, tagged, good).values()]
+    sets = sorted(sorted(rows, key=catalog.key) for rows in _in_several_folders(catalog, tagged, good).values())
     if not sets:
         return catalog
-    gone = {row for first, *others in sets for row in others}
-    kept = np.array([row for row in range(len(catalog)) if row not in gone], np.int64)
-    others = {first: rest for first, *rest in sets}
-    copies = [row for first in kept.tolist() for row in others.get(first, ())]
-    offsets = pa.array(np.cumsum([0, *(len(others.get(first, ())) for first in kept.tolist())]), pa.int32())
+    copies = [row for _, *others in sets for row in others]
+    kept, counts = np.ones(len(catalog), bool), np.zeros(len(catalog), np.int32)
+    kept[copies] = False
+    counts[[first for first, *_ in sets]] = [len(others) for _, *others in sets]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts[kept])]), pa.int32())
     further = catalog.take(copies).table
     labels = pc.cast(further["label"].combine_chunks().indices, pa.int32())
     keys = further["key"].combine_chunks()
-    table = catalog.take(kept).table
+    table = catalog.take(np.flatnonzero(kept)).table
     table = table.append_column(ALSO, pa.ListArray.from_arrays(offsets, labels))
     table = table.append_column(COPIES, pa.ListArray.from_arrays(offsets, keys))
     return Catalog(table, catalog.classes, catalog.ignored)
