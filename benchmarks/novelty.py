@@ -26,7 +26,7 @@ from PIL import Image
 
 import tyre_lightning as tl
 from tyre_lightning.demo.drawing import write_lake
-from tyre_lightning.lake.listing import read_catalog
+from tyre_lightning.lake.listing import is_image, read_catalog
 from tyre_lightning.lake.splits import split_fold
 from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.lake.tyres import find_tyre
@@ -85,13 +85,19 @@ def _picture(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def lay_far(folder: Path) -> dict[str, Path]:
-    """Drawn tyres, and pictures of nothing."""
+def lay_far(folder: Path, given: dict[str, str]) -> dict[str, Path]:
+    """Drawn tyres, pictures of nothing, and what is given, under names that tell each picture's tyre: it is one."""
     write_lake(folder / "drawn", {"train": _DRAWN}, size=_SIDE)
     (folder / "nothing").mkdir()
     for number, picture in enumerate(nothing()):
         picture.save(folder / "nothing" / f"{number}.png")
-    return {"drawn tyres": folder / "drawn", "nothing": folder / "nothing"}
+    sources = {"drawn tyres": folder / "drawn", "nothing": folder / "nothing"}
+    sources |= {name: Path(path).resolve() for name, path in given.items()}
+    for place, source in enumerate(sources.values()):
+        (folder / f"far{place}").mkdir()
+        for number, path in enumerate(sorted(path for path in source.rglob("*.*") if is_image(path.name))):
+            (folder / f"far{place}" / f"g{number}_{path.name}").symlink_to(path.resolve())
+    return {name: folder / f"far{place}" for place, name in enumerate(sources)}
 
 
 def run(lake: Path, fold: int, without: str, far: dict[str, Path]) -> Result:
@@ -148,7 +154,7 @@ def main() -> None:
     done = [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
     lake, given = options.lake.resolve(), dict(item.split("=", 1) for item in options.far)
     with tempfile.TemporaryDirectory() as scratch:
-        far = lay_far(Path(scratch)) | {name: Path(folder).resolve() for name, folder in given.items()}
+        far = lay_far(Path(scratch), given)
         for fold in options.folds:
             for without in options.without:
                 if not any((one.fold, one.without) == (fold, without) for one in done):
