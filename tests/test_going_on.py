@@ -131,7 +131,12 @@ MATTERS = {
             *("trainer.limit_test_batches", "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode"),
             *("callbacks.early_stopping.monitor", "callbacks.early_stopping.mode"),
             *("callbacks.early_stopping.patience", "callbacks.ema.decay", "operating_point.max_escape_rate"),
-            *("operating_point.confidence", "operating_point.max_overkill_rate", "seed"),
+            *(
+                "operating_point.confidence",
+                "operating_point.max_overkill_rate",
+                "operating_point.max_novel_rate",
+                "seed",
+            ),
             # Where and under which name a run is recorded, it cannot change later.
             *("logger.tracking_uri", "logger.experiment", "logger.run_name", "logger.registered_model"),
         ),

@@ -119,7 +119,10 @@ def test_too_few_good_tyres_promise_what_they_can_and_say_so() -> None:
     assert promised_rate(0.01, 99) == 0.01 and promised_rate(0.01, 98) == 1 / 99
     assert promised_rate(0.01, 49) == 0.02 and promised_rate(0.01, 18) is None and promised_rate(0.2, 4) == 0.2
     assert promised_rate(0.01, round(1 / MOST) - 1) == MOST
-    for total, words in ((49, ("2 % on average", "takes 99", "not 49")), (10, ("no review", "takes 99", "not 10"))):
+    for total, words in (
+        (49, ("2 % of good tyres on average", "takes 99", "not 49")),
+        (10, ("none", "takes 99", "not 10")),
+    ):
         calibration = Calibration(1.0, [0.5] * 99, 99, [0.1] * total, total, 1, 1.0, [1.0] * total, total)
         sentence = novelty_sentence(calibration.operating_point(OperatingPointConfig()), calibration)
         assert all(word in sentence for word in words), sentence

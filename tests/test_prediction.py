@@ -39,7 +39,7 @@ from tyre_lightning.prediction import Summary, open_source, predict_batches, sho
 from tyre_lightning.tracking.registry import load_inspector
 
 PROBABILITIES = ["p_bulge", "p_crack", "p_flat_spot", "p_good"]
-COLUMNS = ["key", "tyre", "class", "decision", "picture_decision", "reason", *PROBABILITIES, "error"]
+COLUMNS = ["key", "tyre", "class", "decision", "picture_decision", "reason", "novelty", *PROBABILITIES, "error"]
 DECIDED = ["decision", "picture_decision"]
 READERS = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}
 
@@ -289,7 +289,7 @@ def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: 
     path = next((trained.local / "test").rglob("*.jpg"))
     size = about["preprocessing"]["size"]
     resized = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    (logits,) = session.run(None, {"image": np.asarray(resized).transpose(2, 0, 1)[None]})
+    logits, _ = session.run(None, {"image": np.asarray(resized).transpose(2, 0, 1)[None]})
     found = softmax(logits.astype(np.float64), about["judgement"]["calibration"]["temperature"])[0]
     output = tmp_path / "row.jsonl"
     assert predict(trained, tmp_path, f"model={trained.model}", f"input={path}", f"output={output}").returncode == 0

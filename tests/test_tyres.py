@@ -176,7 +176,8 @@ def test_a_tyre_of_which_a_score_is_no_number_is_for_a_person_to_see(scores: lis
     inspector = Inspector.from_classifier(network)
     inspector.point = OperatingPoint(0.5, 0.5, OperatingPointConfig(0.05, 0.9))
     inspector.calibration = Calibration(1.0, [], 0, [], 0)
-    rows = [{"tyre": "T1", "key": "T1.jpg", "class": "good", "p_good": 1 - score, "error": None} for score in scores]
+    seen = {"tyre": "T1", "key": "T1.jpg", "class": "good", "novelty": None, "error": None}
+    rows = [seen | {"p_good": 1 - score} for score in scores]
     served = Sighting()
     for row in rows:
         served.add(inspector, row)

@@ -34,7 +34,7 @@ from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
-from tyre_lightning.model.classifier import JUDGEMENT, REFERENCE, TyreClassifier
+from tyre_lightning.model.classifier import FORMAT, JUDGEMENT, MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
@@ -332,5 +332,7 @@ def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept = model_alone(content) if checkpoint.name == BEST else content
-    judged = {JUDGEMENT: inspector.judgement(), REFERENCE: inspector.reference_tensors()}
+    judged: dict[str, Any] = {JUDGEMENT: inspector.judgement()}
+    if inspector.reference is not None:  # older versions would leave it out, and accept what this one does not
+        judged |= {MADE_AS: FORMAT, REFERENCE: inspector.reference_tensors()}
     save_whole({**kept, **judged}, checkpoint)

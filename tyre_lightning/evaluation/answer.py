@@ -161,24 +161,28 @@ def _novelty(offer: Offer, calibration: Calibration, wanted: OperatingPointConfi
     """The two promises about good tyres that are unlike the others, and what became of those that were tested."""
     if wanted.max_novel_rate is None or offer.point is None or offer.rates is None:
         return []
-    sentence = novelty_sentence(offer.point, calibration)
-    tested = [_line("", _interval(offer.rates.novel, "good tyres"))] if offer.point.novel_rate is not None else []
-    return [_line("novelty", sentence), *tested]
+    first, *others = novelty_terms(offer.point, calibration)
+    tested = [_interval(offer.rates.novel, "good tyres")] if offer.point.novel_rate is not None else []
+    return [_line("novelty", first), *(_line("", text) for text in [*others, *tested])]
 
 
-def novelty_sentence(point: OperatingPoint, calibration: Calibration) -> str:
+def novelty_terms(point: OperatingPoint, calibration: Calibration) -> list[str]:
     """What is promised of good tyres that are reviewed since they are unlike the others: on average, and for sure."""
     wanted, total, rate = point.promised.max_novel_rate, calibration.measured, point.novel_rate
     takes = "" if wanted is None else f"{percent(wanted)} takes {math.ceil(1 / wanted - 1 - 1e-9)}"
     if rate is None:
-        return f"no review of what is unlike good tyres: {takes} good validation tyres, not {total}"
+        return [f"none: to review {takes} good validation tyres, not {total}"]
     confidence = point.promised.confidence
-    bound = share_bound(rate, total, confidence)
-    less = f", as {takes} good validation tyres, not {total}" if wanted is not None and rate > wanted else ""
-    return (
-        f"review of what is unlike good tyres: of those {percent(rate)} on average{less}; "
-        f"at most {percent(bound)}, confidence {confidence:g}"
-    )
+    less = f"; {takes} tyres, not {total}" if wanted is not None and rate > wanted else ""
+    return [
+        f"review of {percent(rate)} of good tyres on average, as unlike the others",
+        f"at most {percent(share_bound(rate, total, confidence))}, confidence {confidence:g}{less}",
+    ]
+
+
+def novelty_sentence(point: OperatingPoint, calibration: Calibration) -> str:
+    """:func:`novelty_terms` in one line."""
+    return f"novelty: {', '.join(novelty_terms(point, calibration))}"
 
 
 def _unshared(inspector: Inspector, found: Scores, shared: int, wanted: OperatingPointConfig) -> list[str]:
