@@ -108,6 +108,7 @@ def run(lake: Path, fold: int, without: str, far: dict[str, Path]) -> Result:
             f"data.root={root}", f"data.group_pattern='{shared.GROUP_PATTERN}'", "data.near_copies=false",
             f"seed={fold}", "trainer.enable_progress_bar=false", "logger.system_metrics=false", "data.num_workers=0",
             "operating_point.confidence=0.9", "logger.registered_model=null",
+            f"logger.tracking_uri=sqlite:///{scratch}/mlflow.db", f"paths.output_dir={scratch}/outputs",
         )  # fmt: skip
         model = found.model
         shown = {path.name: path for path in sorted(Path(scratch, "held").iterdir())} | far
