@@ -90,11 +90,11 @@ def test_a_journal_of_format_1_is_read(tmp_path: Path) -> None:
 def test_what_a_newer_version_made_is_refused_in_one_sentence(old_model: Path, tmp_path: Path) -> None:
     spec = json.loads((old_model / SPEC_FILE).read_text())
     (old_model / SPEC_FILE).write_text(json.dumps({**spec, "format": 99}))
-    with pytest.raises(UserError, match="of format 99, and this version knows up to 2: update"):
+    with pytest.raises(UserError, match="of format 99, and this version knows up to 3: update"):
         Inspector.load(old_model)
     content = torch.load(unpacked("best.ckpt", tmp_path), weights_only=True)
     torch.save({**content, "tyre_lightning_format": 99}, tmp_path / "new.ckpt")
-    with pytest.raises(UserError, match=r"new\.ckpt: the checkpoint has format 99, and this version knows up to 2"):
+    with pytest.raises(UserError, match=r"new\.ckpt: the checkpoint has format 99, and this version knows up to 3"):
         Inspector.from_checkpoint(tmp_path / "new.ckpt")
     shutil.copytree(OLD / "tracking", tmp_path / "tracking")
     (tmp_path / "tracking" / "run.json").write_text('{"format": 99}')
