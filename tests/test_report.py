@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,19 @@ def scores(count: int, seed: int) -> Scores:
     return Scores(keys, labels, logits, tyres, tyres)
 
 
-def inspector(wanted: OperatingPointConfig | None, good: str | None = "good") -> Inspector:
-    """A small model with random weights whose judgement comes from other images."""
+def somewhere(found: Scores, seed: int) -> Scores:
+    """The same scores, of images at random distances from what good tyres look like."""
+    return replace(found, far=np.random.default_rng(seed).exponential(size=len(found.keys)))
+
+
+def inspector(wanted: OperatingPointConfig | None, good: str | None = "good", *, tells: bool = False) -> Inspector:
+    """A small model with random weights whose judgement comes from other images; it may tell novelty."""
     torch.manual_seed(0)
     preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32))
     network = Network("efficientnet_lite0", len(CLASSES), preprocessing.mean, preprocessing.std).eval()
     made = Inspector(network, "efficientnet_lite0", CLASSES, preprocessing, good)
     if wanted is not None:
-        made.calibration = fit_calibration(scores(300, 1), GOOD)
+        made.calibration = fit_calibration(somewhere(scores(300, 1), 1) if tells else scores(300, 1), GOOD)
         made.promise(wanted)
     return made
 
@@ -113,6 +118,16 @@ def banded(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return write(tmp_path_factory.mktemp("banded"), 240, BAND)
 
 
+@pytest.fixture(scope="module")
+def novel(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Of a model that tells novelty: a quarter of the good tyres is reviewed for that."""
+    wanted = replace(PROMISE, max_novel_rate=0.25)
+    found, model = somewhere(scores(240, 2), 2), inspector(wanted, tells=True)
+    path = tmp_path_factory.mktemp("novel") / "report.html"
+    path.write_text(build_page(model, found, "test", wanted, facts(), read), encoding="utf-8")
+    return Page(path, found, model)
+
+
 def embedded(html: str) -> dict[str, Any]:
     """The data in a page."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
@@ -153,6 +168,27 @@ def test_curves_have_the_ends_of_the_intervals_beside_them(page: Page) -> None:
     )
     assert worse.points[place][0] == pytest.approx(1 - escape.high)
     assert worse.points[place][1] < hit.points[place][1]
+
+
+def test_the_curves_and_the_gallery_know_what_is_novel(novel: Page) -> None:
+    html, point, calibration = (
+        novel.path.read_text(encoding="utf-8"),
+        novel.inspector.point,
+        novel.inspector.calibration,
+    )
+    assert point is not None and calibration is not None
+    found = embedded(html)["unlike"]
+    far = novel.scores.distances()
+    order = np.argsort(-far)[:48]
+    assert found["keys"] == [novel.scores.keys[place] for place in order] and len(found["pictures"]) == 48
+    assert found["novelty"] == pytest.approx(calibration.novelty(far[order]), abs=1e-4)
+    assert "novelty: review of 25 % of good tyres on average" in html
+    escape, overkill, review, _ = novel.rates(point.threshold)
+    assert review.count > 3
+    defective, good = sides(novel.scores, GOOD, calibration, point.novel_rate)
+    trade = rate_curves(defective, good, 1.0, PROMISE.confidence)[0].lines[0]
+    not_accepted = good.total - int(((good.scores < point.threshold) & ~good.novel).sum())
+    assert overkill.count < not_accepted and (escape.share, not_accepted / good.total) in trade.points
 
 
 def test_without_a_good_class_there_is_no_threshold() -> None:
@@ -260,7 +296,7 @@ def assert_python_agrees(driver: Any, page: Page, threshold: float) -> None:
         assert_shows(ends.split(" to ")[1], by_class[name].high)
 
 
-@pytest.mark.parametrize("kind", ["page", "banded"])
+@pytest.mark.parametrize("kind", ["page", "banded", "novel"])
 class TestThreshold:
     pytestmark = browser_tests
 
