@@ -128,8 +128,8 @@ def count(model: tl.Model, table: pd.DataFrame) -> tuple[int, int, int, int]:
     table = table.assign(tyre=table["tyre"].fillna(table["key"]), score=1 - table[f"p_{good}"])
     tyres = table.groupby("tyre").agg({"score": "max", "novelty": "min"})
     passed = tyres["score"] < point.threshold
-    kept = [int((passed & ~tyres["novelty"].map(at.is_novel)).sum()) for at in (point, other)]
-    return len(tyres), *kept, int(passed.sum())
+    first, second = (int((passed & ~tyres["novelty"].map(at.is_novel)).sum()) for at in (point, other))
+    return len(tyres), first, second, int(passed.sum())
 
 
 def lines(results: list[Result]) -> Iterator[str]:
