@@ -16,7 +16,7 @@ from scipy.stats import binom
 import tyre_lightning as tl
 from tests.conftest import Trained
 from tests.images import encode
-from tyre_lightning.config import GateConfig, OperatingPointConfig
+from tyre_lightning.config import GateConfig, OperatingPointConfig, OtherOperatingPointConfig
 from tyre_lightning.decision.novelty import (
     DIRECTIONS,
     MOST,
@@ -29,8 +29,10 @@ from tyre_lightning.decision.novelty import (
 )
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, decisions, measure_rates
 from tyre_lightning.decision.tyres import Tyres
+from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.answer import novelty_sentence
 from tyre_lightning.model.inspector import UNLIKE, Inspector
+from tyre_lightning.prediction import _promise
 from tyre_lightning.promote.comparison import Performance, Verdicts, performance
 from tyre_lightning.promote.rule import judge
 from tyre_lightning.tracking.registry import load_inspector
@@ -236,3 +238,12 @@ def test_the_engine_and_the_network_see_the_same_features(model: tl.Model, train
     np.testing.assert_allclose(look.features, features.numpy(), atol=1e-5)
     np.testing.assert_allclose(look.logits, logits.double().numpy(), atol=1e-4)
     np.testing.assert_allclose(inspector.distances(look.features), inspector.distances(features.numpy()), rtol=1e-3)
+
+
+def test_a_model_that_tells_no_novelty_is_not_asked_for_it(model: tl.Model) -> None:
+    older = replace(model.inspector, reference=None)
+    with pytest.raises(UserError, match=r"operating_point\.max_novel_rate=0\.05 cannot be kept: .*train it anew"):
+        _promise(older, OtherOperatingPointConfig(max_novel_rate=0.05))
+    _promise(older, OtherOperatingPointConfig(max_escape_rate=0.6))
+    image = older.preprocessing(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    assert older.point is not None and older.answers([image])[0]["novelty"] is None

@@ -308,6 +308,11 @@ def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
     """Where another promise is asked for, make it; what is not said stays as the model has it."""
     changes = {name: value for name, value in asdict(asked).items() if value is not None}
+    if asked.max_novel_rate is not None and inspector.reference is None:
+        raise UserError(
+            f"operating_point.max_novel_rate={asked.max_novel_rate:g} cannot be kept: the model does not know what "
+            "good tyres look like, since an older version made it; train it anew"
+        )
     if changes:
         own = OperatingPointConfig() if inspector.point is None else inspector.point.promised
         inspector.promise(replace(own, **changes))
