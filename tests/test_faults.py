@@ -526,7 +526,7 @@ def workers_of(process: psutil.Popen) -> list[psutil.Process]:
 @pytest.mark.long
 def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_env: S3Server, tmp_path: Path) -> None:
     """A terminal sends SIGINT to all processes of the run."""
-    proxy.add(Fault("slow", seconds=5, times=None))
+    proxy.add(Fault("slow", seconds=3, times=None))
     root = f"s3://{folder.parent.name}/v1"
     with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
         wait_until(lambda: len(proxy.reads("train")) >= TRAINED, process)  # both workers have begun

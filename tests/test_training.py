@@ -207,8 +207,8 @@ def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
     given = [(column.name, str(column.type), column.required) for column in signature.inputs]
     assert given == [(name, "DataType.string", False) for name in ("image", "uri", "tyre")]  # an image is base64
     assert [column.name for column in signature.outputs] == [
-        "tyre", "class", "decision", "picture_decision", "reason", "p_bulge", "p_crack", "p_flat_spot", "p_good",
-        "error",
+        "tyre", "class", "decision", "picture_decision", "reason", "novelty", "p_bulge", "p_crack", "p_flat_spot",
+        "p_good", "error",
     ]  # fmt: skip
     folder = Path(mlflow.artifacts.download_artifacts(trained.model))
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt"}]
