@@ -32,7 +32,7 @@ from tyre_lightning.config import (
 from tyre_lightning.data.stream import batched
 from tyre_lightning.decision.operating_point import OperatingPoint
 from tyre_lightning.errors import UnreadableImage, UserError
-from tyre_lightning.evaluation.answer import novelty_sentence
+from tyre_lightning.evaluation.answer import novelty_terms
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import Writer, open_writer, tyre_columns
@@ -286,7 +286,7 @@ def show(summary: Summary, inspector: Inspector) -> None:
     if point is not None:
         say(_what_decides(inspector, point))
         if inspector.calibration is not None and inspector.reference is not None:
-            say(f"  {novelty_sentence(point, inspector.calibration)}")
+            say("  novelty: " + "\n    ".join(novelty_terms(point, inspector.calibration)))
     say(f"a row for each image is in {summary.output}")
     if summary.tyres_output is not None:
         say(f"a row for each tyre is in {summary.tyres_output}")
