@@ -328,8 +328,8 @@ class Inspector:
     def answers_to(self, logits: NDArray[np.float64], distances: NDArray[np.float64]) -> list[dict[str, Any]]:
         """A row for each picture: its likeliest ``class``, ``picture_decision``, and the probability of every class.
 
-        ``novelty`` says what share of good tyres is at most as unlike the good ones of training; None where the model
-        does not know.
+        Of good tyres a share of at most ``novelty`` is as unlike the good ones of training; None where the model does
+        not know that.
 
         The decision is accept, review or reject; None where there is no operating point. It is the line's only where a
         tyre has one picture: see :meth:`verdict`. Where a picture may show several defects, ``defects`` lists them.
