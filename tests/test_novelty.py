@@ -17,10 +17,10 @@ import tyre_lightning as tl
 from tests.conftest import Trained
 from tests.images import encode
 from tyre_lightning.config import GateConfig, OperatingPointConfig, OtherOperatingPointConfig
+from tyre_lightning.decision.calibration import Floats
 from tyre_lightning.decision.novelty import (
     DIRECTIONS,
     MOST,
-    Floats,
     Reference,
     is_novel,
     p_values,

@@ -20,13 +20,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from tyre_lightning.decision.calibration import Floats, Labels
+
 DIRECTIONS = 128  # with a variance of their own: 0.8 MB with EfficientNet-Lite0, 1.6 MB with B7
 MOST = 0.05  # a limit that would have more good tyres reviewed than this is not set unless it is asked for
 _TIE = 1e-9
 
-Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Reference:
         kept = features.astype(np.float64)
         if (labels == good).sum() < 4:
             return None
-        means = np.stack([kept[labels == index].mean(axis=0) for index in np.unique(labels)])
-        away = kept - means[np.searchsorted(np.unique(labels), labels)]
+        classes, place = np.unique(labels, return_inverse=True)
+        means = np.stack([kept[labels == index].mean(axis=0) for index in classes])
+        away = kept - means[place]
         free = len(kept) - len(means)
         count = min(DIRECTIONS, free // 2, kept.shape[1] - 1)  # the others tell the variance of the rest
         values, vectors = _principal(away)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, interval, least_rate
-from tyre_lightning.decision.novelty import Floats, is_novel, p_values, promised_rate
+from tyre_lightning.decision.calibration import Floats
+from tyre_lightning.decision.novelty import is_novel, p_values, promised_rate
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 

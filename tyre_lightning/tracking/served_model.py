@@ -7,7 +7,7 @@ request get one verdict. A null is a tyre of its own; without the column, addres
 predict.py.
 Out: for each image its ``tyre``, ``class`` (of a model of several defects also ``defects``, a list), the ``decision``
 on the tyre (accept, review or reject) and on the picture by itself (``picture_decision``), the ``reason`` of a review
-that no score explains, a probability for every class, and ``error`` where there is no answer.
+that no score explains, its ``novelty``, a probability for every class, and ``error`` where there is no answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import check_size
 from tyre_lightning.lake.tyres import find_tyre
-from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres
+from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 from tyre_lightning.names import one_form
 
 ALLOWED = "TYRE_SERVE_S3"
@@ -82,9 +82,9 @@ class ServedModel(PythonModel):
             check_size(key, len(data), _LARGEST)
             image = self.inspector.read(data, key)
         except UnreadableImage as error:
-            return {"class": None, "error": error.reason}
+            return nothing_seen(error.reason)
         except UserError as error:
-            return {"class": None, "error": str(error)}
+            return nothing_seen(str(error))
         return {**self.inspector.answers([image])[0], "error": None}
 
 
