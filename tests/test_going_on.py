@@ -15,8 +15,9 @@ from tests.conftest import run_here, train_here, write_images
 from tyre_lightning.checkpointing import GRADIENTS
 from tyre_lightning.config import PathsConfig, TrainConfig, known_keys
 from tyre_lightning.data.dataset import Batch
+from tyre_lightning.decision.operating_point import JUDGEMENT
 from tyre_lightning.errors import UserError
-from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
+from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.resuming import different, find_checkpoint, run_folder
 from tyre_lightning.tracking.journal import FOLDER, Journal
 

@@ -156,6 +156,16 @@ def test_the_first_line_is_said_before_anything_heavy_is_loaded(tmp_path: Path) 
     assert others == ["loaded:", "searched for garbage while it loads: False and then: True True"]
 
 
+def test_a_prediction_loads_nothing_that_only_training_needs() -> None:
+    heavy = "{'lightning', 'torchmetrics', 'mlflow'}"
+    code = f"import sys, tyre_lightning.prediction; print(*sorted({heavy} & {{*sys.modules}}))"
+    environment = {**untracked_environment(), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
 @pytest.fixture
 def lake(tmp_path: Path) -> str:
     write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 4}, ("crack", "good"))

@@ -26,6 +26,7 @@ from tyre_lightning.config import (
 )
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.decision.novelty import Reference
+from tyre_lightning.decision.operating_point import JUDGEMENT
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.answer import answer
 from tyre_lightning.evaluation.judgement import fit_calibration
@@ -34,7 +35,7 @@ from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
-from tyre_lightning.model.classifier import FORMAT, JUDGEMENT, MADE_AS, REFERENCE, TyreClassifier
+from tyre_lightning.model.classifier import FORMAT, MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights

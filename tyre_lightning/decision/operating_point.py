@@ -27,6 +27,7 @@ from tyre_lightning.errors import UserError
 
 KEPT = 10_000  # of the lowest and highest scores; a promise that needs more of them is made from these, more strictly
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
+JUDGEMENT = "judgement"  # under which a model's files keep what decides
 _HAIR = 1e-6  # by which a threshold lies below a score, so that rounding makes no escape of it
 
 

@@ -18,7 +18,6 @@ from tyre_lightning.decision.calibration import (
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.scores import Scores
-from tyre_lightning.model.metrics import metrics_of
 
 
 def fit_calibration(scores: Scores, good: int | None) -> Calibration:
@@ -32,6 +31,8 @@ def fit_calibration(scores: Scores, good: int | None) -> Calibration:
 
 def class_metrics(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:
     """What :class:`InspectionMetrics` measures, by name."""
+    from tyre_lightning.model.metrics import metrics_of  # torchmetrics takes longer to load than a prediction's model
+
     metrics = metrics_of(classes, good_class, multi_label=scores.shows is not None)
     labels = scores.labels if scores.shows is None else scores.shows.astype(np.int64)
     metrics.update(torch.from_numpy(scores.logits), torch.from_numpy(labels))

@@ -17,14 +17,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing, recolour
+from tyre_lightning.decision.operating_point import JUDGEMENT
 from tyre_lightning.errors import Diverged, UserError
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
-JUDGEMENT = "judgement"  # a checkpoint's keys
-REFERENCE = "novelty"
+REFERENCE = "novelty"  # a checkpoint's keys
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"

@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,14 +26,16 @@ from torch import Tensor
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.novelty import Reference
-from tyre_lightning.decision.operating_point import REVIEW, Calibration, OperatingPoint
+from tyre_lightning.decision.operating_point import JUDGEMENT, REVIEW, Calibration, OperatingPoint
 from tyre_lightning.decision.outputs import Outputs
 from tyre_lightning.errors import Unwritable, UserError, first_line
 from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
-from tyre_lightning.model.classifier import JUDGEMENT, TyreClassifier
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.names import one_form
+
+if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
+    from tyre_lightning.model.classifier import TyreClassifier
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
@@ -139,6 +141,8 @@ class Inspector:
         Raises:
             UserError: the file is no such checkpoint.
         """
+        from tyre_lightning.model.classifier import TyreClassifier
+
         if zipfile.is_zipfile(path) and not is_whole(path):  # torch itself does not look whether weights are damaged
             raise UserError(f"{path} is damaged: take another checkpoint, or train again")
         try:
