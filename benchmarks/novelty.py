@@ -26,7 +26,6 @@ import pandas as pd
 from PIL import Image
 
 import tyre_lightning as tl
-from tyre_lightning.decision.novelty import promised_rate
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.lake.listing import is_image, read_catalog
 from tyre_lightning.lake.splits import split_fold
@@ -124,7 +123,7 @@ def count(model: tl.Model, table: pd.DataFrame) -> tuple[int, int, int, int]:
     """Tyres, those that are accepted, would be at the other rate, and would be without novelty."""
     point, calibration, good = model.inspector.point, model.inspector.calibration, model.inspector.good_class
     assert point is not None and calibration is not None
-    other = replace(point, novel_rate=promised_rate(OTHER, calibration.measured))
+    other = replace(point, novel_rate=calibration.scale.rate(OTHER))
     table = table.assign(tyre=table["tyre"].fillna(table["key"]), score=1 - table[f"p_{good}"])
     tyres = table.groupby("tyre").agg({"score": "max", "novelty": "min"})
     passed = tyres["score"] < point.threshold

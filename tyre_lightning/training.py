@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -25,12 +27,11 @@ from tyre_lightning.config import (
     to_train_config,
 )
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.decision.novelty import Reference
 from tyre_lightning.decision.operating_point import JUDGEMENT
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.answer import answer
 from tyre_lightning.evaluation.judgement import fit_calibration
-from tyre_lightning.evaluation.likeness import draw, learn_reference
+from tyre_lightning.evaluation.likeness import UNKNOWN, Likeness, draw, learn_reference
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
@@ -132,13 +133,13 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         fit(trainer, model, data, resume)
         best = best_checkpoint(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
-        inspector.reference = learn_good_tyres(inspector, data, config.trainer)
+        inspector.reference, learnt = learn_good_tyres(inspector, data, config.trainer)
         scores = score(inspector, data, config.trainer)
         record_scores(run, inspector, scores, folder / SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
         metrics |= record_class_metrics(run, inspector, scores, trainer.global_step + 1)
         judged = fresh(readable(scores), seen)
-        fit_decisions(inspector, config.operating_point, judged.get("val"))
+        fit_decisions(inspector, config.operating_point, judged.get("val"), learnt)
         metrics |= record_decision_metrics(run, inspector, judged, config.operating_point.confidence)
         run.log_table(predictions_table(scores["test" if "test" in scores else "val"], inspector), PREDICTIONS_TABLE)
         add_judgement(best, inspector)
@@ -242,16 +243,21 @@ def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume:
         raise UserError(found[1]) from None
 
 
-def learn_good_tyres(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) -> Reference | None:
-    """What the good tyres of training look like to the trained network; None where no class is known to be theirs."""
+def learn_good_tyres(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) -> Likeness:
+    """What the good tyres of training look like to the trained network; nothing where no class is known as theirs."""
     if inspector.good_class is None:
-        return None
+        return UNKNOWN
     count = len(limited(data.train, options.limit_train_batches, data.config.batch_size))
     kept = draw(data.train, count, data.seed)
     with progress_bar(options.enable_progress_bar) as progress:
         task = progress.add_task("learning what good tyres look like", total=len(kept))
         return learn_reference(
-            inspector, data.reader(), kept, lambda count: progress.advance(task, count), gpus(options)
+            inspector,
+            data.reader(),
+            kept,
+            data.shown("train"),
+            lambda count: progress.advance(task, count),
+            gpus(options),
         )
 
 
@@ -312,13 +318,22 @@ def fresh(scores: Mapping[str, Scores], seen: Mapping[str, Sequence[str]]) -> di
     return readable(found)
 
 
-def fit_decisions(inspector: Inspector, wanted: OperatingPointConfig, scores: Scores | None) -> None:
-    """Give an inspector its temperature and operating point, by the scores of validation images of new tyres."""
+def fit_decisions(
+    inspector: Inspector, wanted: OperatingPointConfig, scores: Scores | None, learnt: NDArray[np.float64]
+) -> None:
+    """Give an inspector its temperature and operating point.
+
+    Args:
+        inspector: the model.
+        wanted: what it is to promise.
+        scores: of validation images of new tyres.
+        learnt: how far good tyres of training are from each other, see :class:`Likeness`.
+    """
     if scores is None:
         log.warning("no validation image of a tyre that training did not see could be read: nothing is calibrated")
         return
     good = inspector.good_class
-    inspector.calibration = fit_calibration(scores, None if good is None else inspector.classes.index(good))
+    inspector.calibration = fit_calibration(scores, None if good is None else inspector.classes.index(good), learnt)
     try:
         if good is not None:  # else the data module has said so
             inspector.promise(wanted)

@@ -9,13 +9,19 @@ Statistical Society B 61, 1999). Its distance is Mahalanobis's.
 From distances of calibration tyres that are good, each counted once, a conformal p-value follows (Vovk et al.,
 Algorithmic Learning in a Random World, 2005): of n + 1 tyres that are drawn alike, the last is among the k most unlike
 with a probability of at most k / (n + 1), whatever the distribution. That is a promise on average over all draws of the
-calibration tyres. For these very ones the share has a beta distribution, by which :func:`share_bound` bounds it with a
+calibration tyres. For these very ones the share has a beta distribution, by which :meth:`Scale.bound` bounds it with a
 confidence.
+
+Fewer than :data:`ENOUGH` tyres cannot tell a share of 1 %, and where the limit is their farthest one, a single tyre out
+of the common decides what passes for good. There, beyond the second farthest, the good tyres of training help, see
+:class:`Scale`: what is then aimed at is an estimate; proved is, by the calibration tyres alone and whatever those of
+training are like, that no limit lies below the second farthest of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +30,14 @@ from tyre_lightning.decision.calibration import Floats, Labels
 
 DIRECTIONS = 128  # with a variance of their own: 0.8 MB with EfficientNet-Lite0, 1.6 MB with B7
 MOST = 0.05  # a limit that would have more good tyres reviewed than this is not set unless it is asked for
+ENOUGH = 99  # good calibration tyres by which a share of 1 % can be promised
+_HELPED = 2  # the farthest calibration tyres, about which those of training are asked where there are too few
+_SHARES = 10  # of the good tyres of training, each left out once
+_ASKED = 10 * ENOUGH  # good tyres of training: where there are more, so are there of calibration tyres
 _TIE = 1e-9
 
 Floats32 = NDArray[np.float32]
+NOBODY: Floats = np.empty(0)  # no distances
 
 
 @dataclass(frozen=True)
@@ -93,47 +104,110 @@ def _principal(away: Floats) -> tuple[Floats, Floats]:
     return values, vectors.T
 
 
-def p_values(distances: Floats, farthest: Floats, total: int) -> Floats:
-    """Of good tyres a share of at most this is so unlike the good tyres of training, shape (N,); NaN stays NaN.
+def left_out(features: Floats32, labels: Labels, good: int, tyres: NDArray[Any]) -> Floats:
+    """How far each good tyre of training is from what the others look like, shape (T,), in no order.
+
+    They are left out a tenth at a time. A tyre is as far as its farthest picture.
 
     Args:
-        distances: shape (N,).
-        farthest: the largest of good calibration tyres, descending; what lies below all that are kept is 1.
-        total: how many good calibration tyres there were.
+        features: [N, D], of training pictures.
+        labels: class indices, shape (N,).
+        good: the index of the class without a defect.
+        tyres: of the tyre that each shows, shape (N,).
+
+    Returns:
+        None at all where there are fewer than :data:`_SHARES` such tyres, or so many that they need not be asked.
     """
-    farther = len(farthest) - np.searchsorted(farthest[::-1], distances, side="left")
-    found = np.where((farther == len(farthest)) & (total > len(farthest)), 1.0, (1 + farther) / (1 + total))
-    return np.where(np.isnan(distances), np.nan, found)
+    names, place = np.unique(tyres, return_inverse=True)
+    fine = ~np.isin(np.arange(len(names)), place[labels != good])
+    count = int(fine.sum())
+    if not _SHARES <= count <= _ASKED:
+        return NOBODY
+    part = np.full(len(names), -1)
+    part[fine] = np.random.default_rng(0).permutation(count) % _SHARES
+    farthest = np.full(len(names), np.nan)
+    for left in range(_SHARES):
+        out = part[place] == left
+        others = Reference.fit(features[~out], labels[~out], good)
+        if others is not None:
+            np.fmax.at(farthest, place[out], others.distances(features[out]))
+    return np.asarray(farthest[~np.isnan(farthest)])
 
 
-def promised_rate(wanted: float, total: int) -> float | None:
-    """The share of good tyres that is promised to be reviewed as novel at most.
-
-    It is what is wanted, or where the calibration tyres are too few for any limit to keep that, the least that they
-    allow; None where that is more than :data:`MOST`.
+@dataclass(frozen=True)
+class Scale:
+    """How far good tyres are from what good tyres look like: by what is known of calibration tyres, and of training's.
 
     Args:
-        wanted: the share.
-        total: good calibration tyres.
+        farthest: the largest distances of good calibration tyres, descending.
+        total: how many of them there were.
+        learnt: of the good tyres of training those that lie beyond the second of ``farthest``, descending; none where
+            the calibration tyres are enough.
+        learnt_total: how many good tyres of training there were.
     """
-    least = 1 / (1 + total)
-    return max(wanted, least) if least <= max(wanted, MOST) else None
+
+    farthest: Floats
+    total: int
+    learnt: Floats
+    learnt_total: int
+
+    @classmethod
+    def of(cls, distances: Floats, learnt: Floats) -> Scale:
+        """From distances of good calibration tyres, shape (N,), and of training's, each left out, shape (T,).
+
+        Training has seen the latter, and a network makes what it has seen look more alike: where their median is the
+        smaller one they are made larger, until it is the same.
+        """
+        farthest = np.sort(distances)[::-1]
+        if not _HELPED <= len(farthest) < ENOUGH or not len(learnt):
+            return cls(farthest, len(farthest), NOBODY, 0)
+        grown = learnt * max(1.0, float(np.median(farthest)) / max(float(np.median(learnt)), _TIE))
+        return cls(farthest, len(farthest), np.sort(grown[grown >= farthest[_HELPED - 1]])[::-1], len(learnt))
+
+    def p_values(self, distances: Floats) -> Floats:
+        """Of good tyres a share of at most this is so unlike the good tyres of training, shape (N,); NaN stays NaN.
+
+        Below all calibration tyres that are kept it is 1. Where those of training help it is, beyond the second
+        farthest calibration tyre, the share of both kinds that are as far, and at most what calibration tyres say.
+
+        Args:
+            distances: shape (N,).
+        """
+        farther = _as_far(self.farthest, distances)
+        beyond = (farther == len(self.farthest)) & (self.total > len(self.farthest))
+        found = np.where(beyond, 1.0, (1 + farther) / (1 + self.total))
+        if self.learnt_total:
+            both = (1 + farther + _as_far(self.learnt, distances)) / (1 + self.total + self.learnt_total)
+            found = np.where(farther < _HELPED, np.minimum(both, _HELPED / (1 + self.total)), found)
+        return np.where(np.isnan(distances), np.nan, found)
+
+    def rate(self, wanted: float) -> float | None:
+        """From which p-value on tyres are novel; None where the calibration tyres are too few to set any limit.
+
+        It is what is wanted, or the least that so few tyres can tell.
+        """
+        if 1 / (1 + self.total) > max(wanted, MOST):
+            return None
+        return max(wanted, 1 / (1 + self.total + self.learnt_total))
+
+    def average(self, rate: float) -> float:
+        """At most such a share of good tyres is novel at a rate, on average over all draws of calibration tyres."""
+        return max(rate, _HELPED / (1 + self.total)) if self.learnt_total else rate
+
+    def bound(self, rate: float, confidence: float) -> float:
+        """With this confidence at most such a share of good tyres is novel at a rate, given these calibration tyres.
+
+        Of n + 1 tyres the share beyond the k-th farthest of n has the distribution Beta(k, n + 1 - k).
+        """
+        from scipy.stats import beta
+
+        count = int(self.average(rate) * (1 + self.total) + _TIE)
+        return float(beta.ppf(confidence, count, self.total + 1 - count)) if count else 0.0
 
 
-def share_bound(rate: float, total: int, confidence: float) -> float:
-    """With this confidence at most such a share of good tyres is novel at a rate, given these calibration tyres.
-
-    Of n + 1 tyres the share beyond the k-th farthest of n has the distribution Beta(k, n + 1 - k).
-
-    Args:
-        rate: as :func:`promised_rate` gives it.
-        total: good calibration tyres.
-        confidence: of the bound.
-    """
-    from scipy.stats import beta
-
-    count = int(rate * (1 + total) + _TIE)
-    return float(beta.ppf(confidence, count, total + 1 - count)) if count else 0.0
+def _as_far(farthest: Floats, distances: Floats) -> NDArray[np.int64]:
+    """How many of some, descending, are at least as far, shape (N,)."""
+    return np.asarray(len(farthest) - np.searchsorted(farthest[::-1], distances, side="left"))
 
 
 def is_novel(novelty: Floats, rate: float | None) -> NDArray[np.bool_]:

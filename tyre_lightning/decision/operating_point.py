@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, interval, least_rate
 from tyre_lightning.decision.calibration import Floats
-from tyre_lightning.decision.novelty import is_novel, p_values, promised_rate
+from tyre_lightning.decision.novelty import NOBODY, Scale, is_novel
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 
@@ -94,6 +94,8 @@ class Calibration:
         farthest: the largest distances (see :mod:`tyre_lightning.decision.novelty`) of good tyres, descending, at most
             ``KEPT``.
         measured: of how many good tyres a distance is known.
+        learnt: the distances of good tyres of training that are asked too, see :class:`Scale`; descending.
+        learnt_total: of how many.
     """
 
     temperature: float
@@ -105,9 +107,11 @@ class Calibration:
     mean_pictures: float = 1.0
     farthest: list[float] = field(default_factory=list)
     measured: int = 0
+    learnt: list[float] = field(default_factory=list)
+    learnt_total: int = 0
 
     @classmethod
-    def of(cls, tyres: Tyres, good: int, temperature: float) -> Calibration:
+    def of(cls, tyres: Tyres, good: int, temperature: float, learnt: Floats = NOBODY) -> Calibration:
         """From calibration tyres; those are left out of which a picture is unreadable or its score no number.
 
         The line neither accepts nor rejects them.
@@ -116,14 +120,17 @@ class Calibration:
             tyres: each counts once.
             good: the index of the class without a defect.
             temperature: by which their scores were made.
+            learnt: distances of good tyres of training, see :func:`tyre_lightning.decision.novelty.left_out`.
         """
         whole = tyres.take(tyres.whole & ~np.isnan(tyres.scores))
         bad, fine = whole.scores[whole.labels != good], whole.scores[whole.labels == good]
         least, mean = (int(whole.pictures.min()), float(whole.pictures.mean())) if len(whole) else (1, 1.0)
         low, high = np.sort(bad)[:KEPT].tolist(), np.sort(fine)[::-1][:KEPT].tolist()
         unlike = whole.distances[(whole.labels == good) & ~np.isnan(whole.distances)]
-        far = np.sort(unlike)[::-1][:KEPT].tolist()
-        return cls(temperature, low, len(bad), high, len(fine), least, mean, far, len(unlike))
+        scale = Scale.of(unlike, learnt)
+        far, asked = scale.farthest[:KEPT].tolist(), scale.learnt.tolist()
+        told = far, scale.total, asked, scale.learnt_total
+        return cls(temperature, low, len(bad), high, len(fine), least, mean, *told)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
@@ -146,7 +153,7 @@ class Calibration:
         if escapes < 0:
             raise UserError(_too_few("escape", "defective", promise, self.defective_total))
         threshold = self.defective[min(escapes, len(self.defective) - 1)] * (1 - _HAIR)
-        novel = None if wanted.max_novel_rate is None else promised_rate(wanted.max_novel_rate, self.measured)
+        novel = None if wanted.max_novel_rate is None else self.scale.rate(wanted.max_novel_rate)
         if wanted.max_overkill_rate is None:
             return OperatingPoint(threshold, threshold, wanted, novel)
         other = Promise(wanted.max_overkill_rate, wanted.confidence)
@@ -158,9 +165,12 @@ class Calibration:
 
     def novelty(self, distances: Floats) -> Floats:
         """Of good tyres a share of at most this is as unlike the others, for distances of shape (N,); else NaN."""
-        if not self.measured:
-            return np.full(len(distances), np.nan)
-        return p_values(distances, np.array(self.farthest), self.measured)
+        return self.scale.p_values(distances) if self.measured else np.full(len(distances), np.nan)
+
+    @property
+    def scale(self) -> Scale:
+        """What distances mean."""
+        return Scale(np.array(self.farthest), self.measured, np.array(self.learnt), self.learnt_total)
 
     def doubt(self, pictures: int, unreadable: int) -> str | None:
         """Why a tyre is for a person to review whatever its score; None where it is not.

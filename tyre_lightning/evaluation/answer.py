@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, least_rate
-from tyre_lightning.decision.novelty import share_bound
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.judgement import auroc_ends, class_metrics, confusion
@@ -168,15 +167,19 @@ def _novelty(offer: Offer, calibration: Calibration, wanted: OperatingPointConfi
 
 def novelty_terms(point: OperatingPoint, calibration: Calibration) -> list[str]:
     """What is promised of good tyres that are reviewed since they are unlike the others: on average, and for sure."""
-    wanted, total, rate = point.promised.max_novel_rate, calibration.measured, point.novel_rate
+    scale, rate, confidence = calibration.scale, point.novel_rate, point.promised.confidence
+    wanted, total = point.promised.max_novel_rate, scale.total
     takes = "" if wanted is None else f"{percent(wanted)} takes {math.ceil(1 / wanted - 1 - 1e-9)}"
     if rate is None:
         return [f"none: to review {takes} good validation tyres, not {total}"]
-    confidence = point.promised.confidence
-    less = f"; {takes} tyres, not {total}" if wanted is not None and rate > wanted else ""
+    average, bound = scale.average(rate), f"at most {percent(scale.bound(rate, confidence))}, confidence {confidence:g}"
+    less = f"; {takes} tyres, not {total}" if wanted is not None and average > wanted else ""
+    if average == rate:
+        return [f"review of {percent(rate)} of good tyres on average, as unlike the others", f"{bound}{less}"]
     return [
-        f"review of {percent(rate)} of good tyres on average, as unlike the others",
-        f"at most {percent(share_bound(rate, total, confidence))}, confidence {confidence:g}{less}",
+        f"review of about {percent(rate)} of good tyres, as unlike the others",
+        f"an estimate by {scale.learnt_total} of training; proved: at most {percent(average)} on average",
+        f"{bound}{less}",
     ]
 
 

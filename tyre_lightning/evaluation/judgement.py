@@ -15,18 +15,25 @@ from tyre_lightning.decision.calibration import (
     fit_temperature,
     softmax,
 )
+from tyre_lightning.decision.novelty import NOBODY
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.scores import Scores
 
 
-def fit_calibration(scores: Scores, good: int | None) -> Calibration:
-    """What validation images say; ``good`` is the index of the class without defects, if one is known."""
+def fit_calibration(scores: Scores, good: int | None, learnt: NDArray[np.float64] = NOBODY) -> Calibration:
+    """What validation images say.
+
+    Args:
+        scores: of them.
+        good: the index of the class without defects, if one is known.
+        learnt: see :meth:`Calibration.of`.
+    """
     place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)[1:]
     temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), 1 / sizes[place])
     if good is None:
         return Calibration(temperature, [], 0, [], 0)
-    return Calibration.of(scores.counted(good, temperature), good, temperature)
+    return Calibration.of(scores.counted(good, temperature), good, temperature, learnt)
 
 
 def class_metrics(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:

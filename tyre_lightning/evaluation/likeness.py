@@ -1,21 +1,34 @@
-"""What the good tyres of training look like to a trained network."""
+"""What the good tyres of training look like to a trained network, and how far each of them is from that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from tyre_lightning.decision.novelty import Reference
+from tyre_lightning.decision.novelty import NOBODY, Reference, left_out
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.inspector import Inspector
 
 LEARNT = 4000  # images of the training set, drawn at random where it has more
 _BATCH = 32  # images in memory at one time
+
+
+class Likeness(NamedTuple):
+    """What good tyres look like, and how far each of training is from the others, shape (T,)."""
+
+    reference: Reference | None
+    distances: NDArray[np.float64]
+
+
+UNKNOWN = Likeness(None, NOBODY)
 
 
 def draw(catalog: Catalog, count: int, seed: int) -> Catalog:
@@ -28,15 +41,17 @@ def learn_reference(
     inspector: Inspector,
     reader: Reader,
     catalog: Catalog,
+    shown: Shown,
     advance: Callable[[int], None] = lambda images: None,
     devices: Sequence[torch.device] = (),
-) -> Reference | None:
-    """See :meth:`Reference.fit`; what cannot be read is left out.
+) -> Likeness:
+    """See :meth:`Reference.fit` and :func:`left_out`; what cannot be read is left out.
 
     Args:
         inspector: the model.
         reader: fetches.
         catalog: training images.
+        shown: which tyres they show.
         advance: told how many more are done.
         devices: that share the images; none: where the inspector is.
 
@@ -45,14 +60,15 @@ def learn_reference(
     """
     known = {name: index for index, name in enumerate(inspector.classes)}
     label = dict(zip(catalog.keys(), catalog.codes(known).tolist(), strict=True))
-    features, labels = [], []
+    features, keys = [], []
     for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH):
         pairs = zip(seen.entries, seen.images, strict=True)
-        labels += [label[entry.key] for entry, image in pairs if not isinstance(image, UnreadableImage)]
+        keys += [entry.key for entry, image in pairs if not isinstance(image, UnreadableImage)]
         if len(seen.look.features):
             features.append(seen.look.features)
         advance(len(seen.entries))
     if not features:
-        return None
+        return UNKNOWN
     good = inspector.classes.index(str(inspector.good_class))
-    return Reference.fit(np.concatenate(features), np.array(labels, np.int64), good)
+    every, labels = np.concatenate(features), np.array([label[key] for key in keys], np.int64)
+    return Likeness(Reference.fit(every, labels, good), left_out(every, labels, good, shown.names(keys)[1]))

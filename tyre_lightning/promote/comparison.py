@@ -126,7 +126,9 @@ def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdi
     found = found.one_of_each(scores.groups[found.deciding])
     decided = decisions(inspector.point, found, inspector.calibration)
     novel = reviewed_as_novel(inspector.point, found, inspector.calibration)
-    return Verdicts(found.names, decided, found.labels == 1, novel, inspector.point.novel_rate or 0.0)
+    rate = inspector.point.novel_rate
+    promised = 0.0 if rate is None else inspector.calibration.scale.average(rate)
+    return Verdicts(found.names, decided, found.labels == 1, novel, promised)
 
 
 def macro_f1(shows: Bools, said: Bools) -> float:
