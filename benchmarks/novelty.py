@@ -1,10 +1,12 @@
-"""What novelty is worth: what it keeps from being accepted that shows no tyre, or a defect that nobody has shown.
+"""What a model is worth on held-out tyres, and what novelty is: what it keeps from being accepted that shows no tyre, a
+defect that nobody has shown, or a spoilt picture.
 
 ``python benchmarks/novelty.py LAKE [--far NAME=FOLDER ...]``, where LAKE is a folder with ``manifest.csv``, whose
 ``group`` is the tyre. For each fold a training on the others' images, and one without each defect. Of the held-out
 fold's tyres, and of the pictures in other folders (drawn tyres and pictures of nothing are always among them), counts
 by the trained model's verdicts, as predict.py gives them, how many are accepted by ``max_novel_rate`` as it is and at
-5 %, and how many would be without novelty.
+5 %, and how many would be without novelty. Where training lacked no defect, some of the held-out pictures are made
+dark, bright, blurred and so on too, in five strengths: how many are still classified rightly, and how many reviewed.
 A line for each training is added to ``--results``; what is there already is not done again.
 """
 
@@ -15,15 +17,16 @@ import json
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import folds as shared
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
+from sklearn.metrics import f1_score, roc_auc_score
 
 import tyre_lightning as tl
 from tyre_lightning.demo.drawing import write_lake
@@ -36,16 +39,29 @@ NOBODY = "none"
 OTHER = 0.05
 _DRAWN = 40  # pictures of each class
 _SIDE = 320
+_SPOILT = 150  # tyres
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one training: by what was shown, how many there were, were accepted, would be at 5 %, and without novelty."""
+    """Of one training.
+
+    Args:
+        fold: that was held out.
+        without: the defect that it lacked.
+        promised: the share of good tyres that are novel.
+        counts: by what was shown, how many there were, were accepted, would be at 5 %, and without novelty.
+        metrics: of the held-out images, those of the recipes' comparison.
+        spoilt: by what was done to pictures, for each strength: the accuracy; and the shares reviewed, of good tyres
+            accepted and of defective ones accepted.
+    """
 
     fold: int
     without: str
     promised: float | None
     counts: dict[str, tuple[int, int, int, int]]
+    metrics: dict[str, float] = field(default_factory=dict)
+    spoilt: dict[str, list[tuple[float, float, float, float]]] = field(default_factory=dict)
 
 
 def lay_fold(lake: Path, folder: Path, fold: int, without: str) -> Path:
@@ -102,7 +118,7 @@ def lay_far(folder: Path, given: dict[str, str]) -> dict[str, Path]:
     return {name: folder / f"far{place}" for place, name in enumerate(sources)}
 
 
-def run(lake: Path, fold: int, without: str, far: dict[str, Path]) -> Result:
+def run(lake: Path, fold: int, without: str, far: dict[str, Path], keep: Path | None) -> Result:
     """Train once, and ask for verdicts."""
     with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
         root = lay_fold(lake, Path(scratch), fold, without)
@@ -114,9 +130,84 @@ def run(lake: Path, fold: int, without: str, far: dict[str, Path]) -> Result:
         )  # fmt: skip
         model = found.model
         shown = {path.name: path for path in sorted(Path(scratch, "held").iterdir())} | far
-        counts = {name: count(model, model.predict(str(folder))) for name, folder in shown.items()}
+        tables = {name: model.predict(str(folder)) for name, folder in shown.items()}
+        counts = {name: count(model, table) for name, table in tables.items()}
+        held = {name: table for name, table in tables.items() if name not in far}
+        if keep is not None:
+            pd.concat(held).to_parquet(keep / f"{without}-{fold}.parquet")
+        spoilt = spoil(model, Path(scratch, "held")) if without == NOBODY else {}
         point = model.inspector.point
-        return Result(fold, without, None if point is None else point.novel_rate, counts)
+        rate = None if point is None else point.novel_rate
+        return Result(fold, without, rate, counts, measure(held, model.inspector.classes), spoilt)
+
+
+def measure(held: dict[str, pd.DataFrame], classes: list[str]) -> dict[str, float]:
+    """Macro F1, accuracy and both AUROCs of the rows of each class."""
+    rows = pd.concat(held).droplevel(1).dropna(subset="class")
+    score = 1 - rows[f"p_{shared.GOOD}"]
+    pair = rows.index.isin([shared.GOOD, shared.CRACKS])
+    return {
+        "f1": f1_score(rows.index, rows["class"], labels=classes, average="macro"),
+        "accuracy": float((rows.index == rows["class"]).mean()),
+        "defective": roc_auc_score(rows.index != shared.GOOD, score),
+        "cracks": roc_auc_score(rows.index[pair] != shared.GOOD, score[pair]),
+    }
+
+
+def _lit(by: float, image: Image.Image) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(by)
+
+
+def _blurred(by: float, image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(by))
+
+
+def _noisy(by: float, image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image, float)
+    return _picture(pixels + np.random.default_rng(0).normal(0, by, pixels.shape))
+
+
+def _turned(by: float, image: Image.Image) -> Image.Image:
+    return image.rotate(by, expand=True)
+
+
+def _covered(by: float, image: Image.Image) -> Image.Image:
+    covered = image.copy()
+    covered.paste((90, 90, 90), (0, 0, round(image.width * by), image.height))
+    return covered
+
+
+def _reddened(by: float, image: Image.Image) -> Image.Image:
+    return _picture(np.asarray(image, float) * [1 + by, 1, 1 - by])
+
+
+SPOILT: dict[str, tuple[Callable[[float, Image.Image], Image.Image], tuple[float, ...]]] = {
+    "as it is": (_turned, (0,)),
+    "dark": (_lit, (0.8, 0.6, 0.4, 0.25, 0.1)),
+    "bright": (_lit, (1.25, 1.6, 2, 3, 5)),
+    "blurred": (_blurred, (1, 2, 4, 8, 16)),
+    "noisy": (_noisy, (5, 10, 20, 40, 80)),
+    "turned": (_turned, (90, 180, 270)),
+    "covered": (_covered, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "reddened": (_reddened, (0.1, 0.2, 0.3, 0.5, 0.8)),
+}
+
+
+def spoil(model: tl.Model, held: Path) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Verdicts on spoilt pictures, one of each of some tyres."""
+    tyres = {path.name.partition("_")[0]: path for path in sorted(held.rglob("*.jpg"))}
+    paths = [*tyres.values()][:: max(1, len(tyres) // _SPOILT)]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    labels = np.array([path.parent.name for path in paths])
+    good = labels == shared.GOOD
+    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in SPOILT}
+    for name, (change, strengths) in SPOILT.items():
+        for strength in strengths:
+            rows = model.predict([change(strength, image) for image in images])
+            said = rows["decision"].to_numpy()
+            shares = (said == "review").mean(), (said == "accept")[good].mean(), (said == "accept")[~good].mean()
+            found[name].append((float((rows["class"].to_numpy() == labels).mean()), *map(float, shares)))
+    return found
 
 
 def count(model: tl.Model, table: pd.DataFrame) -> tuple[int, int, int, int]:
@@ -143,6 +234,18 @@ def lines(results: list[Result]) -> Iterator[str]:
         for name, rates in found.items():
             cells = [f"{statistics.mean(column):.1%}" for column in zip(*rates, strict=True)]
             yield f"| {without} | {name} | {len(rates)} | {' | '.join(cells)} |"
+    whole = [result for result in results if result.metrics and result.without == NOBODY]
+    for metric, name in shared.METRICS.items() if whole else ():
+        values = [result.metrics[metric] for result in whole]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        yield f"\n{name}: {statistics.mean(values):.3f}{spread} of {len(values)} trainings"
+    yield "\n| what was done | accuracy, by strength | reviewed | good accepted | defective accepted |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name in SPOILT:
+        every = [result.spoilt[name] for result in results if name in result.spoilt]
+        if every:
+            means = np.mean(every, axis=0).T  # [4, strengths]
+            yield f"| {name} | {' | '.join(' '.join(f'{value:.0%}' for value in row) for row in means)} |"
 
 
 def main() -> None:
@@ -152,9 +255,10 @@ def main() -> None:
     parser.add_argument("--far", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS))
     parser.add_argument("--without", nargs="+", default=[NOBODY, "bulge", "cracks", "flat_spots"])
+    parser.add_argument("--keep", type=Path, help="a folder for what is said of the held-out images")
     parser.add_argument("--results", type=Path, default=Path("novelty.jsonl"))
     options = parser.parse_args()
-    path = options.results.resolve()
+    path, keep = options.results.resolve(), options.keep and options.keep.resolve()
     done = [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
     lake, given = options.lake.resolve(), dict(item.split("=", 1) for item in options.far)
     with tempfile.TemporaryDirectory() as scratch:
@@ -162,7 +266,7 @@ def main() -> None:
         for fold in options.folds:
             for without in options.without:
                 if not any((one.fold, one.without) == (fold, without) for one in done):
-                    done.append(run(lake, fold, without, far))
+                    done.append(run(lake, fold, without, far, keep))
                     print(done[-1], flush=True)
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(asdict(done[-1])) + "\n")
