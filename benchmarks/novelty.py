@@ -206,7 +206,8 @@ def spoil(model: tl.Model, held: Path) -> dict[str, list[tuple[float, float, flo
             rows = model.predict([change(strength, image) for image in images])
             said = rows["decision"].to_numpy()
             shares = (said == "review").mean(), (said == "accept")[good].mean(), (said == "accept")[~good].mean()
-            found[name].append((float((rows["class"].to_numpy() == labels).mean()), *map(float, shares)))
+            reviewed, passed, escaped = map(float, shares)
+            found[name].append((float((rows["class"].to_numpy() == labels).mean()), reviewed, passed, escaped))
     return found
 
 
