@@ -114,6 +114,33 @@ def test_augmentation_follows_from_its_seed_alone() -> None:
     assert first.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_view_is_laid_in_all_eight_ways_or_without_turns_in_four(layout: torch.memory_format) -> None:
+    """The corner with the mark, and the way that the line from it runs, tell which way it is."""
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=48))
+    image = torch.zeros(1, 3, 80, 80, dtype=torch.uint8).contiguous(memory_format=layout)[0]
+    image[:, :20] = 120  # a line along the top ...
+    image[:, :20, :40] = 250  # ... that is brighter on the left
+    views: dict[bool, list[torch.Tensor]] = {}
+    for turn in (False, True):
+        augmentation = Augmentation(AugmentConfig(turn=turn, min_scale=0.9), preprocessing)
+        views[turn] = [augmentation(image, seed)[0] for seed in range(60)]
+        assert all(torch.equal(augmentation(image, seed)[0], view) for seed, view in enumerate(views[turn]))
+    assert len({way(view) for view in views[False]}) == 4
+    assert len({way(view) for view in views[True]}) == 8
+    turned = 0
+    for before, after in zip(views[False], views[True], strict=True):
+        turned += (here := torch.equal(before.transpose(1, 2), after))
+        assert here or torch.equal(before, after)  # nothing else is drawn differently
+        assert after.stride() == before.stride()  # else a batch would have views of two layouts
+    assert 15 < turned < 45
+
+
+def way(view: torch.Tensor) -> tuple[int, ...]:
+    """The brightness of the four corners in steps."""
+    return tuple(int(view[0, y, x]) // 100 for y in (2, -3) for x in (2, -3))
+
+
 def test_crops_keep_their_share_and_stay_inside() -> None:
     draw = random.Random(1)
     crops = [random_crop(draw, 480, 640, 0.5) for _ in range(500)]

@@ -124,6 +124,7 @@ class AugmentConfig:
 
     min_scale: float = 0.5  # smallest share of the image's area that a random crop keeps
     flip: bool = True  # mirror left-right and top-bottom, each half of the time
+    turn: bool = True  # by a quarter, half of the time; with both mirrorings all eight ways to lay a square
     brightness: float = 0.2  # at most this share more or less
     contrast: float = 0.2  # likewise
     saturation: float = 0.1  # likewise

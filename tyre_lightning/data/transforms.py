@@ -133,8 +133,8 @@ class Augmentation:
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
     number of devices. A random part of the image at a random aspect (as in Szegedy et al., arXiv:1409.4842), mirrored
-    at random; then the user's own transforms. Colours are changed later, a batch at a time (see :func:`recolour`), and
-    only a little, since a defect may be a matter of colour.
+    and turned by a quarter at random; then the user's own transforms. Colours are changed later, a batch at a time (see
+    :func:`recolour`), and only a little, since a defect may be a matter of colour.
 
     Raises:
         UserError: a transform of ``config.extra`` cannot be made.
@@ -160,6 +160,8 @@ class Augmentation:
         changes = (self._config.brightness, self._config.contrast, self._config.saturation)
         colour = Colour(*(draw.uniform(max(0.0, 1 - change), 1 + change) for change in changes))
         view = view.flip(mirrored) if mirrored else view
+        if self._config.turn and draw.random() < 0.5:  # drawn last: without it everything else is as it would be
+            view = _transposed(view)
         return self._changed(view, seed) if self._extra else view, colour
 
     def _changed(self, view: Tensor, seed: int) -> Tensor:
@@ -171,6 +173,14 @@ class Augmentation:
     def shrink(self) -> Shrink:
         """What a cache may keep of an image: the smallest crop still has pixels enough."""
         return Shrink(math.ceil(self._size / math.sqrt(self._config.min_scale)), self._interpolation.value)
+
+
+def _transposed(view: Tensor) -> Tensor:
+    """A square view with rows for columns, in the memory layout that it had: a batch of one layout is stacked sooner.
+
+    Mirrored in one direction as well it is turned by a quarter.
+    """
+    return torch.empty_like(view).copy_(view.transpose(1, 2))
 
 
 @contextmanager
