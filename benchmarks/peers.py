@@ -64,13 +64,12 @@ def read_fold(root: Path, regime: str, size: int, fold: int) -> Fold:
     config = DataConfig(
         root=str(root), group_pattern=shared.GROUP_PATTERN, folds=shared.FOLDS, fold=fold, image_size=size
     )
-    preprocessing = Preprocessing.of(preset(NAME), config)
     with shared.regime_in_use(regime):
-        data = TyreDataModule(config, S3Config(), preprocessing, seed=fold)
+        data = TyreDataModule(config, S3Config(), preset(NAME), seed=fold)
     assert data.test is not None
     classes = list(data.classes)
     train = _read(root, data.train, classes, size * 3 // 2)
-    return Fold(train, _read(root, data.test, classes, size), classes, preprocessing)
+    return Fold(train, _read(root, data.test, classes, size), classes, data.preprocessing)
 
 
 def _read(root: Path, catalog: Catalog, classes: list[str], side: int) -> Part:

@@ -147,7 +147,7 @@ class DataConfig:
     near_copies: bool = True  # images that look the same, turned or cropped a little, stay on one side too
     folds: int | None = None  # of a cross-validation on the training images; one of them takes the place of test
     fold: int | None = None  # which one, from 0
-    image_size: int | None = None  # pixels; null: the backbone's own, at least 320 for the whole image
+    image_size: int | None = None  # pixels; null: 400, or what the images have; at least the backbone's own
     eval_crop: EvalCrop = EvalCrop.whole
     eval_views: int = 1  # 1, 2 or 4 mirrored views of an image, whose logits evaluation averages
     sampling: Sampling = Sampling.natural

@@ -53,6 +53,7 @@ def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catal
         "good_class": data.good_class,
         "images": {usage: catalog.counts() for usage, catalog in catalogs.items()},
         "ignored": data.ignored,
+        "image_size": data.preprocessing.size,
         "fingerprint": fingerprint([*catalogs.values()]),
     }
     if data.config.multi_label:

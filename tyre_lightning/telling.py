@@ -54,8 +54,11 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {counts}{several}{ignored}"))
     every = sum(part.numel() for part in model.network.parameters())
     learning = sum(part.numel() for part in model.network.parameters() if part.requires_grad)
-    size = f"{data.preprocessing.size} x {data.preprocessing.size} pixels"
-    say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size}"))
+    size, side = data.preprocessing.size, data.side
+    say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size} x {size} pixels"))
+    if side is not None and side > size:
+        say(_line("", f"its pictures have about {side} x {side}: data.image_size={side} would show all of it, at "
+                      f"{(side / size) ** 2:.1f} times the time"))  # fmt: skip
     say(_line("results", near(folder)))
     say(_line("", f"and experiment {config.logger.experiment} of {_server(config.logger)}"))
     if data.good_class is not None:

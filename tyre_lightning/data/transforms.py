@@ -22,7 +22,7 @@ from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.parts import apply, make_transforms
 
-FINE = 320  # pixels
+FINE = 400  # pixels
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -47,7 +47,7 @@ class Preset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fixed: bool = False  # the network takes pictures of one size only, in training too
-    least: int = FINE  # pixels of the whole picture's side
+    least: int = FINE  # pixels of the whole picture's side, where it has as many
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,23 @@ class Preprocessing:
     views: int = field(default=1, repr=False)  # changes no pixel that a cache keeps
 
     @classmethod
-    def of(cls, preset: Preset, data: DataConfig) -> Preprocessing:
+    def of(cls, preset: Preset, data: DataConfig, side: int | None = None) -> Preprocessing:
         """The preprocessing that a backbone's preset and the config ask for.
 
         ``whole`` takes the preset's size *before* its crop, so that a tyre is as large in pixels as the preset
         would make it and nothing at the edge is lost; and at least ``preset.least`` pixels, since cracks are finer than
-        what ImageNet is of. A network of a fixed size has all its pictures in that size.
+        what ImageNet is of, but no more of these than the pictures have: others would show nothing. A network of a
+        fixed size has all its pictures in that size.
+
+        Args:
+            preset: of the backbone.
+            data: the config.
+            side: of the pictures, in pixels, see :func:`takes_side`; None: as many as may be wanted.
         """
         whole = data.eval_crop is EvalCrop.whole
         before = whole and not preset.fixed
-        size = data.image_size or (max(preset.resize, preset.least) if before else preset.crop)
+        least = preset.least if side is None else min(preset.least, side)
+        size = data.image_size or (max(preset.resize, least) if before else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
         train_size = round(size * preset.crop / preset.resize) if before else size
         crop, how = data.eval_crop.value, preset.interpolation
@@ -111,6 +118,11 @@ class Preprocessing:
             UnreadableImage: the bytes cannot be decoded.
         """
         return self(decode(data, key))
+
+
+def takes_side(preset: Preset, data: DataConfig) -> bool:
+    """Whether the size of what the network sees is for the pictures to say, and neither the config nor the network."""
+    return data.image_size is None and data.eval_crop is EvalCrop.whole and not preset.fixed
 
 
 @dataclass(frozen=True)
