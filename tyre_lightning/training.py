@@ -19,6 +19,7 @@ from tyre_lightning.checks import balanced_weights, check_means, check_monitors,
 from tyre_lightning.config import (
     ClassWeights,
     OperatingPointConfig,
+    Sampling,
     TrainConfig,
     TrainerConfig,
     Unreadable,
@@ -36,6 +37,7 @@ from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.classifier import FORMAT, JUDGEMENT, MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
+from tyre_lightning.model.imbalance import adjustment
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
@@ -179,12 +181,22 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         channels_last=options.channels_last,
         optimizer=options.optimizer.rates(),
         multi_label=config.data.multi_label,
+        log_priors=priors(config, data),
     )
     model.use(options.loss, options.optimizer.own)
     if pretrained:
         load_weights(model.network, options.backbone, options.weights, config.s3)
     check_export(model.network, options.backbone, data.preprocessing.size)
     return model
+
+
+def priors(config: TrainConfig, data: TyreDataModule) -> list[float] | None:
+    """What cross-entropy adds to logits for rare classes; None where that is off, or balancing does as much."""
+    options = config.model
+    balanced = options.class_weights is ClassWeights.balanced or config.data.sampling is Sampling.balanced
+    if balanced or config.data.multi_label or not options.logit_adjustment:
+        return None
+    return adjustment([*data.train.counts().values()], options.logit_adjustment)
 
 
 def find_shared(data: TyreDataModule) -> dict[str, list[str]]:
