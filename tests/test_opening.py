@@ -77,7 +77,7 @@ def said_of(data: TyreDataModule, folder: Path, capsys: pytest.CaptureFixture[st
     """What is said of the network."""
     model = TyreClassifier("efficientnet_lite0", [*data.classes], data.preprocessing.to_dict())
     tell_work(TrainConfig(), data, model, folder)
-    return capsys.readouterr().out.partition("  results  ")[0].partition("; sees ")[2]
+    return capsys.readouterr().out.partition("  epochs  ")[0].partition("; sees ")[2]
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 12  # times that training sees its images
+    max_epochs: int | None = None  # times that training sees its images; null: 12, up to 36 where they are few
     accelerator: str = "auto"  # auto: a GPU where there is one; or cpu, gpu
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
@@ -572,7 +572,8 @@ def check_ranges(config: TrainConfig) -> None:
         _require(f"model.optimizer.{name}", value := getattr(model.optimizer, name), value >= 0, "0 or more")
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
-    _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs is None or trainer.max_epochs >= 1,
+             "at least 1")  # fmt: skip
     _require("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, trainer.accumulate_grad_batches >= 1,
              "at least 1")  # fmt: skip
     clip = trainer.gradient_clip_val

@@ -64,7 +64,7 @@ from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import send_left, tracked_run
 from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.tracking.tables import PREDICTIONS_TABLE, predictions_table
-from tyre_lightning.trainer import best_checkpoint, build_trainer, gpus
+from tyre_lightning.trainer import best_checkpoint, build_trainer, epochs_of, gpus
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,10 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     tell_device(config.trainer)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = open_data(config)
+    epochs = epochs_of(config.trainer, len(data.train), config.data.batch_size)
+    config = replace(config, trainer=replace(config.trainer, max_epochs=epochs))
     catalogs = data.tagged()
-    setup = describe(cfg, data, catalogs)
+    setup = describe(cfg, data, catalogs, epochs)
     if (done := done_before(config, setup)) is not None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
         return finished_before(done)
@@ -115,7 +117,7 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     check_monitors(config.callbacks, data)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
-        check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
+        check_checkpoint(resume, model, None if unfinished else epochs)
     folder = unfinished or run_folder(config)
     tell_work(config, data, model, folder)
     if unfinished is None:
