@@ -292,6 +292,7 @@ def run(root: Path, name: str, regime: str, size: int, fold: int) -> shared.Resu
 def main() -> None:
     """Train what is missing and print the table."""
     parser = shared.parser("peer", [*PEERS], __doc__)
+    parser.set_defaults(size=320)  # a peer has no size of its own
     options = parser.parse_intermixed_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
