@@ -17,7 +17,6 @@ from fetching import BATCH, WORKERS, epoch, row, write
 
 from tyre_lightning.config import Cache, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.model.backbones import preset
 
@@ -26,8 +25,8 @@ ROUNDS = 5
 
 def loader(root: str, cache: Cache, folder: str, *, train: bool) -> Any:
     """A loader over the test images, for evaluation or as for training."""
-    config = DataConfig(root=root, batch_size=BATCH, num_workers=WORKERS, cache=cache, cache_dir=folder)
-    data = TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    config = DataConfig(root=root, batch_size=BATCH, num_workers=WORKERS, image_size=320, cache=cache, cache_dir=folder)
+    data = TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     if train:
         assert data.test is not None
         data.train = data.test

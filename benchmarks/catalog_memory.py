@@ -72,13 +72,12 @@ def child(rows: int, start: str) -> None:
     from decoding import drawn  # here, as in train.py: a spawned worker imports what stands above
 
     from tyre_lightning.data import datamodule
-    from tyre_lightning.data.transforms import Preprocessing
     from tyre_lightning.model.backbones import preset
 
     config = DataConfig(root="made-up/v1", batch_size=BATCH, num_workers=WORKERS, image_size=SIDE, cache=Cache.none)
     config.worker_start = WorkerStart(start)
     with patch.object(datamodule, "open_store", lambda *_: MadeUp(rows, drawn((SIDE, SIDE))[0])):
-        data = datamodule.TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+        data = datamodule.TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     loader = data.train_dataloader()
     before = memory(os.getpid())
     started = time.perf_counter()

@@ -26,7 +26,6 @@ from slow_link import SlowLink
 from tyre_lightning.config import Cache, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import BatchLoader
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.model.backbones import preset
 
@@ -87,8 +86,8 @@ def rate(loader: BatchLoader, keys: list[str]) -> float:
 
 def compare(link: FaultyLink) -> None:
     """Print the table."""
-    config = DataConfig(root="s3://bucket/v1", batch_size=BATCH, num_workers=WORKERS, cache=Cache.none)
-    data = TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    config = DataConfig(root="s3://bucket/v1", batch_size=BATCH, num_workers=WORKERS, image_size=320, cache=Cache.none)
+    data = TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     assert data.test is not None
     loader, keys = data.test_dataloader(), sorted(data.test.keys())
     rate(loader, keys)  # starts the workers

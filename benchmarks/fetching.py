@@ -27,7 +27,6 @@ from torchvision.models import EfficientNet_B0_Weights
 from tyre_lightning.config import Cache, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import BatchLoader
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.lake.reader import open_store
@@ -82,8 +81,8 @@ def fetching(store: Store, keys: Sequence[str], *, at_once: bool, workers: int) 
 
 def pipeline(root: str, workers: int = WORKERS) -> float:
     """Images a second through the data module, evaluation's transform, with nothing kept on the disk."""
-    config = DataConfig(root=root, batch_size=BATCH, num_workers=workers, cache=Cache.none)
-    data = TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    config = DataConfig(root=root, batch_size=BATCH, num_workers=workers, image_size=320, cache=Cache.none)
+    data = TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     return rate(data.test_dataloader(), 0 if data.test is None else len(data.test))
 
 

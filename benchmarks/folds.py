@@ -24,6 +24,7 @@ from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.splits import split_fold
 
 FOLDS = 3
+OWN = 0  # of pixels: as many as the recipe takes
 BASELINE = "baseline"
 GROUP_PATTERN = r"^g(\d+)_"
 GOOD, CRACKS = "non_defective", "cracks"
@@ -40,7 +41,7 @@ class Result:
 
     variant: str
     regime: str
-    size: int
+    size: int  # in pixels, or OWN
     fold: int
     metrics: dict[str, float]
     minutes: float
@@ -106,7 +107,7 @@ def parser(kind: str, names: Sequence[str], description: str | None) -> argparse
     found.add_argument("lake", type=Path)
     found.add_argument("names", nargs="*", metavar=kind, help=f"of {', '.join(names)}; default: all")
     found.add_argument("--regime", choices=REGIMES, default="all")
-    found.add_argument("--size", type=int, default=320, help="pixels of an image in evaluation")
+    found.add_argument("--size", type=int, default=OWN, help="pixels in evaluation; default: the recipe's own")
     found.add_argument("--folds", type=int, nargs="+", default=range(FOLDS), help="of 0, 1, 2")
     found.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
     return found
@@ -140,7 +141,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         settings[result.regime, result.size][result.variant][result.fold] = result
     for (regime, size), variants in settings.items():
-        yield f"\nImages: {regime}, {size} pixels\n"
+        pixels = "the recipe's own size" if size == OWN else f"{size} pixels"
+        yield f"\nImages: {regime}, {pixels}\n"
         yield "| variant | folds | " + " | ".join(METRICS.values()) + " | minutes |"
         yield "| --- " * (len(METRICS) + 3) + "|"
         for name, runs in variants.items():

@@ -64,13 +64,12 @@ def read_fold(root: Path, regime: str, size: int, fold: int) -> Fold:
     config = DataConfig(
         root=str(root), group_pattern=shared.GROUP_PATTERN, folds=shared.FOLDS, fold=fold, image_size=size
     )
-    preprocessing = Preprocessing.of(preset(NAME), config)
     with shared.regime_in_use(regime):
-        data = TyreDataModule(config, S3Config(), preprocessing, seed=fold)
+        data = TyreDataModule(config, S3Config(), preset(NAME), seed=fold)
     assert data.test is not None
     classes = list(data.classes)
     train = _read(root, data.train, classes, size * 3 // 2)
-    return Fold(train, _read(root, data.test, classes, size), classes, preprocessing)
+    return Fold(train, _read(root, data.test, classes, size), classes, data.preprocessing)
 
 
 def _read(root: Path, catalog: Catalog, classes: list[str], side: int) -> Part:
@@ -293,6 +292,7 @@ def run(root: Path, name: str, regime: str, size: int, fold: int) -> shared.Resu
 def main() -> None:
     """Train what is missing and print the table."""
     parser = shared.parser("peer", [*PEERS], __doc__)
+    parser.set_defaults(size=320)  # a peer has no size of its own
     options = parser.parse_intermixed_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

@@ -86,7 +86,7 @@ def decoded(preprocessing: Preprocessing, field: str | None, items: Sequence[Any
 
 def loader(dataset: Any, field: str | None = None) -> DataLoader[Tensor]:
     """Two workers that decode, and stay."""
-    collate = partial(decoded, Preprocessing.of(preset("efficientnet_lite0"), DataConfig()), field)
+    collate = partial(decoded, Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=320)), field)
     return DataLoader(dataset, BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True)
 
 
@@ -98,8 +98,10 @@ def plain(folder: Path) -> DataLoader[Tensor]:
 
 def ours(cache: Cache, folder: Path) -> Iterable[Batch]:
     """The data module."""
-    config = DataConfig(root=ROOT, batch_size=BATCH, num_workers=WORKERS, cache=cache, cache_dir=str(folder))
-    data = TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    config = DataConfig(
+        root=ROOT, batch_size=BATCH, num_workers=WORKERS, image_size=320, cache=cache, cache_dir=str(folder)
+    )
+    data = TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     return data.test_dataloader()
 
 

@@ -49,7 +49,7 @@ def untrained() -> Inspector:
     torch.manual_seed(0)
     network = Network(LITE, 4, chosen.mean, chosen.std)
     load_weights(network, LITE, "imagenet", S3Config())
-    preprocessing = Preprocessing.of(chosen, DataConfig())
+    preprocessing = Preprocessing.of(chosen, DataConfig(image_size=320))
     return Inspector(network.eval(), LITE, ["bulging", "cracks", "foreign", "good"], preprocessing, "good")
 
 

@@ -31,11 +31,10 @@ def data_module(options: dict[str, Any]) -> TyreDataModule:
     """The data module whose training images are the lake's test images, the larger part."""
     from tyre_lightning.config import DataConfig, S3Config, UsageConfig
     from tyre_lightning.data.datamodule import TyreDataModule
-    from tyre_lightning.data.transforms import Preprocessing
     from tyre_lightning.model.backbones import preset
 
-    config = DataConfig(usage=UsageConfig(train="test", val="train", test="none"), **options)
-    return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    config = DataConfig(usage=UsageConfig(train="test", val="train", test="none"), image_size=320, **options)
+    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
 def child(started: float, options: dict[str, Any]) -> None:

@@ -24,7 +24,6 @@ from tyre_lightning.audit.labels import shortcut, suspects
 from tyre_lightning.audit.looks import TRAITS, look
 from tyre_lightning.config import Changed, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.demo.drawing import CLASSES, draw
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.reader import Reader
@@ -152,8 +151,7 @@ def test_measurements_mean_what_they_say(tmp_path: Path) -> None:
 
 def data_module(planted: Planted, cache: Path, **options: object) -> TyreDataModule:
     config = DataConfig(root=str(planted.root), cache_dir=str(cache), val_fraction=0.3, **options)  # type: ignore[arg-type]
-    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), config)
-    return TyreDataModule(config, S3Config(), preprocessing, find_copies=read_copies)
+    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"), find_copies=read_copies)
 
 
 def test_no_split_divides_copies(planted: Planted, tmp_path: Path) -> None:

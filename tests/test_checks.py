@@ -12,7 +12,6 @@ from tests.conftest import TINY, run_here, run_script, train_here, write_images
 from tyre_lightning.checks import balanced_weights, check_monitors
 from tyre_lightning.config import CallbacksConfig, CheckpointConfig, DataConfig, EarlyStoppingConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.backbones import preset
 
@@ -115,7 +114,7 @@ def test_less_than_a_batch_is_nothing_to_train_on(lake: Path, tmp_path: Path, us
 
 def data_of(lake: Path) -> TyreDataModule:
     config = DataConfig(root=str(lake), image_size=32)
-    return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
 def test_a_class_without_images_has_no_weight(lake: Path) -> None:

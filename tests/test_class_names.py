@@ -150,7 +150,8 @@ def test_classes_may_not_be_given_in_both_forms(tmp_path: Path) -> None:
 
 def test_what_older_versions_saved_in_the_other_form_is_the_same_class(tmp_path: Path) -> None:
     lake_of(tmp_path / "lake", f"train/{NFD}", "train/ok", f"val/{NFD}", "val/ok")
-    data = TyreDataModule(DataConfig(root=str(tmp_path / "lake"), near_copies=False), S3Config(), PREPROCESSING, 0)
+    config = DataConfig(root=str(tmp_path / "lake"), image_size=32, near_copies=False)
+    data = TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     path = tmp_path / "catalog.parquet"
     save(path, data.store.root, data.catalogs())
     table = pq.read_table(path)

@@ -215,6 +215,8 @@ def test_a_config_from_a_file_is_checked_once_it_has_its_schema() -> None:
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be at least 1"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1.0 must be 0 or more"),
         ("trainer.precision=7", "trainer.precision=7 must be one of auto, 32-true, bf16-mixed"),
+        ("model.logit_adjustment=-1", "model.logit_adjustment=-1.0 must be 0 or more"),
+        ("model.logit_adjustment=inf", "model.logit_adjustment=inf must be 0 or more"),
         ("model.dropout=1", r"model.dropout=1.0 must be in \[0, 1\)"),
         ("model.optimizer.head_lr=-1", "model.optimizer.head_lr=-1.0 must be 0 or more"),
         ("model.optimizer.weight_decay=nan", "model.optimizer.weight_decay=nan must be 0 or more"),

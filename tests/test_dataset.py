@@ -21,7 +21,6 @@ from tyre_lightning.config import Cache, Changed, DataConfig, S3Config, Unreadab
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device, default_start
 from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
 from tyre_lightning.data.images import Images, unchanged
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.reader import Reader, open_store
@@ -39,7 +38,7 @@ def lake(bucket: Path) -> str:
 
 def module(root: str, **options: object) -> TyreDataModule:
     config = DataConfig(**{"root": root, "image_size": 32, "batch_size": 4, "num_workers": 0, **options})  # type: ignore[arg-type]
-    return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])

@@ -23,7 +23,7 @@ from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, warmup_cosine
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.inspector import Inspector, whole_precision
-from tyre_lightning.model.metrics import InspectionMetrics, class_weights
+from tyre_lightning.model.metrics import InspectionMetrics
 from tyre_lightning.model.weights import load_weights
 
 LITE = "efficientnet_lite0"
@@ -238,12 +238,6 @@ def test_a_class_that_test_lacks_shifts_and_lowers_nothing() -> None:
     scores = metrics.compute()
     assert float(scores["f1"]) == float(scores["auroc"]) == 1.0
     assert "recall/odd" not in scores
-
-
-def test_balanced_class_weights() -> None:
-    weights = class_weights([90, 10])
-    assert weights[1] / weights[0] == pytest.approx(9)
-    assert (90 * weights[0] + 10 * weights[1]) / 100 == pytest.approx(1)
 
 
 def test_inspector_survives_the_disk_and_holds_no_pickle(tmp_path: Path) -> None:

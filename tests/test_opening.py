@@ -9,14 +9,16 @@ from typing import Never
 import pytest
 
 from tests.conftest import write_images
+from tests.images import encode, picture
 from tests.test_notebooks import NOTEBOOKS, cells
-from tyre_lightning.config import DataConfig, S3Config, TrainConfig
+from tyre_lightning.config import DataConfig, EvalCrop, S3Config, TrainConfig
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.model.backbones import preset
+from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.opening import open_data
+from tyre_lightning.telling import tell_work
 
 
 def config_of(lake: Path, *, near_copies: bool = True) -> TrainConfig:
@@ -51,15 +53,61 @@ def look_nowhere(*_: object) -> Never:
 def test_a_wrong_good_class_is_refused_before_any_image_is_looked_at(tmp_path: Path) -> None:
     write_images(root := tmp_path / "v1", {"train": 3}, ("crack", "fine"))
     config = DataConfig(root=str(root), good_class="fien")
-    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), config)
     with pytest.raises(UserError, match=r"data\.good_class='fien' is not a class: choose from 'fine', 'crack'"):
-        TyreDataModule(config, S3Config(), preprocessing, find_copies=look_nowhere)
+        TyreDataModule(config, S3Config(), preset("efficientnet_lite0"), find_copies=look_nowhere)
 
 
 def test_that_no_class_is_known_to_be_good_is_said_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(root := tmp_path / "v1", {"train": 3}, ("crack", "fine"))
     config = DataConfig(root=str(root))
-    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), config)
     with pytest.raises(AssertionError, match="looked at"):
-        TyreDataModule(config, S3Config(), preprocessing, find_copies=look_nowhere)
+        TyreDataModule(config, S3Config(), preset("efficientnet_lite0"), find_copies=look_nowhere)
     assert "none of the classes 'crack', 'fine' is known to be that of good tyres" in caplog.text
+
+
+def write_pictures(root: Path, *sizes: tuple[int, int]) -> None:
+    """Training pictures of two classes of these widths and heights."""
+    for name in ("crack", "good"):
+        (folder := root / "train" / name).mkdir(parents=True)
+        for number, size in enumerate(sizes):
+            (folder / f"{number}.jpg").write_bytes(encode(picture(number, size), "JPEG"))
+
+
+def said_of(data: TyreDataModule, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of the network."""
+    model = TyreClassifier("efficientnet_lite0", [*data.classes], data.preprocessing.to_dict())
+    tell_work(TrainConfig(), data, model, folder)
+    return capsys.readouterr().out.partition("  epochs  ")[0].partition("; sees ")[2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "said"),
+    [
+        pytest.param(
+            [(640, 640)], {}, "400 x 400 pixels\n           its pictures have about 640 x 640: "
+            "data.image_size=640 would show all of it, at 2.6 times the time\n", id="large",
+        ),
+        pytest.param([(640, 640), (300, 300), (40, 40)], {}, "300 x 300 pixels\n", id="their median"),
+        pytest.param([(900, 100)], {}, "300 x 300 pixels\n", id="by their pixels"),
+        pytest.param([(40, 40)], {}, "256 x 256 pixels\n", id="tiny"),
+        pytest.param([(640, 640)], {"image_size": 64}, "64 x 64 pixels\n", id="asked for"),
+        pytest.param([(640, 640)], {"eval_crop": EvalCrop.center}, "224 x 224 pixels\n", id="center"),
+    ],
+)  # fmt: skip
+def test_the_network_sees_as_much_as_the_pictures_have(
+    sizes: list[tuple[int, int]], options: dict[str, object], said: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_pictures(root := tmp_path / "v1", *sizes * 3)
+    data = DataConfig(root=str(root), near_copies=False, **options)  # type: ignore[arg-type]
+    assert said_of(open_data(TrainConfig(data=data)), tmp_path, capsys) == said
+
+
+def test_pictures_that_cannot_be_read_say_nothing_of_their_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(root := tmp_path / "v1", *[(64, 64)] * 4)
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"<html>")
+    data = open_data(TrainConfig(data=DataConfig(root=str(root), near_copies=False)))
+    assert said_of(data, tmp_path, capsys) == "400 x 400 pixels\n"

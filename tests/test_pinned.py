@@ -14,7 +14,6 @@ from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import Changed, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import load, save
@@ -36,7 +35,7 @@ def remote(lake: Path) -> str:
 
 def module(root: str | None, **options: object) -> TyreDataModule:
     config = DataConfig(**{"root": root, "image_size": 32, "batch_size": 4, "num_workers": 0, **options})  # type: ignore[arg-type]
-    return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
 def pin(data: TyreDataModule, folder: Path) -> str:

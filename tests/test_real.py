@@ -8,7 +8,6 @@ from tests.conftest import PROJECT
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.decoding import decode
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.model.backbones import preset
 
 LAKE = PROJECT.parent / "shared" / "data" / "tyres" / "v1"
@@ -17,7 +16,7 @@ pytestmark = [pytest.mark.real, pytest.mark.skipif(not LAKE.is_dir(), reason="th
 
 def module(root: Path, **options: object) -> TyreDataModule:
     config = DataConfig(**{"root": str(root), "num_workers": 2, **options})  # type: ignore[arg-type]
-    return TyreDataModule(config, S3Config(), Preprocessing.of(preset("efficientnet_lite0"), config))
+    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
 def test_counts_and_classes() -> None:

@@ -58,7 +58,7 @@ def test_whole_keeps_the_edge_that_the_centre_crop_loses() -> None:
     pixels = pil_to_tensor(image)
     whole = Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=EvalCrop.whole))
     center = Preprocessing.of(preset("efficientnet_b0"), DataConfig(eval_crop=EvalCrop.center))
-    assert whole(pixels).shape == (3, 320, 320)
+    assert whole(pixels).shape == (3, 400, 400)
     assert center(pixels).shape == (3, 224, 224)
     assert whole(pixels).max() == 255
     assert center(pixels).max() == 0
@@ -73,17 +73,20 @@ def test_image_size_and_any_aspect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "crop", "size", "train_size"),
+    ("name", "crop", "side", "size", "train_size"),
     [
-        ("efficientnet_b0", EvalCrop.center, 224, 224),
-        ("efficientnet_b0", EvalCrop.whole, 320, 280),  # fine defects need more than ImageNet's pixels
-        ("efficientnet_b4", EvalCrop.whole, 384, 380),
+        ("efficientnet_b0", EvalCrop.center, 640, 224, 224),
+        ("efficientnet_b0", EvalCrop.whole, None, 400, 350),  # fine defects need more than ImageNet's pixels
+        ("efficientnet_b0", EvalCrop.whole, 640, 400, 350),
+        ("efficientnet_b0", EvalCrop.whole, 300, 300, 262),  # there is nothing to see between a picture's pixels
+        ("efficientnet_b0", EvalCrop.whole, 40, 256, 224),
+        ("efficientnet_b4", EvalCrop.whole, 300, 384, 380),
     ],
 )
 def test_training_crops_are_to_evaluation_as_the_preset_s(
-    name: str, crop: EvalCrop, size: int, train_size: int
+    name: str, crop: EvalCrop, side: int | None, size: int, train_size: int
 ) -> None:
-    preprocessing = Preprocessing.of(preset(name), DataConfig(eval_crop=crop))
+    preprocessing = Preprocessing.of(preset(name), DataConfig(eval_crop=crop), side)
     assert (preprocessing.size, preprocessing.train_size) == (size, train_size)
 
 
@@ -114,6 +117,33 @@ def test_augmentation_follows_from_its_seed_alone() -> None:
     assert first.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_view_is_laid_in_all_eight_ways_or_without_turns_in_four(layout: torch.memory_format) -> None:
+    """The corner with the mark, and the way that the line from it runs, tell which way it is."""
+    preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=48))
+    image = torch.zeros(1, 3, 80, 80, dtype=torch.uint8).contiguous(memory_format=layout)[0]
+    image[:, :20] = 120  # a line along the top ...
+    image[:, :20, :40] = 250  # ... that is brighter on the left
+    views: dict[bool, list[torch.Tensor]] = {}
+    for turn in (False, True):
+        augmentation = Augmentation(AugmentConfig(turn=turn, min_scale=0.9), preprocessing)
+        views[turn] = [augmentation(image, seed)[0] for seed in range(60)]
+        assert all(torch.equal(augmentation(image, seed)[0], view) for seed, view in enumerate(views[turn]))
+    assert len({way(view) for view in views[False]}) == 4
+    assert len({way(view) for view in views[True]}) == 8
+    turned = 0
+    for before, after in zip(views[False], views[True], strict=True):
+        turned += (here := torch.equal(before.transpose(1, 2), after))
+        assert here or torch.equal(before, after)  # nothing else is drawn differently
+        assert after.stride() == before.stride()  # else a batch would have views of two layouts
+    assert 15 < turned < 45
+
+
+def way(view: torch.Tensor) -> tuple[int, ...]:
+    """The brightness of the four corners in steps."""
+    return tuple(int(view[0, y, x]) // 100 for y in (2, -3) for x in (2, -3))
+
+
 def test_crops_keep_their_share_and_stay_inside() -> None:
     draw = random.Random(1)
     crops = [random_crop(draw, 480, 640, 0.5) for _ in range(500)]
@@ -139,7 +169,7 @@ def test_colours_change_as_torchvision_s_do(colour: Colour) -> None:
 def test_a_cache_s_image_has_pixels_enough_for_every_crop() -> None:
     preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig())
     shrink = Augmentation(AugmentConfig(min_scale=0.5), preprocessing).shrink()
-    assert shrink.side == 396  # half of its area is 280 x 280
-    assert shrink(torch.zeros(3, 640, 960, dtype=torch.uint8)).shape == (3, 396, 594)
+    assert shrink.side == 495  # half of its area is 350 x 350
+    assert shrink(torch.zeros(3, 640, 960, dtype=torch.uint8)).shape == (3, 495, 742)
     small = torch.zeros(3, 300, 400, dtype=torch.uint8)
     assert shrink(small) is small

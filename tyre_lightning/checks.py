@@ -14,7 +14,7 @@ from tyre_lightning.data.images import Images
 from tyre_lightning.errors import UserError
 from tyre_lightning.kernels import check_kernels
 from tyre_lightning.lake.catalog import Catalog
-from tyre_lightning.model.metrics import class_weights
+from tyre_lightning.model.imbalance import class_weights
 from tyre_lightning.parts import check_parts
 from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import check_database, check_experiment, connect

@@ -7,6 +7,7 @@ it was written: on the command line, in an experiment file or behind ``+``. This
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -124,6 +125,7 @@ class AugmentConfig:
 
     min_scale: float = 0.5  # smallest share of the image's area that a random crop keeps
     flip: bool = True  # mirror left-right and top-bottom, each half of the time
+    turn: bool = True  # by a quarter, half of the time; with both mirrorings all eight ways to lay a square
     brightness: float = 0.2  # at most this share more or less
     contrast: float = 0.2  # likewise
     saturation: float = 0.1  # likewise
@@ -146,7 +148,7 @@ class DataConfig:
     near_copies: bool = True  # images that look the same, turned or cropped a little, stay on one side too
     folds: int | None = None  # of a cross-validation on the training images; one of them takes the place of test
     fold: int | None = None  # which one, from 0
-    image_size: int | None = None  # pixels; null: the backbone's own, at least 320 for the whole image
+    image_size: int | None = None  # pixels; null: 400, or what the images have; at least the backbone's own
     eval_crop: EvalCrop = EvalCrop.whole
     eval_views: int = 1  # 1, 2 or 4 mirrored views of an image, whose logits evaluation averages
     sampling: Sampling = Sampling.natural
@@ -188,6 +190,7 @@ class ModelConfig:
     dropout: float | None = None  # null: the backbone's own
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
+    logit_adjustment: float = 0.5  # how far the loss makes up for rare classes: 0 not at all, 1 wholly
     loss: dict[str, Any] = field(default_factory=dict)  # {_target_: ..., arguments}: in place of cross-entropy
     freeze_epochs: int = 0  # epochs in which only the head learns
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
@@ -204,7 +207,7 @@ class ModelConfig:
 class TrainerConfig:
     """What is passed to ``lightning.Trainer``, under the same names."""
 
-    max_epochs: int = 12  # times that training sees its images
+    max_epochs: int | None = None  # times that training sees its images; null: 12, up to 36 where they are few
     accelerator: str = "auto"  # auto: a GPU where there is one; or cpu, gpu
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
@@ -561,6 +564,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.cache_gb", data.cache_gb, data.cache_gb > 0, "more than 0")
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
+    _require("model.logit_adjustment", model.logit_adjustment, 0 <= model.logit_adjustment < math.inf, "0 or more")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
     _require("model.freeze_stages", model.freeze_stages, model.freeze_stages >= 0, "0 or more")
     _require("model.dropout", model.dropout, model.dropout is None or 0 <= model.dropout < 1, "in [0, 1)")
@@ -568,7 +572,8 @@ def check_ranges(config: TrainConfig) -> None:
         _require(f"model.optimizer.{name}", value := getattr(model.optimizer, name), value >= 0, "0 or more")
     _require("model.optimizer.warmup_fraction", model.optimizer.warmup_fraction,
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
-    _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs >= 1, "at least 1")
+    _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs is None or trainer.max_epochs >= 1,
+             "at least 1")  # fmt: skip
     _require("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, trainer.accumulate_grad_batches >= 1,
              "at least 1")  # fmt: skip
     clip = trainer.gradient_clip_val

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from tyre_lightning.audit.copies import read_copies
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.data.datamodule import TyreDataModule
-from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.tracking.runs import fetch_catalog
 
@@ -20,10 +19,9 @@ def open_data(config: TrainConfig) -> TyreDataModule:
     Raises:
         UserError: there is no such lake, run or catalog, or the folders do not make a data set.
     """
-    preprocessing = Preprocessing.of(preset(config.model.backbone), config.data)
     copies = read_copies if config.data.near_copies else None
     with TemporaryDirectory() as scratch:
         data = config.data
         if data.from_run is not None:
             data = replace(data, catalog=fetch_catalog(data.from_run, config.logger.tracking_uri, Path(scratch)))
-        return TyreDataModule(data, config.s3, preprocessing, config.seed, copies)
+        return TyreDataModule(data, config.s3, preset(config.model.backbone), config.seed, copies)

@@ -45,14 +45,16 @@ def run_tags(options: TrainerConfig, found: Mapping[str, Any]) -> dict[str, str]
     return about | of_sweep | ({} if (name := job()) is None else {JOB_TAG: name})
 
 
-def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> dict[str, Any]:
-    """A run's parameters: the resolved config, and what the data turned out to be."""
+def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catalog], epochs: int) -> dict[str, Any]:
+    """A run's parameters: the resolved config, and what the data turned out to be and to need."""
     found = {
         "root": data.store.root,
         "classes": list(data.classes),
         "good_class": data.good_class,
         "images": {usage: catalog.counts() for usage, catalog in catalogs.items()},
         "ignored": data.ignored,
+        "image_size": data.preprocessing.size,
+        "epochs": epochs,
         "fingerprint": fingerprint([*catalogs.values()]),
     }
     if data.config.multi_label:

@@ -25,7 +25,9 @@ def tell_start(cfg: DictConfig) -> None:
     data = cfg.data
     pinned = data.catalog or (f"the images of run {data.from_run}" if data.from_run else None)
     source = data.root or (f"s3://{data.bucket}/{data.prefix or ''}" if data.bucket else pinned)
-    say(hide_passwords(f"training {cfg.model.name} on {source}, {cfg.trainer.max_epochs} epochs at most"))
+    epochs = cfg.trainer.max_epochs
+    most = "" if epochs is None else f", {epochs} epochs at most"  # else how many there are to be, the images will say
+    say(hide_passwords(f"training {cfg.model.name} on {source}{most}"))
 
 
 def tell_device(options: TrainerConfig) -> None:
@@ -45,7 +47,7 @@ def tell_device(options: TrainerConfig) -> None:
 
 
 def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, folder: Path) -> None:
-    """Say what is trained on which images, and where the results go."""
+    """Say what is trained on which images, how long at most, and where the results go."""
     for usage, catalog in data.catalogs().items():
         tyres = data.grouping.count(catalog)
         ignored = f"; {data.ignored[usage]} other files are ignored" if usage in data.ignored else ""
@@ -54,8 +56,12 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {counts}{several}{ignored}"))
     every = sum(part.numel() for part in model.network.parameters())
     learning = sum(part.numel() for part in model.network.parameters() if part.requires_grad)
-    size = f"{data.preprocessing.size} x {data.preprocessing.size} pixels"
-    say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size}"))
+    size, side = data.preprocessing.size, data.side
+    say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size} x {size} pixels"))
+    if side is not None and side > size:
+        say(_line("", f"its pictures have about {side} x {side}: data.image_size={side} would show all of it, at "
+                      f"{(side / size) ** 2:.1f} times the time"))  # fmt: skip
+    say(_line("epochs", f"{config.trainer.max_epochs} at most, by batches of {config.data.batch_size}"))
     say(_line("results", near(folder)))
     say(_line("", f"and experiment {config.logger.experiment} of {_server(config.logger)}"))
     if data.good_class is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ from tyre_lightning.parts import make_callbacks
 from tyre_lightning.tracking.logger import RunLogger
 from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.runs import Run
+
+_EPOCHS, _MOST_EPOCHS = 12, 36
+_STEPS = 250  # of the optimiser, that training makes at least where epochs are left
 
 
 def build_trainer(
@@ -231,6 +235,25 @@ def best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     if best is None:
         raise UserError(f"no checkpoint in {folder / FOLDER} is whole any more: train again")
     return best
+
+
+def epochs_of(options: TrainerConfig, images: int, batch_size: int) -> int:
+    """How often training sees its images: as asked, or 12 times; where these are few, until it has made 250 steps.
+
+    A network needs steps to learn, however few the images are; but after 36 epochs it has seen enough of each.
+
+    Args:
+        options: what is asked for.
+        images: to train on.
+        batch_size: of an optimiser step's batch, over all devices together.
+    """
+    if options.max_epochs is not None:
+        return options.max_epochs
+    batches, limit = math.ceil(images / batch_size), _share(options.limit_train_batches)
+    if limit is not None:
+        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    steps = math.ceil(batches / options.accumulate_grad_batches)
+    return min(_MOST_EPOCHS, max(_EPOCHS, math.ceil(_STEPS / max(1, steps))))
 
 
 def _share(limit: float | None) -> int | float | None:

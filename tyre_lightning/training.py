@@ -21,6 +21,7 @@ from tyre_lightning.checks import balanced_weights, check_means, check_monitors,
 from tyre_lightning.config import (
     ClassWeights,
     OperatingPointConfig,
+    Sampling,
     TrainConfig,
     TrainerConfig,
     Unreadable,
@@ -38,6 +39,7 @@ from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.classifier import FORMAT, MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
+from tyre_lightning.model.imbalance import adjustment
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
@@ -64,7 +66,7 @@ from tyre_lightning.tracking.report import log_report
 from tyre_lightning.tracking.runs import send_left, tracked_run
 from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.tracking.tables import PREDICTIONS_TABLE, predictions_table
-from tyre_lightning.trainer import best_checkpoint, build_trainer, gpus
+from tyre_lightning.trainer import best_checkpoint, build_trainer, epochs_of, gpus
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +108,10 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     tell_device(config.trainer)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = open_data(config)
+    epochs = epochs_of(config.trainer, len(data.train), config.data.batch_size)
+    config = replace(config, trainer=replace(config.trainer, max_epochs=epochs))
     catalogs = data.tagged()
-    setup = describe(cfg, data, catalogs)
+    setup = describe(cfg, data, catalogs, epochs)
     if (done := done_before(config, setup)) is not None:
         send_left(Path(config.paths.output_dir), config.logger.tracking_uri)
         return finished_before(done)
@@ -115,7 +119,7 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     check_monitors(config.callbacks, data)
     model = build_model(config, data, pretrained=resume is None)
     if resume is not None:
-        check_checkpoint(resume, model, None if unfinished else config.trainer.max_epochs)
+        check_checkpoint(resume, model, None if unfinished else epochs)
     folder = unfinished or run_folder(config)
     tell_work(config, data, model, folder)
     if unfinished is None:
@@ -181,12 +185,22 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         channels_last=options.channels_last,
         optimizer=options.optimizer.rates(),
         multi_label=config.data.multi_label,
+        log_priors=priors(config, data),
     )
     model.use(options.loss, options.optimizer.own)
     if pretrained:
         load_weights(model.network, options.backbone, options.weights, config.s3)
     check_export(model.network, options.backbone, data.preprocessing.size)
     return model
+
+
+def priors(config: TrainConfig, data: TyreDataModule) -> list[float] | None:
+    """What cross-entropy adds to logits for rare classes; None where that is off, or balancing does as much."""
+    options = config.model
+    balanced = options.class_weights is ClassWeights.balanced or config.data.sampling is Sampling.balanced
+    if balanced or config.data.multi_label or not options.logit_adjustment:
+        return None
+    return adjustment([*data.train.counts().values()], options.logit_adjustment)
 
 
 def find_shared(data: TyreDataModule) -> dict[str, list[str]]:

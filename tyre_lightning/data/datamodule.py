@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
+from statistics import median
 from typing import Any
 
 import lightning as L
@@ -17,7 +19,7 @@ from torch import Tensor
 from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
 from tyre_lightning.data.images import Images, unchanged
-from tyre_lightning.data.transforms import Augmentation, Preprocessing
+from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_side
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
@@ -33,6 +35,7 @@ from tyre_lightning.lake.tyres import Shown, count_tyres
 from tyre_lightning.names import one_form
 
 _SAMPLED = 8  # images by which a cache's size is judged
+_MEASURED = 32  # images by which it is judged how large they all are
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,8 @@ class TyreDataModule(L.LightningDataModule):
     Args:
         config: which images and how.
         s3: where the S3 service is.
-        preprocessing: evaluation's transform; training's is random and ends in the same size.
+        preset: of the backbone. Evaluation's transform follows from it, the config and how large the pictures are;
+            training's is random.
         seed: fixes the validation split, the order of the images and their random changes.
         find_copies: reads images and says which pairs of them, by place, show the same tyre, so that no split
             divides them; see :func:`tyre_lightning.audit.copies.read_copies`.
@@ -59,13 +63,12 @@ class TyreDataModule(L.LightningDataModule):
         self,
         config: DataConfig,
         s3: S3Config,
-        preprocessing: Preprocessing,
+        preset: Preset,
         seed: int = 0,
         find_copies: FindCopies | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.preprocessing = preprocessing
         self.seed = seed
         self.ignored: dict[str, int] = {}
         self.grouping = Grouping(config.group_pattern)
@@ -81,6 +84,8 @@ class TyreDataModule(L.LightningDataModule):
         self.good_class: str | None = None  # of tyres without a defect, if one is known
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
         self.classes = self.train.classes
+        self.side = self._side() if takes_side(preset, config) else None  # of the pictures, where it counts
+        self.preprocessing = Preprocessing.of(preset, config, self.side)
         if config.cache is Cache.resized:
             self._show_cost()
 
@@ -238,12 +243,20 @@ class TyreDataModule(L.LightningDataModule):
         shrink = self.preprocessing if augmentation is None else augmentation.shrink()
         return Images(self.reader(), shrink, self._cache)
 
+    def _side(self) -> int | None:
+        """Of a square with as many pixels as the pictures have, their median; None where none of a few can be read."""
+        sides = [math.sqrt(height * width) for height, width in map(Tensor.tolist, self._few(_MEASURED, _extent))]
+        return round(median(sides)) if sides else None
+
+    def _few(self, count: int, prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What is made of a few training images, evenly spread and at most so many, that can be decoded."""
+        few = [self.train.entry(index) for index in range(0, len(self.train), -(-len(self.train) // count))]
+        return [image for image in Images(self.reader(), prepare, None).read(few) if isinstance(image, Tensor)]
+
     def _show_cost(self) -> None:
         """Say what a cache of pixels will take on the disk, judged by a few images, before it is written."""
-        few = [self.train.entry(index) for index in range(0, len(self.train), -(-len(self.train) // _SAMPLED))]
         shrink = Augmentation(self.config.augment, self.preprocessing).shrink()
-        images = Images(self.reader(), shrink, None).read(few)
-        sizes = [image.numel() for image in images if isinstance(image, Tensor)]
+        sizes = [image.numel() for image in self._few(_SAMPLED, shrink)]
         train = sum(sizes) / max(1, len(sizes)) * len(self.train)
         others = sum(len(catalog) for catalog in self.catalogs().values()) - len(self.train)
         need = (train + others * 3 * self.preprocessing.size**2) / 1e9
@@ -260,6 +273,11 @@ class TyreDataModule(L.LightningDataModule):
             return {}
         start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
         return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": True}
+
+
+def _extent(image: Tensor) -> Tensor:
+    """Height and width of [3, height, width]: all that is to be remembered of an image."""
+    return torch.tensor(image.shape[1:])
 
 
 def default_start() -> str | None:

@@ -22,7 +22,7 @@ from tyre_lightning.config import AugmentConfig, DataConfig, EvalCrop
 from tyre_lightning.data.decoding import decode
 from tyre_lightning.parts import apply, make_transforms
 
-FINE = 320  # pixels
+FINE = 400  # pixels
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -47,7 +47,7 @@ class Preset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fixed: bool = False  # the network takes pictures of one size only, in training too
-    least: int = FINE  # pixels of the whole picture's side
+    least: int = FINE  # pixels of the whole picture's side, where it has as many
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,23 @@ class Preprocessing:
     views: int = field(default=1, repr=False)  # changes no pixel that a cache keeps
 
     @classmethod
-    def of(cls, preset: Preset, data: DataConfig) -> Preprocessing:
+    def of(cls, preset: Preset, data: DataConfig, side: int | None = None) -> Preprocessing:
         """The preprocessing that a backbone's preset and the config ask for.
 
         ``whole`` takes the preset's size *before* its crop, so that a tyre is as large in pixels as the preset
         would make it and nothing at the edge is lost; and at least ``preset.least`` pixels, since cracks are finer than
-        what ImageNet is of. A network of a fixed size has all its pictures in that size.
+        what ImageNet is of, but no more of these than the pictures have: others would show nothing. A network of a
+        fixed size has all its pictures in that size.
+
+        Args:
+            preset: of the backbone.
+            data: the config.
+            side: of the pictures, in pixels, see :func:`takes_side`; None: as many as may be wanted.
         """
         whole = data.eval_crop is EvalCrop.whole
         before = whole and not preset.fixed
-        size = data.image_size or (max(preset.resize, preset.least) if before else preset.crop)
+        least = preset.least if side is None else min(preset.least, side)
+        size = data.image_size or (max(preset.resize, least) if before else preset.crop)
         resize = size if whole else round(size * preset.resize / preset.crop)
         train_size = round(size * preset.crop / preset.resize) if before else size
         crop, how = data.eval_crop.value, preset.interpolation
@@ -113,6 +120,11 @@ class Preprocessing:
         return self(decode(data, key))
 
 
+def takes_side(preset: Preset, data: DataConfig) -> bool:
+    """Whether the size of what the network sees is for the pictures to say, and neither the config nor the network."""
+    return data.image_size is None and data.eval_crop is EvalCrop.whole and not preset.fixed
+
+
 @dataclass(frozen=True)
 class Shrink:
     """Makes an image no larger than training needs, for a cache of pixels; a small one stays as it is."""
@@ -133,8 +145,8 @@ class Augmentation:
 
     What is drawn depends on the seed given with each image and on nothing else: not on the worker, its process or the
     number of devices. A random part of the image at a random aspect (as in Szegedy et al., arXiv:1409.4842), mirrored
-    at random; then the user's own transforms. Colours are changed later, a batch at a time (see :func:`recolour`), and
-    only a little, since a defect may be a matter of colour.
+    and turned by a quarter at random; then the user's own transforms. Colours are changed later, a batch at a time (see
+    :func:`recolour`), and only a little, since a defect may be a matter of colour.
 
     Raises:
         UserError: a transform of ``config.extra`` cannot be made.
@@ -160,6 +172,8 @@ class Augmentation:
         changes = (self._config.brightness, self._config.contrast, self._config.saturation)
         colour = Colour(*(draw.uniform(max(0.0, 1 - change), 1 + change) for change in changes))
         view = view.flip(mirrored) if mirrored else view
+        if self._config.turn and draw.random() < 0.5:  # drawn last: without it everything else is as it would be
+            view = _transposed(view)
         return self._changed(view, seed) if self._extra else view, colour
 
     def _changed(self, view: Tensor, seed: int) -> Tensor:
@@ -171,6 +185,14 @@ class Augmentation:
     def shrink(self) -> Shrink:
         """What a cache may keep of an image: the smallest crop still has pixels enough."""
         return Shrink(math.ceil(self._size / math.sqrt(self._config.min_scale)), self._interpolation.value)
+
+
+def _transposed(view: Tensor) -> Tensor:
+    """A square view with rows for columns, in the memory layout that it had: a batch of one layout is stacked sooner.
+
+    Mirrored in one direction as well it is turned by a quarter.
+    """
+    return torch.empty_like(view).copy_(view.transpose(1, 2))
 
 
 @contextmanager

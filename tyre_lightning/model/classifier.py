@@ -52,6 +52,8 @@ class TyreClassifier(L.LightningModule):
         channels_last: memory layout.
         optimizer: :meth:`tyre_lightning.config.OptimizerConfig.rates`.
         multi_label: whether an image may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
+        log_priors: what cross-entropy adds to each class's logit, see
+            :func:`tyre_lightning.model.imbalance.adjustment`; None for nothing.
 
     Raises:
         UserError: the backbone cannot be built, or has too few stages to freeze so many.
@@ -71,6 +73,7 @@ class TyreClassifier(L.LightningModule):
         channels_last: bool = True,
         optimizer: dict[str, float] | None = None,
         multi_label: bool = False,
+        log_priors: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -81,8 +84,8 @@ class TyreClassifier(L.LightningModule):
             raise UserError(f"model.freeze_stages={freeze_stages} leaves nothing of {name} to learn, of {stages} "
                             f"stages: give at most {stages - 1}")  # fmt: skip
         self._freeze()
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
+        for name, values in (("class_weights", class_weights), ("log_priors", log_priors)):
+            self.register_buffer(name, None if values is None else torch.tensor(values), persistent=False)
         self.metrics = nn.ModuleDict({usage: metrics_of(classes, good_class, multi_label) for usage in ("val",)})
         self._unreadable: dict[str, int] = {"train": 0, "val": 0}
         # Of this epoch so far: the sum over images, and how many they are.
@@ -215,6 +218,8 @@ class TyreClassifier(L.LightningModule):
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights: Any = self.class_weights
+        priors: Any = self.log_priors
+        logits = logits if priors is None else logits + priors
         return cross_entropy(logits, labels, weight=weights, label_smoothing=self.hparams["label_smoothing"])
 
     def _binary_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -201,10 +201,3 @@ def escape_rate(defective: Tensor, good: Tensor, share: float) -> float | None:
     allowed = min(int(share * len(good) + 1e-9), len(good) - 1)
     highest = good.sort(descending=True).values[allowed]  # of those that must pass
     return float((defective <= highest).double().mean())
-
-
-def class_weights(counts: Sequence[int]) -> list[float]:
-    """Balanced loss weights: inversely proportional to a class's images, with a mean of 1 over all images."""
-    numbers = torch.tensor(counts, dtype=torch.float64)
-    weights: list[float] = (numbers.sum() / (len(numbers) * numbers)).tolist()
-    return weights
