@@ -23,9 +23,10 @@ $(BIN)/python:
 demo: $(VENV)/.has-demo ## the whole path on drawn tyres: S3, training, registry, prediction
 	$(BIN)/python -m tyre_lightning.demo
 
+# Without the eight processes that judge language models: ten seconds of work at every start.
 ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000
 	hosts="localhost 127.0.0.1 $$(hostname) $$(hostname -f 2>/dev/null) $$(hostname -I 2>/dev/null)"; \
-	$(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db \
 		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
 # Four processes on two cores too: many tests wait for other processes, or for time to pass.
