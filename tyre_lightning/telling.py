@@ -56,9 +56,9 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {counts}{several}{ignored}"))
     every = sum(part.numel() for part in model.network.parameters())
     learning = sum(part.numel() for part in model.network.parameters() if part.requires_grad)
-    size, side = data.preprocessing.size, data.side
+    size, side = data.preprocessing.size, data.more
     say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size} x {size} pixels"))
-    if side is not None and side > size:
+    if side is not None:
         say(_line("", f"its pictures have about {side} x {side}: data.image_size={side} would show all of it, at "
                       f"{(side / size) ** 2:.1f} times the time"))  # fmt: skip
     say(_line("epochs", f"{config.trainer.max_epochs} at most, by batches of {config.data.batch_size}"))

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
 from tyre_lightning.data.images import Images, unchanged
-from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_side
+from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_any_size
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
@@ -84,8 +85,9 @@ class TyreDataModule(L.LightningDataModule):
         self.good_class: str | None = None  # of tyres without a defect, if one is known
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
         self.classes = self.train.classes
-        self.side = self._side() if takes_side(preset, config) else None  # of the pictures, where it counts
-        self.preprocessing = Preprocessing.of(preset, config, self.side)
+        self._any_size = takes_any_size(preset, config)
+        chosen = self._any_size and config.image_size is None
+        self.preprocessing = Preprocessing.of(preset, config, self.side if chosen else None)
         if config.cache is Cache.resized:
             self._show_cost()
 
@@ -243,10 +245,16 @@ class TyreDataModule(L.LightningDataModule):
         shrink = self.preprocessing if augmentation is None else augmentation.shrink()
         return Images(self.reader(), shrink, self._cache)
 
-    def _side(self) -> int | None:
+    @cached_property
+    def side(self) -> int | None:
         """Of a square with as many pixels as the pictures have, their median; None where none of a few can be read."""
         sides = [math.sqrt(height * width) for height, width in map(Tensor.tolist, self._few(_MEASURED, _extent))]
         return round(median(sides)) if sides else None
+
+    @property
+    def more(self) -> int | None:
+        """:attr:`side`, where the network could see more of the pictures than it does."""
+        return self.side if self._any_size and (self.side or 0) > self.preprocessing.size else None
 
     def _few(self, count: int, prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """What is made of a few training images, evenly spread and at most so many, that can be decoded."""

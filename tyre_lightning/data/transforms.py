@@ -82,7 +82,7 @@ class Preprocessing:
         Args:
             preset: of the backbone.
             data: the config.
-            side: of the pictures, in pixels, see :func:`takes_side`; None: as many as may be wanted.
+            side: of the pictures, in pixels, see :func:`takes_any_size`; None: as many as may be wanted.
         """
         whole = data.eval_crop is EvalCrop.whole
         before = whole and not preset.fixed
@@ -120,9 +120,9 @@ class Preprocessing:
         return self(decode(data, key))
 
 
-def takes_side(preset: Preset, data: DataConfig) -> bool:
-    """Whether the size of what the network sees is for the pictures to say, and neither the config nor the network."""
-    return data.image_size is None and data.eval_crop is EvalCrop.whole and not preset.fixed
+def takes_any_size(preset: Preset, data: DataConfig) -> bool:
+    """Whether the network may see the whole picture in any size."""
+    return data.eval_crop is EvalCrop.whole and not preset.fixed
 
 
 @dataclass(frozen=True)
