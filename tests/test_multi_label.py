@@ -242,6 +242,14 @@ def test_training_predict_and_the_served_model_say_the_same(run: Run, lake: Path
     assert kept.multi_label and kept.spec() == run.model().spec()
 
 
+def test_a_picture_with_two_defects_is_one_image_of_the_recorded_data(run: Run) -> None:
+    client = mlflow.MlflowClient(run.uri)
+    (recorded,) = client.search_runs([client.get_experiment_by_name("tyre-defects").experiment_id])
+    profiles = {part.tags[0].value: json.loads(part.dataset.profile) for part in recorded.inputs.dataset_inputs}
+    assert profiles["test"]["images"] == len(run.scores.keys)
+    assert sum(profiles["test"]["classes"].values()) == len(run.scores.keys) + 4 * PAIRS
+
+
 def test_all_defects_are_listed_and_each_is_measured(run: Run, lake: Path) -> None:
     rows = rows_of(run, lake / "test", "listed.parquet")
     rows = rows[~rows["key"].str.rpartition("/")[2].duplicated()]

@@ -71,7 +71,7 @@ def record_setup(run: Run, cfg: DictConfig, setup: Mapping[str, Any]) -> None:
 def record_data(run: Run, data: TyreDataModule, catalogs: Mapping[str, Catalog]) -> None:
     """Record which images the run saw: their fingerprints as inputs, the list of them as an artifact."""
     for usage, catalog in catalogs.items():
-        run.log_dataset(usage, fingerprint([catalog]), data.store.root, catalog.counts())
+        run.log_dataset(usage, fingerprint([catalog]), data.store.root, len(catalog), catalog.counts())
     with TemporaryDirectory() as folder:
         shown = {usage: data.shown(usage) for usage in catalogs}
         save_catalogs(path := Path(folder, CATALOG), data.store.root, catalogs, shown)

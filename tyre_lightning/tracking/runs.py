@@ -168,15 +168,15 @@ class Run:
         """Describe the run, in Markdown; its experiment too, where nobody has but another run."""
         self.journal.append("note", text=hide_passwords(text))
 
-    def log_dataset(self, usage: str, digest: str, root: str, counts: Mapping[str, int]) -> None:
-        """Record a set of images as an input of the run."""
+    def log_dataset(self, usage: str, digest: str, root: str, images: int, counts: Mapping[str, int]) -> None:
+        """Record a set of images as an input of the run; ``counts`` are of those that show each class."""
         root = hide_passwords(root)
         dataset = {
             "name": f"{root.rstrip('/').rpartition('/')[2]}/{usage}",
             "digest": digest,
             "source_type": "s3" if root.startswith("s3:") else "local",
             "source": json.dumps({"uri": root}),
-            "profile": json.dumps({"images": sum(counts.values()), "classes": counts}),
+            "profile": json.dumps({"images": images, "classes": counts}),
         }
         self.journal.append("dataset", usage=usage, dataset=dataset)
 
