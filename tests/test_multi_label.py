@@ -270,6 +270,18 @@ def test_all_defects_are_listed_and_each_is_measured(run: Run, lake: Path) -> No
     assert {*table["defects"]} == {", ".join(defects) for defects in rows["defects"]}
 
 
+def test_a_picture_that_the_model_shows_is_named_by_all_its_defects(run: Run, lake: Path, tmp_path: Path) -> None:
+    examples = run.model().examples
+    assert examples is not None
+    pictures = listed(str(lake), tmp_path)[1]
+    shows = dict(zip(pictures.keys(), pictures.truth(CLASSES).tolist(), strict=True))
+    for picture in examples.pictures:
+        assert picture.class_name.split(", ") == [
+            name for name, hit in zip(CLASSES, shows[picture.key], strict=True) if hit
+        ]
+    assert {"bulge, crack", "good"} <= {picture.class_name for picture in examples.pictures}
+
+
 def test_a_tyre_has_the_defects_of_all_its_pictures(run: Run, lake: Path, tmp_path: Path) -> None:
     inspector = run.model()
     inspector.group_pattern = r"^(T\d)_"

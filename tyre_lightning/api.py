@@ -30,7 +30,7 @@ from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.data.stream import batched
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
-from tyre_lightning.evaluation.saliency import explain, overlay
+from tyre_lightning.evaluation.overlays import explained
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 from tyre_lightning.names import one_form
@@ -102,15 +102,18 @@ class Model:
     def explain(self, picture: Picture) -> Image.Image:
         """A picture with what the model looked at: tinted, and with an outline round what counted most.
 
+        Below are the training pictures that look most alike to the model, where it carries some.
+
         Raises:
             UserError: it cannot be read, or is none.
         """
         image = _pixels(_bytes(picture) if isinstance(picture, str | Path) else picture, str(picture)[:200])
         if isinstance(image, UnreadableImage):
             raise image
-        preprocessing = self.inspector.preprocessing
-        (heat,) = explain(self.inspector, [preprocessing(image)])
-        return overlay(image, heat, preprocessing)
+        views = [self.inspector.preprocessing(image)]
+        nearest = self.inspector.nearest(self.inspector.look(views).features)
+        (drawn,) = explained(self.inspector, views, [image], nearest)
+        return drawn
 
     def _look(self, pictures: Sequence[Picture]) -> Iterator[dict[str, Any]]:
         """Rows in order; pictures in memory go through the network a few at a time, and so do those of an address."""

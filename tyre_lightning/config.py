@@ -326,7 +326,7 @@ class PredictConfig:
     model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
     input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
     output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
-    explain: bool = False  # also draw, beside the output, where on each image the model saw a defect
+    explain: bool = False  # also draw where on each image the model saw a defect, and what looks most alike in training
     batch_size: int = 32  # images at a time
     accelerator: str = "auto"  # auto, cpu or gpu
     tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's

@@ -31,10 +31,10 @@ from tyre_lightning.config import (
 )
 from tyre_lightning.data.stream import batched
 from tyre_lightning.decision.operating_point import OperatingPoint
-from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.answer import novelty_terms
 from tyre_lightning.evaluation.ledger import Ledger
-from tyre_lightning.evaluation.overlays import OVERLAY, overlay_folder, write_overlays
+from tyre_lightning.evaluation.overlays import NEAREST, OVERLAY, overlay_folder, write_overlays
 from tyre_lightning.evaluation.predictions import Writer, open_writer, tyre_columns
 from tyre_lightning.evaluation.saliency import check_explainable
 from tyre_lightning.evaluation.scoring import Image, Seen, look_at
@@ -132,7 +132,7 @@ def predict(cfg: DictConfig) -> Summary:
     summary = Summary(config.output)
     overlays = overlay_folder(config.output) if config.explain else None
     said = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
-    columns = ["key", *said, *([OVERLAY] if config.explain else [])]
+    columns = ["key", *said, *([OVERLAY, NEAREST] if config.explain else [])]
     with open_writer(config.output, columns) as writer, progress_bar() as progress:
         task = progress.add_task("predicting", total=total)
         batches = predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays)
@@ -231,14 +231,16 @@ def predict_batches(
 ) -> Iterator[Rows]:
     """Rows (``key`` and :func:`answer_columns`) of entries, a batch at a time; verdicts on tyres come later.
 
-    With ``overlays``, a folder, each readable image is drawn there too, with what the model looked at, and its row has
-    the path as ``overlay``. While the network works on one batch, the next is fetched and decoded.
+    With ``overlays``, a folder, each readable image is drawn there too, with what the model looked at. Its row has the
+    path as ``overlay`` and, as ``nearest``, the keys of the training pictures that look most alike to the network.
+
+    While that works on one batch, the next is fetched and decoded.
     """
     reader = Reader(store, None, Changed.reread)
     for seen in look_at([inspector], reader, entries, batch_size, pictures=overlays is not None):
         rows = _rows(inspector, seen)
         if overlays is not None:
-            _draw(overlays, inspector, rows, seen.images)
+            _draw(overlays, inspector, rows, seen)
         yield rows
 
 
@@ -332,16 +334,15 @@ def _rows(inspector: Inspector, seen: Seen) -> Rows:
     return rows
 
 
-def _draw(folder: Path, inspector: Inspector, rows: Rows, images: Sequence[Image | UnreadableImage]) -> None:
-    """Write the overlays of readable images, and their paths into the rows."""
-    seen = [
-        (row, image.view, image.picture)
-        for row, image in zip(rows, images, strict=True)
-        if isinstance(image, Image) and image.picture is not None
-    ]
-    keys, views, pictures = [row["key"] for row, *_ in seen], [view for _, view, _ in seen], [one for *_, one in seen]
-    for (row, *_), path in zip(seen, write_overlays(folder, inspector, keys, views, pictures), strict=True):
-        row[OVERLAY] = path
+def _draw(folder: Path, inspector: Inspector, rows: Rows, seen: Seen) -> None:
+    """Write the overlays of readable images, and their paths and what looks most alike into the rows."""
+    shown = [(row, image) for row, image in zip(rows, seen.images, strict=True) if isinstance(image, Image)]
+    keys, views = [row["key"] for row, _ in shown], [image.view for _, image in shown]
+    pictures = [image.picture for _, image in shown if image.picture is not None]
+    nearest = inspector.nearest(seen.look.features)
+    paths = write_overlays(folder, inspector, keys, views, pictures, nearest)
+    for (row, _), path, examples in zip(shown, paths, nearest, strict=True):
+        row |= {OVERLAY: path, NEAREST: [example.key for example in examples]}
 
 
 def _device(config: PredictConfig) -> torch.device:

@@ -37,7 +37,7 @@ from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
-from tyre_lightning.model.classifier import FORMAT, MADE_AS, REFERENCE, TyreClassifier
+from tyre_lightning.model.classifier import EXAMPLES, FORMAT, MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.imbalance import adjustment
 from tyre_lightning.model.inspector import Inspector
@@ -137,7 +137,7 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         fit(trainer, model, data, resume)
         best = best_checkpoint(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
-        inspector.reference, learnt = learn_good_tyres(inspector, data, config.trainer)
+        inspector.reference, learnt, inspector.examples = learn_good_tyres(inspector, data, config.trainer)
         scores = score(inspector, data, config.trainer)
         record_scores(run, inspector, scores, folder / SCORES)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
@@ -364,5 +364,5 @@ def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
     kept = model_alone(content) if checkpoint.name == BEST else content
     judged: dict[str, Any] = {JUDGEMENT: inspector.judgement()}
     if inspector.reference is not None:  # older versions would leave it out, and accept what this one does not
-        judged |= {MADE_AS: FORMAT, REFERENCE: inspector.reference_tensors()}
+        judged |= {MADE_AS: FORMAT, REFERENCE: inspector.reference_tensors(), EXAMPLES: inspector.example_tensors()}
     save_whole({**kept, **judged}, checkpoint)

@@ -1,8 +1,9 @@
-"""What the good tyres of training look like to a trained network, and how far each of them is from that."""
+"""What the good tyres of training look like to a trained network, how far each is from that, and some pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.tyres import Shown
+from tyre_lightning.model.examples import MOST, Example, Examples, thumbnail
 from tyre_lightning.model.inspector import Inspector
 
 LEARNT = 4000  # images of the training set, drawn at random where it has more
@@ -22,13 +24,14 @@ _BATCH = 32  # images in memory at one time
 
 
 class Likeness(NamedTuple):
-    """What good tyres look like, and how far each of training is from the others, shape (T,)."""
+    """What good tyres look like, how far each of training is from the others, shape (T,), and pictures to show."""
 
     reference: Reference | None
     distances: NDArray[np.float64]
+    examples: Examples | None
 
 
-UNKNOWN = Likeness(None, NOBODY)
+UNKNOWN = Likeness(None, NOBODY, None)
 
 
 def draw(catalog: Catalog, count: int, seed: int) -> Catalog:
@@ -45,7 +48,7 @@ def learn_reference(
     advance: Callable[[int], None] = lambda images: None,
     devices: Sequence[torch.device] = (),
 ) -> Likeness:
-    """See :meth:`Reference.fit` and :func:`left_out`; what cannot be read is left out.
+    """See :meth:`Reference.fit`, :func:`left_out` and :meth:`Examples.of`; what cannot be read is left out.
 
     Args:
         inspector: the model.
@@ -60,10 +63,16 @@ def learn_reference(
     """
     known = {name: index for index, name in enumerate(inspector.classes)}
     label = dict(zip(catalog.keys(), catalog.codes(known).tolist(), strict=True))
+    chosen = np.random.default_rng(0).permutation(len(catalog))[:MOST]
+    small = {catalog.key(index): b"" for index in chosen}
     features, keys = [], []
     for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH):
-        pairs = zip(seen.entries, seen.images, strict=True)
-        keys += [entry.key for entry, image in pairs if not isinstance(image, UnreadableImage)]
+        for entry, image in zip(seen.entries, seen.images, strict=True):
+            if isinstance(image, UnreadableImage):
+                continue
+            keys.append(entry.key)
+            if entry.key in small:
+                small[entry.key] = thumbnail(image.view)
         if len(seen.look.features):
             features.append(seen.look.features)
         advance(len(seen.entries))
@@ -71,4 +80,12 @@ def learn_reference(
         return UNKNOWN
     good = inspector.classes.index(str(inspector.good_class))
     every, labels = np.concatenate(features), np.array([label[key] for key in keys], np.int64)
-    return Likeness(Reference.fit(every, labels, good), left_out(every, labels, good, shown.names(keys)[1]))
+    reference = Reference.fit(every, labels, good)
+    distances = left_out(every, labels, good, shown.names(keys)[1])
+    if reference is None:
+        return Likeness(None, distances, None)
+    named = [", ".join(compress(inspector.classes, row)) for row in catalog.truth(inspector.classes)]
+    shows, place = dict(zip(catalog.keys(), named, strict=True)), {key: index for index, key in enumerate(keys)}
+    pictures = [Example(key, shows[key], copy) for key, copy in small.items() if copy]
+    examples = Examples.of(pictures, every[[place[picture.key] for picture in pictures]], reference)
+    return Likeness(reference, distances, examples)

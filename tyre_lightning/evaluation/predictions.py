@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.overlays import NEAREST
 from tyre_lightning.files import whole
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector
 from tyre_lightning.names import csv_cell
@@ -31,7 +32,7 @@ class Writer(Protocol):
         """Finish the file's content."""
 
 
-_KINDS = {DEFECTS: pa.list_(pa.string()), NOVELTY: pa.float64()}
+_KINDS = {DEFECTS: pa.list_(pa.string()), NEAREST: pa.list_(pa.string()), NOVELTY: pa.float64()}
 
 
 class _Parquet:
@@ -96,7 +97,7 @@ def tyre_columns(inspector: Inspector) -> list[str]:
 def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
     """A writer of rows with these columns: numbers where they begin with ``p_``, counts with ``n_``, else text.
 
-    ``defects`` are a list of texts; in csv one text, with commas.
+    ``defects`` and ``nearest`` are lists of texts; in csv one text, with commas.
 
     The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
 

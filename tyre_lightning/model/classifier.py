@@ -25,6 +25,7 @@ from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
 REFERENCE = "novelty"  # a checkpoint's keys
+EXAMPLES = "examples"
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
@@ -94,6 +95,7 @@ class TyreClassifier(L.LightningModule):
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
         self.reference: dict[str, Tensor] = {}  # likewise: what good tyres look like to it
+        self.examples: dict[str, Tensor] = {}  # likewise: training pictures to show
         self._own_loss: Spec = {}
         self._own_optimizer: Spec = {}
         self._criterion: Loss | None = None
@@ -125,6 +127,7 @@ class TyreClassifier(L.LightningModule):
             raise UserError(f"the checkpoint has format {made}, and this version knows up to {FORMAT}: update")
         self.judgement = checkpoint.get(JUDGEMENT, {})
         self.reference = checkpoint.get(REFERENCE, {})
+        self.examples = checkpoint.get(EXAMPLES, {})
         progress = checkpoint.get(PROGRESS, {})
         self._loss = progress.get("loss", 0.0), progress.get("images", 0)
         self._unreadable["train"] = progress.get("unreadable", 0)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +32,7 @@ from tyre_lightning.errors import Unwritable, UserError, first_line
 from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.engine import Engine
+from tyre_lightning.model.examples import Example, Examples
 from tyre_lightning.names import one_form
 
 if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
@@ -43,12 +44,12 @@ DEFECTS = "defects"  # the column that lists them, of a model of several
 FORMAT = 3  # of what is saved; in format 1, which has no number, promises were made picture by picture
 _PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
 NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
+EXAMPLES = "examples"  # what a file says of them begins with that
 UNLIKE = "it is unlike the good tyres of training"
 
 log = logging.getLogger(__name__)
 
 _PRECISION = threading.Lock()
-_PARTS = tuple(item.name for item in fields(Reference))
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Inspector:
             every picture is judged by itself.
         multi_label: whether a picture may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
         reference: what good tyres look like to the network; None: it tells no novelty.
+        examples: training pictures that it can show beside a new one; None: it has none.
     """
 
     network: Network
@@ -118,6 +120,7 @@ class Inspector:
     group_pattern: str | None = None
     multi_label: bool = False
     reference: Reference | None = None
+    examples: Examples | None = None
 
     def __post_init__(self) -> None:
         """Spell classes as catalogs do, also those of models that older versions made."""
@@ -131,8 +134,9 @@ class Inspector:
         network, classes = classifier.network.eval(), list(options["classes"])
         judgement = _judgement(classifier.judgement, f"this checkpoint of {options['name']}")
         about = options["name"], classes, classifier.preprocessing, options["good_class"]
-        reference = _reference(classifier.reference)
-        return cls(network, *about, *judgement, multi_label=options["multi_label"], reference=reference)
+        reference, examples = _reference(classifier.reference), _examples(classifier.examples)
+        several = options["multi_label"]
+        return cls(network, *about, *judgement, multi_label=several, reference=reference, examples=examples)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Inspector:
@@ -172,8 +176,7 @@ class Inspector:
                 )
             judgement = _judgement(spec.get(JUDGEMENT, {}), f"the model in {folder}")
             state = load_file(Path(folder, WEIGHTS_FILE))
-            named = {name: f"{NOVELTY}.{name}" for name in _PARTS}
-            reference = _reference({name: state.pop(key) for name, key in named.items() if key in state})
+            reference, examples = _reference(_taken(state, NOVELTY)), _examples(_taken(state, EXAMPLES))
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
         network = Network(
@@ -183,7 +186,7 @@ class Inspector:
         network.load_state_dict(state)
         about = spec["backbone"], spec["classes"], preprocessing, spec["good_class"]
         several = spec.get("multi_label", False)
-        return cls(network.eval(), *about, *judgement, multi_label=several, reference=reference)
+        return cls(network.eval(), *about, *judgement, multi_label=several, reference=reference, examples=examples)
 
     def save(self, folder: str | Path) -> None:
         """Write the inspector as a folder of safetensors and JSON.
@@ -196,7 +199,8 @@ class Inspector:
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        state |= {f"{NOVELTY}.{name}": part for name, part in self.reference_tensors().items()}
+        for prefix, tensors in ((NOVELTY, self.reference_tensors()), (EXAMPLES, self.example_tensors())):
+            state |= {f"{prefix}.{name}": part for name, part in tensors.items()}
         try:
             save_file(state, Path(folder, WEIGHTS_FILE))
         except SafetensorError as error:  # the one that it has for a full disk
@@ -227,8 +231,11 @@ class Inspector:
 
     def reference_tensors(self) -> dict[str, Tensor]:
         """What good tyres look like, by name; nothing where the model does not know."""
-        arrays = {} if self.reference is None else self.reference.arrays()
-        return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in arrays.items()}
+        return {} if self.reference is None else _tensors(self.reference.arrays())
+
+    def example_tensors(self) -> dict[str, Tensor]:
+        """The training pictures that it can show, by name; nothing where it has none."""
+        return {} if self.examples is None else _tensors(self.examples.arrays())
 
     @property
     def _format(self) -> int:
@@ -281,6 +288,16 @@ class Inspector:
             features: [N, D], as :meth:`look` gives them.
         """
         return np.full(len(features), np.nan) if self.reference is None else self.reference.distances(features)
+
+    def nearest(self, features: NDArray[np.float32]) -> list[list[Example]]:
+        """The training pictures that look most alike to the network, nearest first, of each image; none if it has none.
+
+        Args:
+            features: [N, D], as :meth:`look` gives them.
+        """
+        if self.reference is None or self.examples is None:
+            return [[] for _ in features]
+        return self.examples.nearest(features, self.reference)
 
     @torch.inference_mode()
     def look(self, images: Sequence[Tensor]) -> Look:
@@ -429,6 +446,21 @@ def answer_columns(probabilities: Sequence[str], *, multi_label: bool = False) -
 def _reference(tensors: Mapping[str, Tensor]) -> Reference | None:
     """The inverse of :meth:`Inspector.reference_tensors`."""
     return Reference(**{name: part.numpy() for name, part in tensors.items()}) if tensors else None
+
+
+def _examples(tensors: Mapping[str, Tensor]) -> Examples | None:
+    """The inverse of :meth:`Inspector.example_tensors`."""
+    return Examples.from_arrays({name: part.numpy() for name, part in tensors.items()}) if tensors else None
+
+
+def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(part, order="C")) for name, part in arrays.items()}
+
+
+def _taken(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What a file has under a prefix, by the rest of its names; the state has it no more."""
+    named = {key: key.removeprefix(f"{prefix}.") for key in state if key.startswith(f"{prefix}.")}
+    return {name: state.pop(key) for key, name in named.items()}
 
 
 def _judgement(values: dict[str, Any], name: str) -> tuple[Calibration | None, OperatingPoint | None, str | None]:
