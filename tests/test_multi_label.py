@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -243,7 +244,7 @@ def test_training_predict_and_the_served_model_say_the_same(run: Run, lake: Path
 
 
 def test_a_picture_with_two_defects_is_one_image_of_the_recorded_data(run: Run) -> None:
-    client = mlflow.MlflowClient(run.uri)
+    client: Any = mlflow.MlflowClient(run.uri)
     (recorded,) = client.search_runs([client.get_experiment_by_name("tyre-defects").experiment_id])
     profiles = {part.tags[0].value: json.loads(part.dataset.profile) for part in recorded.inputs.dataset_inputs}
     assert profiles["test"]["images"] == len(run.scores.keys)

@@ -37,8 +37,9 @@ from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
-from tyre_lightning.model.classifier import EXAMPLES, FORMAT, MADE_AS, REFERENCE, TyreClassifier
+from tyre_lightning.model.classifier import FORMAT, MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
+from tyre_lightning.model.examples import EXAMPLES
 from tyre_lightning.model.imbalance import adjustment
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights

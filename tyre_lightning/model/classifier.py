@@ -21,15 +21,15 @@ from tyre_lightning.decision.operating_point import JUDGEMENT
 from tyre_lightning.errors import Diverged, UserError
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
+from tyre_lightning.model.examples import EXAMPLES
 from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
 REFERENCE = "novelty"  # a checkpoint's keys
-EXAMPLES = "examples"
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
-FORMAT = 3  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
+FORMAT = 4  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
 _SINGLE = 2  # of one whose images show one class each, which older versions read too
 
 log = logging.getLogger(__name__)

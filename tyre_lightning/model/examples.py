@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.decision.novelty import Floats32, Reference
 
+EXAMPLES = "examples"  # what a file says of them is under that name
 MOST = 1000  # pictures in a model
 LARGEST = 4_900_000  # bytes, with the reference: in a file with its own table they stay under 5 MB
 SIDE = 96  # pixels of a small copy

@@ -32,7 +32,7 @@ from tyre_lightning.errors import Unwritable, UserError, first_line
 from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.engine import Engine
-from tyre_lightning.model.examples import Example, Examples
+from tyre_lightning.model.examples import EXAMPLES, Example, Examples
 from tyre_lightning.names import one_form
 
 if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
@@ -41,10 +41,9 @@ if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
 DEFECTS = "defects"  # the column that lists them, of a model of several
-FORMAT = 3  # of what is saved; in format 1, which has no number, promises were made picture by picture
+FORMAT = 4  # of what is saved; in format 1, which has no number, promises were made picture by picture
 _PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
 NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
-EXAMPLES = "examples"  # what a file says of them begins with that
 UNLIKE = "it is unlike the good tyres of training"
 
 log = logging.getLogger(__name__)
