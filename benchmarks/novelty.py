@@ -30,6 +30,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import tyre_lightning as tl
 from tyre_lightning.demo.drawing import write_lake
+from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
 from tyre_lightning.lake.listing import is_image, read_catalog
 from tyre_lightning.lake.splits import split_fold
 from tyre_lightning.lake.store import FolderStore
@@ -135,10 +136,20 @@ def run(lake: Path, fold: int, without: str, far: dict[str, Path], keep: Path | 
         held = {name: table for name, table in tables.items() if name not in far}
         if keep is not None:
             pd.concat(held).to_parquet(keep / f"{without}-{fold}.parquet")
+            show_escapes(pd.concat(held), Path(scratch, "held")).save(keep / f"{without}-{fold}.png")
         spoilt = spoil(model, Path(scratch, "held")) if without == NOBODY else {}
         point = model.inspector.point
         rate = None if point is None else point.novel_rate
         return Result(fold, without, rate, counts, measure(held, model.inspector.classes), spoilt)
+
+
+def show_escapes(rows: pd.DataFrame, held: Path) -> Image.Image:
+    """The defective held-out pictures that were accepted, the surest first."""
+    rows = rows.assign(true=rows.index.get_level_values(0))
+    rows = rows[(rows["true"] != shared.GOOD) & (rows["decision"] == "accept")].sort_values(f"p_{shared.GOOD}")[::-1]
+    titles = [f"{row.true}\nP(good) {row[f'p_{shared.GOOD}']:.2f}" for _, row in rows.iterrows()]
+    tiles = thumbnails(FolderStore(str(held)), [f"{held.name}/{key}" for key in rows["key"]])
+    return contact_sheet([*tiles], titles, f"{len(rows)} accepted of {held.name}")
 
 
 def measure(held: dict[str, pd.DataFrame], classes: list[str]) -> dict[str, float]:
