@@ -26,6 +26,8 @@ MISTAKES = {
     "promote": ("gate.margin=0", "gate.margin=0.0 must be between 0 and 1"),
     "export": ("output=x.onnx", "model is not set: give model=models:/NAME/VERSION"),
     "resend": ("folder=none", "there is no folder none: give folder=... of a run"),
+    "select": ("budget=0", "predictions is not set: give predictions=... of the file that predict.py wrote"),
+    "rates": ("confidence=1", "confidence=1.0 must be between 0 and 1"),
 }
 
 

@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 Numbers = Ints | Floats
 
 # Shares of the largest stake that leaves some capital. The capital is spread over them: the best depends on the truth.
-_STAKES = 0.1 * 0.5 ** np.arange(7)
+STAKES: Floats = 0.1 * np.power(0.5, np.arange(7.0))
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,12 @@ def alarm_level(windows: Sequence[Audit], rate: float) -> Floats:
     return np.asarray(np.minimum(1, 1 / np.maximum.accumulate(capital, -1)))
 
 
-def log_growth(audit: Audit, rate: float) -> Floats:
-    """The logarithm of what a window multiplies the capital by, for each stake; shape [..., stakes]."""
+def log_growth(audit: Audit, rate: float, stakes: Floats = STAKES) -> Floats:
+    """The logarithm of what a window multiplies the capital by, for each of some stakes; shape [..., stakes]."""
     asked = audit.drawn > 0
     share = np.where(asked, audit.drawn / np.maximum(audit.total, 1), 1.0)
     most = np.min(share[~audit.accepted], initial=1.0) / rate
-    stakes = (most * _STAKES)[:, None]
-    factors = np.log1p(stakes * (audit.accepted - rate) / share)  # [stakes, H]
+    factors = np.log1p(most * stakes[:, None] * (audit.accepted - rate) / share)  # [stakes, H]
     refused = np.where(asked, audit.defective + audit.untold, audit.total)  # what nobody has seen may be defective
     return np.asarray(np.where(audit.accepted, audit.defective, refused) @ factors.T)
 
