@@ -180,6 +180,15 @@ def test_what_could_not_be_read_waits_for_a_person(tmp_path: Path) -> None:
     assert queue.pictures.set_index("tyre").loc["x.png", "why"] == REVIEWED
 
 
+@pytest.mark.parametrize("key", ["=1+1.png", "'=1.png", "'x.png", "-5.png", "007", "NA"])
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_predictions_come_back_as_they_were(key: str, ending: str, tmp_path: Path) -> None:
+    """In a csv too, where what a spreadsheet would compute is written otherwise."""
+    given = [{**rows(1)[0], "key": key, "tyre": key}, rows(2)[1]]
+    table = read_predictions(write(tmp_path / f"p{ending}", given))
+    assert table.to_dict("records") == given
+
+
 def test_few_accepted_tyres_are_not_divided(tmp_path: Path) -> None:
     queue = choose(write(tmp_path / "p.csv", rows(60)), tmp_path / "q.parquet", budget=20)
     assert {*queue.strata} <= {"review", "accepted", "rejected"}

@@ -145,7 +145,8 @@ def read_predictions(path: str) -> DataFrame:
         raise UserError(f"{path} has no column {lacks}: give what predict.py writes, with a row for each picture")
     if kind == ".csv":
         table = table.map(plain_cell)
-    return table.astype(object).where(table.notna(), None)
+    texts = [name for name in table.columns if name != NOVELTY and name[:2] not in ("p_", "n_")]
+    return table.assign(**{name: table[name].astype(object).where(table[name].notna(), None) for name in texts})
 
 
 def _read_jsonl(path: str) -> DataFrame:
