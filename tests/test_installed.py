@@ -104,7 +104,7 @@ def test_the_wheel_says_what_it_is(installed: Installed) -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_works_from_another_folder(verb: str, installed: Installed, tmp_path: Path) -> None:
     shown = installed.tyre(tmp_path, verb, "--cfg", "job")
-    assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (verb == "audit")
+    assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (verb in ("audit", "select"))
     override, message = MISTAKES[verb]
     failed = installed.tyre(tmp_path, verb, override)
     assert failed.returncode == COMMANDS[verb].failure

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from tests.mlflow_server import lay_database
 from tyre_lightning.commands import BROKEN_PROMISE, _rates
-from tyre_lightning.config import RatesConfig, SelectConfig
+from tyre_lightning.config import RatesConfig, SelectConfig, to_select_config
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import open_writer, read_predictions
 from tyre_lightning.line.answers import DEFECTIVE, DISAGREED, GOOD, NEITHER, UNTOLD, read_answers
@@ -222,6 +222,26 @@ def test_mistakes_are_one_sentence(predictions: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             choose(source, output, **options)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictions": None}, "predictions is not set"),
+        ({"output": "queue.csv"}, r"output=queue\.csv must end in \.parquet"),
+        ({"output": "s3://b/q.parquet"}, "is an address, and must be a place on this machine"),
+        (
+            {"model": "models:/tyres@champion"},
+            "is an alias, which moves on to other versions: give models:/NAME/VERSION",
+        ),
+        ({"budget": 0}, "budget=0 must be at least 1"),
+        ({"width": 1.0}, r"width=1\.0 must be between 0 and 1"),
+        ({"seed": -1}, "seed=-1 must be 0 or more"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        to_select_config(OmegaConf.structured(SelectConfig(**{"predictions": "p.csv", **options})))
 
 
 def say(folder: Path, *answers: tuple[str, str, Any], name: str = "a") -> None:

@@ -570,6 +570,10 @@ def to_select_config(cfg: Any) -> SelectConfig:
     _check_place("output", config.output)
     if not config.output.endswith(".parquet"):
         raise UserError(f"output={config.output} must end in .parquet")
+    if config.model is not None and config.model.startswith("models:/") and "@" in config.model:
+        raise UserError(
+            f"model={config.model} is an alias, which moves on to other versions: give models:/NAME/VERSION"
+        )
     _require("budget", config.budget, config.budget >= 1, "at least 1")
     for name in ("max_escape_rate", "confidence", "width"):
         _require(name, getattr(config, name), 0 < getattr(config, name) < 1, "between 0 and 1")
