@@ -106,8 +106,8 @@ def alarm_level(windows: Sequence[Audit], rate: float) -> Floats:
         rate: the promised escape rate.
     """
     growth = np.stack([log_growth(window, rate) for window in windows], -2)  # [..., W, stakes]
-    capital = np.exp(growth.cumsum(-2)).mean(-1)
-    return np.asarray(np.minimum(1, 1 / np.maximum.accumulate(capital, -1)))
+    log_capital = np.logaddexp.reduce(growth.cumsum(-2), -1) - np.log(growth.shape[-1])
+    return np.asarray(np.exp(-np.maximum(0, np.maximum.accumulate(log_capital, -1))))
 
 
 def log_growth(audit: Audit, rate: float, stakes: Floats = STAKES) -> Floats:
