@@ -130,6 +130,8 @@ MISTAKES = {
     "promote": (("model=null",), "model is not set"),
     "export": (("model=none.ckpt",), "model=none.ckpt is neither"),
     "resend": (("folder=none",), "there is no folder none"),
+    "select": ((), "predictions is not set"),
+    "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
 }
 
 

@@ -200,8 +200,10 @@ COMMANDS = {
     "promote": ["-m", "tyre_lightning.promote", "gate.margin=2"],
     "export": ["-m", "tyre_lightning.export", "model=null"],
     "resend": ["-m", "tyre_lightning.resend", "folder=none"],
+    "select": ["-m", "tyre_lightning.select", "budget=0"],
+    "rates": ["-m", "tyre_lightning.rates", "confidence=1"],
 }
-LEAVE_NOTHING = ("export", "resend")
+LEAVE_NOTHING = ("export", "resend", "select", "rates")
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -30,13 +30,17 @@ from tyre_lightning.config import (
     ExportConfig,
     PredictConfig,
     PromoteConfig,
+    RatesConfig,
     ResendConfig,
+    SelectConfig,
     TrainConfig,
     to_audit_config,
     to_export_config,
     to_predict_config,
     to_promote_config,
+    to_rates_config,
     to_resend_config,
+    to_select_config,
     to_train_config,
     unknown_key,
 )
@@ -54,6 +58,8 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     PromoteConfig: to_promote_config,
     ExportConfig: to_export_config,
     ResendConfig: to_resend_config,
+    SelectConfig: to_select_config,
+    RatesConfig: to_rates_config,
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders

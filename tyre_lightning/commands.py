@@ -23,6 +23,7 @@ from tyre_lightning.usage import Usage
 
 SOME_UNREADABLE = 3
 UNUSABLE, NOT_PROMOTED = 2, 4
+BROKEN_PROMISE = 5
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,26 @@ def _resend(cfg: DictConfig) -> None:
         sys.exit(USER_ERROR)
 
 
+def _select(cfg: DictConfig) -> None:
+    with loading():
+        from tyre_lightning.line.select import select
+        from tyre_lightning.progress import say
+
+    _, lines = select(cfg)
+    say("\n".join(lines))
+
+
+def _rates(cfg: DictConfig) -> None:
+    with loading():
+        from tyre_lightning.line.rates import measure
+        from tyre_lightning.progress import say
+
+    found = measure(cfg)
+    say("\n".join(found.lines()))
+    if found.broken:
+        sys.exit(BROKEN_PROMISE)
+
+
 COMMANDS = {
     "train": Command(
         _train,
@@ -184,5 +205,19 @@ COMMANDS = {
     "resend": Command(
         _resend,
         Usage("send what runs could not send to MLflow when its server was away", ("resend folder=outputs",)),
+    ),
+    "select": Command(
+        _select,
+        Usage(
+            "draw from a window's predictions the tyres that a person should see",
+            ("select predictions=predictions.parquet budget=300 output=queue.parquet",),
+        ),
+    ),
+    "rates": Command(
+        _rates,
+        Usage(
+            "say from people's answers whether the line keeps its promise",
+            ("rates queue=queue.parquet answers=answers", "rates queue='queues/*.parquet' answers=answers"),
+        ),
     ),
 }

@@ -377,6 +377,33 @@ class PromoteConfig:
     s3: S3Config = field(default_factory=S3Config)
 
 
+@dataclass
+class SelectConfig:
+    """``python -m tyre_lightning.select``."""
+
+    predictions: str | None = None  # what predict.py wrote of a window of the line, such as a week
+    output: str = "queue.parquet"  # the tyres that a person should see
+    budget: int = 300  # tyres
+    model: str | None = None  # whose predictions they are: windows of one model are counted together
+    good_class: str | None = None  # null: a class named good, ok, non_defective, ...
+    max_escape_rate: float = 0.05  # what is promised
+    confidence: float = 0.95  # of the intervals
+    width: float = 0.05  # of an interval of the escape rate: says how many tyres it takes
+    seed: int = 0  # of the draws
+
+
+@dataclass
+class RatesConfig:
+    """``python -m tyre_lightning.rates``."""
+
+    queue: str = "queue.parquet"  # what tyre select wrote: a file, or a glob of many windows
+    answers: str = "answers"  # the folder of what people said
+    max_escape_rate: float | None = None  # what is promised; null: as the queue says
+    confidence: float = 0.95  # of the intervals
+    experiment: str = "tyre-line"  # where MLflow has a row for each window
+    tracking_uri: str | None = DEFAULT_TRACKING_URI  # a server's address, or a database's; null: no row is written
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "audit": AuditConfig,
@@ -384,6 +411,8 @@ SCHEMAS: dict[str, type] = {
     "promote": PromoteConfig,
     "export": ExportConfig,
     "resend": ResendConfig,
+    "select": SelectConfig,
+    "rates": RatesConfig,
 }
 
 
@@ -529,6 +558,37 @@ def to_resend_config(cfg: Any) -> ResendConfig:
     assert isinstance(config, ResendConfig)
     if not os.path.isdir(config.folder):
         raise UserError(f"there is no folder {config.folder}: give folder=... of a run, or of many")
+    return config
+
+
+def to_select_config(cfg: Any) -> SelectConfig:
+    """Like :func:`to_train_config`, for the choice of tyres that a person should see."""
+    config = _typed(cfg)
+    assert isinstance(config, SelectConfig)
+    if not config.predictions:
+        raise UserError("predictions is not set: give predictions=... of the file that predict.py wrote")
+    _check_place("output", config.output)
+    if not config.output.endswith(".parquet"):
+        raise UserError(f"output={config.output} must end in .parquet")
+    if config.model is not None and config.model.startswith("models:/") and "@" in config.model:
+        raise UserError(
+            f"model={config.model} is an alias, which moves on to other versions: give models:/NAME/VERSION"
+        )
+    _require("budget", config.budget, config.budget >= 1, "at least 1")
+    for name in ("max_escape_rate", "confidence", "width"):
+        _require(name, getattr(config, name), 0 < getattr(config, name) < 1, "between 0 and 1")
+    _require("seed", config.seed, config.seed >= 0, "0 or more")
+    return config
+
+
+def to_rates_config(cfg: Any) -> RatesConfig:
+    """Like :func:`to_train_config`, for the line's escape and overkill rates."""
+    config = _typed(cfg)
+    assert isinstance(config, RatesConfig)
+    for name in ("max_escape_rate", "confidence"):
+        value = getattr(config, name)
+        _require(name, value, value is None or 0 < value < 1, "between 0 and 1")
+    _check_name("experiment", config.experiment, experiment_fault)
     return config
 
 

@@ -53,6 +53,12 @@ def csv_cell(value: T) -> T | str:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
+def plain_cell(value: T) -> T | str:
+    """The inverse of :func:`csv_cell`."""
+    marked = isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value[1:])
+    return value[1:] if isinstance(value, str) and marked else value
+
+
 def csv_text(table: DataFrame) -> str:
     """A table as the text of a CSV file, by :func:`csv_cell`, without its index."""
     text: str = (

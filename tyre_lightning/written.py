@@ -113,7 +113,8 @@ class FileConfigSource(HydrasOwn):
 
 def _check_place(path: Path, group: str, header: Mapping[str, str | None]) -> None:
     """Refuse a file whose values would go to a node that no config has, called as its folder is."""
-    nodes = {"hydra"}.union(*({item.name for item in fields(schema)} for schema in _schemas()))
+    known = [item for schema in _schemas() for item in fields(schema)]
+    nodes = {"hydra"} | {item.name for item in known if callable(item.default_factory)}  # a plain value is no node
     if group and group.partition("/")[0] not in nodes and header.get("package") is None:
         raise UserError(
             f"{path} lacks the line '# @package _global_': write it as the first, so that the file's data.root is "

@@ -1,4 +1,4 @@
-"""The predictions file: parquet, csv or jsonl, written a batch at a time."""
+"""The predictions file: parquet, csv or jsonl, written a batch at a time; and how it is read."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.overlays import NEAREST
 from tyre_lightning.files import whole
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector
-from tyre_lightning.names import csv_cell
+from tyre_lightning.names import csv_cell, plain_cell
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Row = Mapping[str, Any]
 
@@ -33,6 +37,7 @@ class Writer(Protocol):
 
 
 _KINDS = {DEFECTS: pa.list_(pa.string()), NEAREST: pa.list_(pa.string()), NOVELTY: pa.float64()}
+_TEXTS = dict.fromkeys(("key", "tyre", "class", "decision", "picture_decision", "reason", "error"), "object")
 
 
 class _Parquet:
@@ -111,3 +116,43 @@ def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
         writer = kind(file, columns)
         yield writer
         writer.close()
+
+
+def read_predictions(path: str) -> DataFrame:
+    """A predictions file as a table, a row a picture; texts of a csv as they were before they were made safe there.
+
+    Raises:
+        UserError: the file is not there, cannot be read, or has no ``key``, ``decision`` or probabilities.
+    """
+    import pandas as pd
+
+    readers = {
+        ".parquet": pd.read_parquet,
+        ".csv": partial(pd.read_csv, keep_default_na=False, na_values=[""], dtype=_TEXTS),
+        ".jsonl": _read_jsonl,
+    }
+    kind = Path(path).suffix.lower()
+    if kind not in readers:
+        raise UserError(f"{path} must end in one of {', '.join(readers)}, as predict.py writes them")
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}: give what predict.py wrote")
+    try:
+        table = readers[kind](path)
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:  # pandas' parsers raise ValueErrors
+        raise UserError(f"{path} cannot be read as predictions: {first_line(error)}") from error
+    missing = {"key", "tyre", "decision", "error", NOVELTY} - {*table.columns}
+    if missing or not any(name.startswith("p_") for name in table.columns):
+        lacks = ", ".join(sorted(missing)) or "p_CLASS"
+        raise UserError(f"{path} has no column {lacks}: give what predict.py writes, with a row for each picture")
+    if kind == ".csv":
+        table = table.map(plain_cell)
+    texts = [name for name in table.columns if name != NOVELTY and name[:2] not in ("p_", "n_")]
+    return table.assign(**{name: table[name].astype(object).where(table[name].notna(), None) for name in texts})
+
+
+def _read_jsonl(path: str) -> DataFrame:
+    """By Python's reader, which gives back the numbers that were written, to the last digit."""
+    import pandas as pd
+
+    with open(path, encoding="utf-8") as file:
+        return pd.DataFrame([json.loads(line) for line in file])
