@@ -25,7 +25,7 @@ from tyre_lightning.line.answers import DEFECTIVE, DISAGREED, GOOD, NEITHER, UNT
 from tyre_lightning.line.queue import AUDITED, COLUMNS, LEARN, REJECTS, REVIEWED, Queue
 from tyre_lightning.line.rates import Rates, measure
 from tyre_lightning.line.select import draw, make_plan, select
-from tyre_lightning.line.window import Window
+from tyre_lightning.line.strata import Window
 from tyre_lightning.model.inspector import answer_columns
 
 CLASSES = ("bulge", "crack", "good")

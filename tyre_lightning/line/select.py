@@ -25,7 +25,7 @@ from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import read_predictions
 from tyre_lightning.line.queue import AUDITED, COLUMNS, LEARN, REJECTS, REVIEWED, Queue, Stratum
-from tyre_lightning.line.window import ORDER, REJECTED, Floats, Ints, Names, Window
+from tyre_lightning.line.strata import ORDER, REJECTED, Floats, Ints, Names, Window
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,4 +1,4 @@
-"""A window of the line: the tyres of a predictions file, what was decided on them, and how near that was."""
+"""The tyres of a predictions file in strata: what was decided on them, and how near that was."""
 
 from __future__ import annotations
 
