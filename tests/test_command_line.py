@@ -130,6 +130,7 @@ MISTAKES = {
     "promote": (("model=null",), "model is not set"),
     "export": (("model=none.ckpt",), "model=none.ckpt is neither"),
     "resend": (("folder=none",), "there is no folder none"),
+    "watch": (("input=x",), "model is not set"),
 }
 
 

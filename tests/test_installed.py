@@ -26,6 +26,7 @@ MISTAKES = {
     "promote": ("gate.margin=0", "gate.margin=0.0 must be between 0 and 1"),
     "export": ("output=x.onnx", "model is not set: give model=models:/NAME/VERSION"),
     "resend": ("folder=none", "there is no folder none: give folder=... of a run"),
+    "watch": ("tyres=1", "model is not set: give model=... and input=..."),
 }
 
 

@@ -200,6 +200,7 @@ COMMANDS = {
     "promote": ["-m", "tyre_lightning.promote", "gate.margin=2"],
     "export": ["-m", "tyre_lightning.export", "model=null"],
     "resend": ["-m", "tyre_lightning.resend", "folder=none"],
+    "watch": ["-m", "tyre_lightning.watch", "batch_size=0"],
 }
 LEAVE_NOTHING = ("export", "resend")
 

@@ -32,12 +32,14 @@ from tyre_lightning.config import (
     PromoteConfig,
     ResendConfig,
     TrainConfig,
+    WatchConfig,
     to_audit_config,
     to_export_config,
     to_predict_config,
     to_promote_config,
     to_resend_config,
     to_train_config,
+    to_watch_config,
     unknown_key,
 )
 from tyre_lightning.errors import UserError, hide_passwords
@@ -54,6 +56,7 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     PromoteConfig: to_promote_config,
     ExportConfig: to_export_config,
     ResendConfig: to_resend_config,
+    WatchConfig: to_watch_config,
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders

@@ -23,6 +23,7 @@ from tyre_lightning.usage import Usage
 
 SOME_UNREADABLE = 3
 UNUSABLE, NOT_PROMOTED = 2, 4
+SHIFTED = 5
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,15 @@ def _resend(cfg: DictConfig) -> None:
         sys.exit(USER_ERROR)
 
 
+def _watch(cfg: DictConfig) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see _predict
+    with loading():
+        from tyre_lightning.line.watch import watch
+
+    if watch(cfg).shifted:
+        sys.exit(SHIFTED)
+
+
 COMMANDS = {
     "train": Command(
         _train,
@@ -184,5 +194,17 @@ COMMANDS = {
     "resend": Command(
         _resend,
         Usage("send what runs could not send to MLflow when its server was away", ("resend folder=outputs",)),
+    ),
+    "watch": Command(
+        _watch,
+        Usage(
+            "say whether pictures of the line have changed",
+            (
+                "watch model=models:/tyre-defects@champion input=s3://line/2026-11-25",
+                "watch accept model=models:/tyre-defects@champion input=s3://line/2026-11-24 name='new lamp'",
+                "watch model=models:/tyre-defects@champion input=predictions.parquet",
+            ),
+        ),
+        words={"accept": "accept=true"},
     ),
 }

@@ -1,11 +1,11 @@
-"""The predictions file: parquet, csv or jsonl, written a batch at a time."""
+"""The predictions file: parquet, csv or jsonl, written and read a batch at a time."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -13,12 +13,14 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.files import whole
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector
 from tyre_lightning.names import csv_cell
 
 Row = Mapping[str, Any]
+
+_TOGETHER = 4096  # rows in memory at one time
 
 
 class Writer(Protocol):
@@ -110,3 +112,65 @@ def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
         writer = kind(file, columns)
         yield writer
         writer.close()
+
+
+def is_predictions(address: str) -> bool:
+    """Whether an input is a predictions file rather than pictures, by its ending."""
+    return "://" not in address and Path(address).suffix.lower() in _WRITERS
+
+
+def read_rows(path: str, inspector: Inspector) -> Iterator[dict[str, Any]]:
+    """The rows of a predictions file, one at a time, as its writer was given them.
+
+    Args:
+        path: of a .parquet, .csv or .jsonl file of predict.py.
+        inspector: the model that wrote it.
+
+    Raises:
+        UserError: it cannot be read, or lacks what this model says of a picture.
+    """
+    wanted = {"key", "tyre", "class", "decision", "error", NOVELTY, *inspector.columns()}
+    try:
+        for row in _READERS[Path(path).suffix.lower()](Path(path)):
+            if missing := sorted(wanted - {*row}):
+                raise UserError(
+                    f"input={path} has no column {missing[0]}: it must be what predict.py wrote with this model"
+                )
+            yield row
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"input={path} cannot be read as predictions: {first_line(error)}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for part in file.iter_batches(_TOGETHER):
+            yield from part.to_pylist()
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: _csv_value(name, value) for name, value in row.items()}
+
+
+def _csv_value(name: str, value: str | None) -> Any:
+    if not value:
+        return None
+    if name.startswith("p_") or name == NOVELTY:
+        return float(value)
+    plain = value.removeprefix("'")
+    value = plain if csv_cell(plain) == value else value
+    return value.split(", ") if name == DEFECTS else value
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield dict(json.loads(line))
+
+
+_READERS: dict[str, Callable[[Path], Iterable[dict[str, Any]]]] = {
+    ".parquet": _parquet_rows,
+    ".csv": _csv_rows,
+    ".jsonl": _json_rows,
+}
