@@ -367,7 +367,7 @@ class WatchConfig:
     tyres: int = 5000  # of a window that are looked at: at most so many are drawn
     batch_size: int = 32  # images at a time
     accelerator: str = "auto"  # auto, cpu or gpu
-    experiment: str = "tyre-line"  # under which windows are found in MLflow
+    mlflow_experiment: str = "tyre-line"  # under which windows are found in MLflow
     tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
     s3: S3Config = field(default_factory=S3Config)
 
@@ -564,7 +564,7 @@ def to_watch_config(cfg: Any) -> WatchConfig:
             raise UserError(f"time={config.time} must be written as 2026-11-25 or 2026-11-25T06:00") from error
     _check_place("output", config.output)
     _check_place("baseline", config.baseline)
-    _check_name("experiment", config.experiment, experiment_fault)
+    _check_name("mlflow_experiment", config.mlflow_experiment, experiment_fault)
     return config
 
 

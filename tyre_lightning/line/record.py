@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tyre_lightning.config import WatchConfig
 from tyre_lightning.errors import UserError, without_passwords
 from tyre_lightning.line.signals import Reading
-from tyre_lightning.names import mlflow_name, mlflow_quoted
+from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.pages import NOTE
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Records:
         self._client, self._config, self._time = client, config, time
         self._model = str(config.model) if version is None else f"models:/{version.name}/{version.version}"
         self._line = str(config.model) if version is None else version.name  # the trend goes on with a new version
-        self._experiment = _open(client, config.experiment)
+        self._experiment = _open(client, config.mlflow_experiment)
 
     def trend(self, group: str, readings: Sequence[Reading]) -> dict[str, list[float]]:
         """The effects of the last windows of a group, by signal, the oldest first, without the present one."""
@@ -115,5 +115,5 @@ def _open(client: MlflowClient, name: str) -> str:
         found = client.get_experiment_by_name(name)
     assert found is not None
     if found.lifecycle_stage == "deleted":
-        raise UserError(f"experiment={mlflow_quoted(name)} is deleted in MLflow: restore it or choose another name")
+        raise UserError(f"mlflow_experiment={name} is deleted in MLflow: restore it or choose another name")
     return str(found.experiment_id)
