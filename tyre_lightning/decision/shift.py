@@ -89,28 +89,33 @@ class _Scorer:
     """
 
     def __init__(self, values: Floats, shares: Bools, size: int) -> None:
-        known = ~np.isnan(values)
+        self._size, self._shares, numbers = size, shares, values[:, ~shares]
+        known = ~np.isnan(numbers)
         self._total = known.sum(axis=0)
-        away = np.where(known, _normal_scores(values), 0.0)
+        away = np.nan_to_num(_normal_scores(numbers))
         deviation = np.sqrt(np.square(away).sum(axis=0) / np.maximum(self._total, 1))
         self._flat = deviation < 1e-9
         self._away = (away / np.where(self._flat, 1, deviation)).astype(np.float32)
         self._known = None if known.all() else known.astype(np.float32)
-        self._size, self._shares = size, np.flatnonzero(shares)
-        self._events = (values[:, self._shares] > 0).astype(np.float32)
+        self._events = (values[:, shares] > 0).astype(np.float32)
         self._tables = [_table(round(float(events)), len(values), size) for events in self._events.sum(axis=0)]
 
     def __call__(self, inside: Floats32) -> Floats:
         """Scores [B, C] of B divisions [B, M + N], 1 for what is called the window and 0 for the rest."""
+        found = np.empty((len(inside), len(self._shares)))
+        found[:, ~self._shares] = self._of_numbers(inside)
+        counts = (inside @ self._events).astype(np.int64)
+        for place, column in enumerate(np.flatnonzero(self._shares)):
+            found[:, column] = self._tables[place][counts[:, place]]
+        return found
+
+    def _of_numbers(self, inside: Floats32) -> Floats:
+        """Normal scores sum up to 0 over all tyres, so that the rest's sum is the window's, negative."""
         sums = (inside @ self._away).astype(np.float64)
         window = np.full(sums.shape, float(self._size)) if self._known is None else (inside @ self._known)
         rest = self._total - window
-        # Normal scores sum up to 0 over all, so that the rest's sum is the window's, negative.
         found = sums * np.sqrt(self._total / np.maximum(1, window * rest))
         found[(np.minimum(window, rest) < FEWEST) | self._flat] = 0.0
-        counts = (inside @ self._events).astype(np.int64)
-        for place, column in enumerate(self._shares):
-            found[:, column] = self._tables[place][counts[:, place]]
         return np.asarray(found)
 
 
