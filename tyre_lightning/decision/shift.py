@@ -30,7 +30,8 @@ Floats32 = NDArray[np.float32]
 LEVEL = 0.01  # of clean windows, or groups of windows that are looked at together, alarm
 FEWEST = 5  # tyres of which a column must be known on either side
 _TOGETHER = 100  # permutations in memory at one time
-_ALARMS = 10  # the window and so many permutations less one are beyond the threshold: 1,000 permutations in all
+_ALARMS = 10  # of 1,000 divisions, the window's own among them, so many are beyond the threshold
+_FEWEST_ALARMS = 2  # likewise, of more divisions, where many comparisons share the level
 _TINY = 1e-300
 
 
@@ -62,11 +63,12 @@ def compare(baseline: Floats, window: Floats, shares: Bools, among: int = 1, see
     both = np.concatenate([baseline, window])
     scorer = _Scorer(both, shares, len(window))
     own = scorer(np.repeat(np.array([[0, 1]], np.float32), [len(baseline), len(window)], axis=1))[0]
-    total = round(_ALARMS * among / LEVEL)
+    allowed = max(_FEWEST_ALARMS, round(_ALARMS / among))
+    total = round(allowed * among / LEVEL)
     divisions = _divisions(len(both), len(window), total - 1, seed)
     maxima = np.sort(np.concatenate([np.abs(scorer(part)).max(axis=1) for part in divisions]))
     as_large = len(maxima) - np.searchsorted(maxima, np.abs(own), side="left")
-    return Comparison(own, (1 + as_large) / total, float(maxima[-_ALARMS]))
+    return Comparison(own, (1 + as_large) / total, float(maxima[-allowed]))
 
 
 def _divisions(total: int, size: int, count: int, seed: int) -> Iterator[Floats32]:

@@ -20,6 +20,7 @@ from tyre_lightning.decision.sample import Sample
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.gallery import jpeg_bytes, thumbnails
 from tyre_lightning.line.pictures import SHOWN, typical
+from tyre_lightning.line.record import refusals
 from tyre_lightning.line.window import Window
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.tracking.runs import fetch_artifact
@@ -122,6 +123,7 @@ def accept(config: WatchConfig, inspector: Inspector, window: Window, time: str)
     return Sample(sample.table, about).with_pictures(dict(zip(keys, map(jpeg_bytes, tiles), strict=True)))
 
 
+@refusals()
 def keep(sample: Sample, config: WatchConfig, client: MlflowClient, version: ModelVersion | None, run_id: str) -> str:
     """Put a baseline where later windows find it; gives where that is, for people.
 

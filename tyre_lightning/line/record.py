@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyre_lightning.config import WatchConfig
-from tyre_lightning.errors import UserError, without_passwords
+from tyre_lightning.errors import UserError, first_line, without_passwords
 from tyre_lightning.line.signals import Reading
 from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.pages import NOTE
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 PAGE = "watch.html"  # the artifact that shows a window
 TREND = 30  # former windows that a page shows
 _ABOUT = "Windows of the line, each compared with a baseline: python -m tyre_lightning.watch."
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Inside, what MLflow refuses is one sentence.
+
+    Raises:
+        UserError: it refuses something.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"MLflow does not take the window: {first_line(error)}") from error
 
 
 class Records:
@@ -43,6 +59,7 @@ class Records:
         self._line = str(config.model) if version is None else version.name  # the trend goes on with a new version
         self._experiment = _open(client, config.mlflow_experiment)
 
+    @refusals()
     def trend(self, group: str, readings: Sequence[Reading]) -> dict[str, list[float]]:
         """The effects of the last windows of a group, by signal, the oldest first, without the present one."""
         found = self._client.search_runs(
@@ -58,6 +75,7 @@ class Records:
             for signal, name in names.items()
         }
 
+    @refusals()
     def add(self, group: str, readings: Sequence[Reading], verdict: str, counts: Mapping[str, int], about: str) -> str:
         """Record a window of a group; gives the id of its run."""
         from mlflow.entities import Metric
@@ -83,6 +101,7 @@ class Records:
         self._client.set_terminated(run.run_id)
         return str(run.run_id)
 
+    @refusals()
     def add_page(self, run_ids: Sequence[str], html: str) -> None:
         """Let runs have the page too."""
         with tempfile.TemporaryDirectory() as folder:
@@ -100,6 +119,7 @@ def _metric(signal: str) -> str:
     return mlflow_name(f"effect/{signal}")
 
 
+@refusals()
 def _open(client: MlflowClient, name: str) -> str:
     """The id of the experiment, which is made if there is none."""
     from mlflow.exceptions import MlflowException

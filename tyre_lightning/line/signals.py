@@ -23,7 +23,8 @@ Floats = NDArray[np.float64]
 
 OUTPUTS, FEATURES, LOOKS = "outputs", "features", "looks"  # kinds of signals, beside novelty
 LEAST_MEAN = 0.2  # standard deviations of the baseline's tyres: a small effect (Cohen, 1988)
-LEAST_SHARE = 0.01  # a point
+LEAST_SHARE = 0.01  # a point; of a share below two points the half of it ...
+LEAST_RARE = 0.002  # ... but not less than this
 LEAST_SPREAD = 0.05  # of the distribution of P(defective): 5 points, at some decile
 GREY_LEVEL = 1.0  # looks of pictures that hardly differ are not judged more closely than a level of 255
 _SIZE = 0.05  # a width or height that differs by 1 % has not shifted
@@ -35,7 +36,7 @@ CHECKS = {
     "contrast": "the lamp's angle, haze or dirt on the lens, the camera's exposure",
     "colour": "the camera's white balance, the lamp's colour, light from elsewhere",
     "sharpness": "the focus, dirt on the lens, vibration; then how strongly the camera compresses",
-    "border": "where the camera stands and what is behind the tyre",
+    "border": "the light, if the brightness has shifted too; else where the camera stands and what is behind tyres",
     "size": "the camera's settings: pictures come in another size",
     "unreadable": "the camera's disk and the way of its files: some arrive damaged",
     "pictures of a tyre": "whether a camera or its trigger is off: tyres are seen more or less often than before",
@@ -249,4 +250,5 @@ def _outputs(baseline: Sample, window: Sample, inspector: Inspector) -> Iterator
 
 def _share(name: str, kind: str, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Signal:
     sides = [side[:, None].astype(np.float64) for side in (before, after)]
-    return Signal(name, kind, (name,), sides[0], sides[1], LEAST_SHARE, share=True)
+    least = min(max(float(before.mean()) / 2, LEAST_RARE), LEAST_SHARE)
+    return Signal(name, kind, (name,), sides[0], sides[1], least, share=True)

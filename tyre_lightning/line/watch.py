@@ -107,9 +107,9 @@ def watch(cfg: DictConfig) -> Outcome:
     html = render(config, inspector, baseline, window, rows, f"{time:%Y-%m-%d %H:%M}")
     output = os.path.expanduser(config.output)
     write_whole(output, html)
+    _tell(rows, f"compared with {baseline.about}", f"the page is {config.output}")  # also if MLflow now fails
     runs = [records.add(row.group, row.readings, row.verdict, row.counts, baseline.about) for row in rows]
     records.add_page(runs, html)
-    _tell(rows, f"compared with {baseline.about}", f"the page is {config.output}")
     return Outcome(rows)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tyre_lightning.config import Changed, WatchConfig
 from tyre_lightning.decision.sample import Sample
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.evaluation.predictions import is_predictions, read_rows
 from tyre_lightning.evaluation.sampling import Draw, Gathering
 from tyre_lightning.evaluation.scoring import Image, look_at
@@ -73,8 +73,9 @@ def look_through(config: WatchConfig, inspector: Inspector, groups: str | None) 
     drawn, pictures = _draw(source, config, groups)
     found = {name: Gathering(inspector) for name in drawn}
     source.gather(drawn, found, groups)
+    place = hide_passwords(str(config.input))
     samples = {
-        name: one.sample({"tyres": drawn[name].tyres, "pictures": pictures[name], "input": config.input})
+        name: one.sample({"tyres": drawn[name].tyres, "pictures": pictures[name], "input": place})
         for name, one in sorted(found.items())
     }
     return Window(samples, source.store if isinstance(source, _Pictures) else None)
