@@ -71,9 +71,16 @@ class Population:
         self.defects = [name for name in self.traits if name != self.good]
         self.model = cast(Inspector, Model([*self.traits], self.good))
 
-    def draw(self, count: int, random: np.random.Generator, doubled: str | None = None, new: float = 0.0) -> Table:
+    def draw(
+        self,
+        count: int,
+        random: np.random.Generator,
+        doubled: str | None = None,
+        new: float = 0.0,
+        defective: float = OLD,
+    ) -> Table:
         """So many tyres; of one defect twice as many, or a share of tyres with a defect that the model never saw."""
-        shares = {name: OLD / len(self.defects) * (2 if name == doubled else 1) for name in self.defects}
+        shares = {name: defective / len(self.defects) * (2 if name == doubled else 1) for name in self.defects}
         shares[self.good] = 1 - sum(shares.values())
         names = np.array([*shares])
         true = names[random.choice(len(names), count, p=[*shares.values()])]
@@ -149,6 +156,16 @@ def level(population: Population, baselines: Sequence[int], windows: int, others
             print(f"{size:8d} {count:6d}   {rate(hits, windows)}   {rate(loud, others)}   {each:.2f} s", flush=True)
 
 
+def of_validation(population: Population, tyres: int, windows: int) -> None:
+    """Clean windows that alarm against good tyres of validation, where no window has been accepted."""
+    for count in WINDOWS:
+        random, hits = np.random.default_rng(count), 0
+        for _ in range(windows):
+            before = sample(population.draw(tyres, random, defective=0.0))
+            hits += bool(alarms(population, before, sample(population.draw(count, random)), accepted=False))
+        print(f"validation, {tyres} good tyres, {count} of the line: {rate(hits, windows)}", flush=True)
+
+
 def power(population: Population, windows: int) -> None:
     """Of windows with a change, those in which it is seen, and after how many it has been seen with 95 %."""
     first = population.defects[0]
@@ -180,7 +197,12 @@ def main() -> None:
     parser.add_argument("lake", nargs="?", type=Path, help="<class>/<picture> below it")
     parser.add_argument("--baselines", type=int, nargs="+", default=[180], help="tyres of a baseline")
     parser.add_argument("--windows", type=int, default=1000, help="clean ones of each size")
-    parser.add_argument("--naive", type=int, default=100, help="of them are given to naive tests too")
+    parser.add_argument(
+        "--naive",
+        type=int,
+        default=100,
+        help="of them, for naive tests and for validation",
+    )
     parser.add_argument("--changed", type=int, default=20, help="windows of each size with each change")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -190,6 +212,7 @@ def main() -> None:
     counts = ", ".join(f"{name} {len(pool)}" for name, pool in population.traits.items())
     print(f"traits of {counts} pictures")
     level(population, given.baselines, given.windows, given.naive)
+    of_validation(population, given.baselines[0], given.naive)
     power(population, given.changed)
 
 

@@ -215,7 +215,7 @@ def test_a_draw_is_bounded_and_fair_and_has_all_pictures_of_a_tyre(inspector: In
 
 def test_a_model_knows_its_validation(trained: Trained, inspector: Inspector, tmp_path: Path) -> None:
     held = inspector.validation
-    assert held is not None and 5 <= len(held) <= 12
+    assert held is not None and len(held) == inspector.calibration.good_total > 0  # type: ignore[union-attr]
     assert held.knows("brightness") and held.knows("distance") and {*held.texts("class")} <= {*inspector.classes}
     inspector.save(tmp_path)
     assert (tmp_path / SAMPLE).is_file()
@@ -312,13 +312,13 @@ def test_without_a_baseline_only_looks_are_compared_with_validation(
     model = line.folder / "model"
     inspector.save(model)
     assert inspector.validation is not None
-    rows = [row for _ in range(6) for row in inspector.validation.table.to_pylist()]  # as if it were larger
+    rows = [row for _ in range(40) for row in inspector.validation.table.to_pylist()]  # as if it were larger
     for place, row in enumerate(rows):
         row |= {"class": "good", "tyre": str(place)}
     Sample.of(rows, NUMBERS, inspector.validation.about).save(model / SAMPLE)
     found = line.watch(f"input={pictures['after']}", f"model={model}")
     assert {one.kind for row in found.rows for one in row.readings} <= {"looks", "features"}
-    assert "those\nof validation mostly are not, so that only what such a mix does not change is judged" in line.page()
+    assert "so that only what such a mix does not change is judged, on the good tyres" in line.page()
     (model / SAMPLE).unlink()
     with pytest.raises(UserError, match="does not know what validation looked like"):
         line.watch(f"input={pictures['after']}", f"model={model}")

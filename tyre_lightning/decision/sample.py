@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import whole
 
-SAMPLE = "validation.parquet"  # in a model's folder: the tyres of validation
+SAMPLE = "validation.parquet"  # in a model's folder: good tyres of validation
 _TEXTS = ("tyre", "key", "class", "decision")
 _ABOUT = b"tyre_lightning"  # the key of the file's metadata that has what is known of the whole
 _FORMAT = 1

@@ -129,16 +129,23 @@ class Gathering:
 
 
 def sample_of(inspector: Inspector, scores: Scores, most: int = KEPT) -> Sample:
-    """At most so many tyres of scored images, with their looks where those were measured."""
+    """At most so many good tyres of scored images, with their looks where those were measured.
+
+    A line's mix of good and defective tyres is not that of any lake, so that only good ones can be compared. Where no
+    class is known to be the good one, all tyres are kept.
+    """
     rows = scores.answers(inspector)
     seen = dict(zip(scores.keys, zip(scores.distances().tolist(), _traits(scores), strict=True), strict=True))
+    good = inspector.good_class
+    defective = {row["tyre"] for row in rows if good is not None and row["true"] not in (good, None)}
+    fine = [row for row in rows if row["tyre"] not in defective and row["error"] is None]
     draw, gathered = Draw(most), Gathering(inspector)
-    for row in rows:
+    for row in fine:
         draw.add(row["tyre"])
-    for row in rows:
+    for row in fine:
         if draw.holds(row["tyre"]):
             gathered.add(row, *seen.get(row["key"], ()))
-    return gathered.sample({"tyres": draw.tyres, "pictures": len(rows)})
+    return gathered.sample({"tyres": draw.tyres, "pictures": len(fine)})
 
 
 def _traits(scores: Scores) -> Sequence[Sequence[float] | None]:

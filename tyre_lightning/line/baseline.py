@@ -91,7 +91,7 @@ def find_baseline(
             sample = Sample.load(fetch_artifact(client, run_id, FILE, folder))
         return _accepted(sample, inspector, f"the baseline of model={config.model}")
     if inspector.validation is not None:
-        return Baseline(inspector.validation, False, f"the {len(inspector.validation)} tyres of validation")
+        return Baseline(inspector.validation, False, f"{len(inspector.validation)} good tyres of validation")
     raise UserError(
         f"model={config.model} does not know what validation looked like (an older version made it, or it is a "
         "checkpoint): accept a window of the line that is clean, `watch accept model=... input=...`"

@@ -128,11 +128,13 @@ def read_signals(
     """Compare a window with a baseline in all signals that both know.
 
     Args:
-        baseline: tyres of the line that a person has accepted, or of validation.
+        baseline: tyres of the line that a person has accepted, or good ones of validation.
         window: tyres of the line.
         inspector: the model that saw both.
         accepted: whether the baseline is of the line. Validation has another mix of good and defective tyres: of it
-            only looks and features are compared, and only of what the model takes for good on both sides.
+            only looks and features are compared, and only of what the model takes for good on both sides. Defective
+            ones among these would alarm, of which validation would have many, hence they are not in the baseline, and
+            a line has few.
         among: how many windows share the level.
     """
     if not accepted and inspector.good_class is not None:

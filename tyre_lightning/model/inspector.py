@@ -107,7 +107,7 @@ class Inspector:
             every picture is judged by itself.
         multi_label: whether a picture may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
         reference: what good tyres look like to the network; None: it tells no novelty.
-        validation: tyres of validation, as the model saw them, which the line's are compared with; None: not known.
+        validation: good tyres of validation, as the model saw them, which the line's are compared with; None: unknown.
     """
 
     network: Network
