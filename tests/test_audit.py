@@ -21,9 +21,10 @@ from tyre_lightning.audit.copies import find_copies, read_copies
 from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.findings import COLUMNS
 from tyre_lightning.audit.labels import shortcut, suspects
-from tyre_lightning.audit.looks import TRAITS, look
+from tyre_lightning.audit.looks import look
 from tyre_lightning.config import Changed, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
+from tyre_lightning.data.traits import TRAITS
 from tyre_lightning.demo.drawing import CLASSES, draw
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.reader import Reader

@@ -132,6 +132,7 @@ MISTAKES = {
     "resend": (("folder=none",), "there is no folder none"),
     "select": ((), "predictions is not set"),
     "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
+    "watch": (("input=x",), "model is not set"),
 }
 
 

@@ -24,11 +24,12 @@ from tyre_lightning.config import (
     to_predict_config,
     to_promote_config,
     to_train_config,
+    to_watch_config,
 )
 from tyre_lightning.errors import UserError
 from tyre_lightning.written import text_keys
 
-OWN = ("predict", "promote", "export", "resend", "select", "rates")  # commands with a folder of their own
+OWN = ("predict", "promote", "export", "resend", "select", "rates", "watch")  # commands with a folder of their own
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OWN)
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
@@ -49,7 +50,12 @@ def test_there_is_a_config_for_every_backbone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"), [("predict", ["model=models:/tyres/1", "input=folder"]), ("promote", ["model=tyres"])]
+    ("name", "overrides"),
+    [
+        ("predict", ["model=models:/tyres/1", "input=folder"]),
+        ("promote", ["model=tyres"]),
+        ("watch", ["model=models:/tyres/1", "input=folder"]),
+    ],
 )
 def test_configs_of_commands_with_a_folder_of_their_own_compose(name: str, overrides: list[str]) -> None:
     register_schemas()
@@ -194,7 +200,9 @@ def test_python_takes_no_unknown_key_in_silence(
 
 
 @pytest.mark.parametrize("given", [{"data": {"root": "lake"}}, OmegaConf.create({"data": {"root": "lake"}}), None])
-@pytest.mark.parametrize("check", [to_train_config, to_audit_config, to_predict_config, to_promote_config])
+@pytest.mark.parametrize(
+    "check", [to_train_config, to_audit_config, to_predict_config, to_promote_config, to_watch_config]
+)
 def test_a_config_without_a_schema_is_refused(check: Callable[[Any], Any], given: Any) -> None:
     with pytest.raises(UserError, match="the config has no schema, so that a misspelt key would go unseen: let Hydra"):
         check(given)

@@ -202,6 +202,7 @@ COMMANDS = {
     "resend": ["-m", "tyre_lightning.resend", "folder=none"],
     "select": ["-m", "tyre_lightning.select", "budget=0"],
     "rates": ["-m", "tyre_lightning.rates", "confidence=1"],
+    "watch": ["-m", "tyre_lightning.watch", "batch_size=0"],
 }
 LEAVE_NOTHING = ("export", "resend", "select", "rates")
 

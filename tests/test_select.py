@@ -17,7 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.mlflow_server import lay_database
-from tyre_lightning.commands import BROKEN_PROMISE, _rates
+from tyre_lightning.commands import ALARM, _rates
 from tyre_lightning.config import RatesConfig, SelectConfig, to_select_config
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import open_writer, read_predictions
@@ -214,7 +214,11 @@ def test_mistakes_are_one_sentence(predictions: str, tmp_path: Path) -> None:
         (predictions, {"budget": 5}, r"budget=5 must be at least 6, a tyre of each stratum: review; accepted, near"),
         (str(undecided), {}, r"holds no decision: predict with a model that has an operating point"),
         (str(unknown), {}, r"is that of good tyres is not known: give good_class="),
-        (str(tmp_path / "none.csv"), {}, r"has no column decision, error, key, novelty, tyre: give what predict.py"),
+        (
+            str(tmp_path / "none.csv"),
+            {},
+            r"has no column class, decision, error, key, novelty, tyre: give what",
+        ),
         (str(tmp_path / "none.parquet"), {}, r"cannot be read as predictions"),
         (str(tmp_path / "none.txt"), {}, r"must end in one of .parquet, .csv, .jsonl"),
         (str(tmp_path / "gone.csv"), {}, r"there is no file .*gone.csv: give what predict.py wrote"),
@@ -343,7 +347,7 @@ def test_a_broken_promise_ends_with_its_exit_code_and_weeks_add_up(
     assert four.broken and float(four.together[0].low) > 0.05
     with pytest.raises(SystemExit) as ended:
         _rates(OmegaConf.structured(RatesConfig(str(folder / "*.parquet"), str(answers), tracking_uri=None)))
-    assert ended.value.code == BROKEN_PROMISE == 5
+    assert ended.value.code == ALARM == 5
     said = capsys.readouterr().out
     assert "all 4 windows of this model" in said and "the promise is probably broken" in said
 

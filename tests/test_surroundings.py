@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audit": ("-m", "tyre_lightning.audit", f"data.root='{CLASS}'", "--cfg", "job"),
     "promote": ("-m", "tyre_lightning.promote", f"model='{CLASS}'", "--cfg", "job"),
     "resend": ("-m", "tyre_lightning.resend", f"folder='{CLASS}'"),
+    "watch": ("-m", "tyre_lightning.watch", f"input='{CLASS}'", "--cfg", "job"),
 }
 ASCII, CP1252, LOCALE = (
     {"PYTHONIOENCODING": "ascii"},

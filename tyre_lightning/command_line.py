@@ -34,6 +34,7 @@ from tyre_lightning.config import (
     ResendConfig,
     SelectConfig,
     TrainConfig,
+    WatchConfig,
     to_audit_config,
     to_export_config,
     to_predict_config,
@@ -42,6 +43,7 @@ from tyre_lightning.config import (
     to_resend_config,
     to_select_config,
     to_train_config,
+    to_watch_config,
     unknown_key,
 )
 from tyre_lightning.errors import UserError, hide_passwords
@@ -60,6 +62,7 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     ResendConfig: to_resend_config,
     SelectConfig: to_select_config,
     RatesConfig: to_rates_config,
+    WatchConfig: to_watch_config,
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders

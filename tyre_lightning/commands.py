@@ -23,7 +23,7 @@ from tyre_lightning.usage import Usage
 
 SOME_UNREADABLE = 3
 UNUSABLE, NOT_PROMOTED = 2, 4
-BROKEN_PROMISE = 5
+ALARM = 5
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,16 @@ def _rates(cfg: DictConfig) -> None:
     found = measure(cfg)
     say("\n".join(found.lines()))
     if found.broken:
-        sys.exit(BROKEN_PROMISE)
+        sys.exit(ALARM)
+
+
+def _watch(cfg: DictConfig) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see _predict
+    with loading():
+        from tyre_lightning.line.watch import watch
+
+    if watch(cfg).shifted:
+        sys.exit(ALARM)
 
 
 COMMANDS = {
@@ -219,5 +228,17 @@ COMMANDS = {
             "say from people's answers whether the line keeps its promise",
             ("rates queue=queue.parquet answers=answers", "rates queue='queues/*.parquet' answers=answers"),
         ),
+    ),
+    "watch": Command(
+        _watch,
+        Usage(
+            "say whether pictures of the line have changed",
+            (
+                "watch model=models:/tyre-defects@champion input=s3://line/2026-11-25",
+                "watch accept model=models:/tyre-defects@champion input=s3://line/2026-11-24 name='new lamp'",
+                "watch model=models:/tyre-defects@champion input=predictions.parquet",
+            ),
+        ),
+        words={"accept": "accept=true"},
     ),
 }

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,26 @@ class ResendConfig:
 
 
 @dataclass
+class WatchConfig:
+    """``python -m tyre_lightning.watch``."""
+
+    model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
+    input: str | None = None  # the window: s3://bucket/prefix, a folder, a glob, or a predictions file of predict.py
+    output: str = "watch.html"  # the page
+    accept: bool = False  # or the word accept: this window is clean, and the baseline of those to come
+    name: str | None = None  # of the window that is accepted
+    baseline: str | None = None  # a file to keep the baseline in; null: with the registered version of the model
+    group_by: str | None = None  # what a match in the key says of the line or camera: each is a window of its own
+    time: str | None = None  # of the window, as 2026-11-25 or 2026-11-25T06:00; null: now
+    tyres: int = 5000  # of a window that are looked at: at most so many are drawn
+    batch_size: int = 32  # images at a time
+    accelerator: str = "auto"  # auto, cpu or gpu
+    mlflow_experiment: str = "tyre-line"  # under which windows are found in MLflow
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+    s3: S3Config = field(default_factory=S3Config)
+
+
+@dataclass
 class GateConfig:
     """What a challenger must be to replace the champion."""
 
@@ -400,7 +421,7 @@ class RatesConfig:
     answers: str = "answers"  # the folder of what people said
     max_escape_rate: float | None = None  # what is promised; null: as the queue says
     confidence: float = 0.95  # of the intervals
-    experiment: str = "tyre-line"  # where MLflow has a row for each window
+    mlflow_experiment: str = "tyre-line"  # under which windows are found in MLflow
     tracking_uri: str | None = DEFAULT_TRACKING_URI  # a server's address, or a database's; null: no row is written
 
 
@@ -413,6 +434,7 @@ SCHEMAS: dict[str, type] = {
     "resend": ResendConfig,
     "select": SelectConfig,
     "rates": RatesConfig,
+    "watch": WatchConfig,
 }
 
 
@@ -552,6 +574,29 @@ def to_export_config(cfg: Any) -> ExportConfig:
     return config
 
 
+def to_watch_config(cfg: Any) -> WatchConfig:
+    """Like :func:`to_train_config`, for windows of the line."""
+    config = _typed(cfg)
+    assert isinstance(config, WatchConfig)
+    for key in ("model", "input"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is not set: give model=... and input=...")
+    if config.name is not None and not config.accept:
+        raise UserError("name is that of a window that is accepted: give accept=true too")
+    _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
+    _require("tyres", config.tyres, 100 <= config.tyres <= 100_000, "from 100 to 100000")
+    _check_regex("group_by", config.group_by)
+    if config.time is not None:
+        try:
+            datetime.fromisoformat(config.time)
+        except ValueError as error:
+            raise UserError(f"time={config.time} must be written as 2026-11-25 or 2026-11-25T06:00") from error
+    _check_place("output", config.output)
+    _check_place("baseline", config.baseline)
+    _check_name("mlflow_experiment", config.mlflow_experiment, experiment_fault)
+    return config
+
+
 def to_resend_config(cfg: Any) -> ResendConfig:
     """Like :func:`to_train_config`, for what waits to be sent to MLflow."""
     config = _typed(cfg)
@@ -588,7 +633,7 @@ def to_rates_config(cfg: Any) -> RatesConfig:
     for name in ("max_escape_rate", "confidence"):
         value = getattr(config, name)
         _require(name, value, value is None or 0 < value < 1, "between 0 and 1")
-    _check_name("experiment", config.experiment, experiment_fault)
+    _check_name("mlflow_experiment", config.mlflow_experiment, experiment_fault)
     return config
 
 
@@ -701,11 +746,15 @@ def _check_classes(data: DataConfig) -> None:
 
 
 def _check_pattern(data: DataConfig) -> None:
-    if data.group_pattern is not None:
+    _check_regex("data.group_pattern", data.group_pattern)
+
+
+def _check_regex(key: str, pattern: str | None) -> None:
+    if pattern is not None:
         try:
-            re.compile(data.group_pattern)
+            re.compile(pattern)
         except re.error as error:
-            raise UserError(f"data.group_pattern='{data.group_pattern}' is no regular expression: {error}") from error
+            raise UserError(f"{key}='{pattern}' is no regular expression: {error}") from error
 
 
 def _check_folds(data: DataConfig) -> None:

@@ -25,7 +25,6 @@ from tyre_lightning.config import (
     Changed,
     OperatingPointConfig,
     OtherOperatingPointConfig,
-    PredictConfig,
     S3Config,
     to_predict_config,
 )
@@ -122,7 +121,7 @@ def predict(cfg: DictConfig) -> Summary:
     config = to_predict_config(cfg)
     source = open_source(str(config.input), config.s3)
     total = source.count(f"input={config.input}")
-    device = _device(config)
+    device = find_device(config.accelerator)
     inspector = load_inspector(str(config.model), config.tracking_uri)
     _promise(inspector, config.operating_point)
     if config.explain:
@@ -238,7 +237,7 @@ def predict_batches(
     """
     reader = Reader(store, None, Changed.reread)
     for seen in look_at([inspector], reader, entries, batch_size, pictures=overlays is not None):
-        rows = _rows(inspector, seen)
+        rows = rows_of(inspector, seen)
         if overlays is not None:
             _draw(overlays, inspector, rows, seen)
         yield rows
@@ -320,7 +319,7 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
         inspector.promise(replace(own, **changes))
 
 
-def _rows(inspector: Inspector, seen: Seen) -> Rows:
+def rows_of(inspector: Inspector, seen: Seen) -> Rows:
     """What is said of pictures; one whose file name tells no tyre is a tyre of its own."""
     answers = iter(inspector.answers_to(seen.look.logits, inspector.distances(seen.look.features)))
     rows: Rows = []
@@ -345,9 +344,14 @@ def _draw(folder: Path, inspector: Inspector, rows: Rows, seen: Seen) -> None:
         row |= {OVERLAY: path, NEAREST: [example.key for example in examples]}
 
 
-def _device(config: PredictConfig) -> torch.device:
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
+def find_device(accelerator: str) -> torch.device:
+    """Where a model is to run.
+
+    Raises:
+        UserError: it is to run on a GPU, and there is none.
+    """
+    if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu, but PyTorch sees no GPU here: use accelerator=cpu")
-    device = torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     check_kernels([device])
     return device

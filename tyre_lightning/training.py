@@ -33,6 +33,7 @@ from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.answer import answer
 from tyre_lightning.evaluation.judgement import fit_calibration
 from tyre_lightning.evaluation.likeness import UNKNOWN, Likeness, draw, learn_reference
+from tyre_lightning.evaluation.sampling import sample_of
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.files import disk_errors
 from tyre_lightning.memory import memory_errors
@@ -145,6 +146,8 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         metrics |= record_class_metrics(run, inspector, scores, trainer.global_step + 1)
         judged = fresh(readable(scores), seen)
         fit_decisions(inspector, config.operating_point, judged.get("val"), learnt)
+        if "val" in judged:
+            inspector.validation = sample_of(inspector, judged["val"])
         metrics |= record_decision_metrics(run, inspector, judged, config.operating_point.confidence)
         run.log_table(predictions_table(scores["test" if "test" in scores else "val"], inspector), PREDICTIONS_TABLE)
         add_judgement(best, inspector)
@@ -306,6 +309,7 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
                 fail,
                 lambda count: progress.advance(task, count),
                 devices,
+                traits=usage == "val",
             )
             for usage, catalog in catalogs.items()
         }

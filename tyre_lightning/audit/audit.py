@@ -16,9 +16,10 @@ from tyre_lightning.audit.copies import Pairs, find_copies
 from tyre_lightning.audit.embedding import COPIES, LABELS
 from tyre_lightning.audit.findings import COLUMNS, FINDINGS, IMAGES, PAGE, Audit
 from tyre_lightning.audit.labels import Suspects, shortcut, suspects
-from tyre_lightning.audit.looks import TRAITS, Looks, look
+from tyre_lightning.audit.looks import Looks, look
 from tyre_lightning.audit.page import render
 from tyre_lightning.config import DataConfig, S3Config, to_audit_config
+from tyre_lightning.data.traits import TRAITS
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors, write_whole
 from tyre_lightning.lake.cache import cache_folder

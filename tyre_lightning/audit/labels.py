@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tyre_lightning.audit.looks import SIDES, TRAITS
+from tyre_lightning.data.traits import SIDES, TRAITS
 
 BETRAYED = 0.4  # of the way from guessing to certainty: from there on, warn
 BETRAYERS = ("width", "height", "sharpness", *SIDES)

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from tyre_lightning.audit.embedding import WIDTH, Embedder, Sight
 from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.data.stream import batched, stream
+from tyre_lightning.data.traits import TRAITS, measure
 from tyre_lightning.errors import UnreadableImage, Unwritable
 from tyre_lightning.files import whole
 from tyre_lightning.lake.reader import Reader
@@ -29,17 +29,9 @@ from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.trust import distrust, trusted
 from tyre_lightning.progress import progress_bar
 
-SIDES = tuple(
-    f"{side}_{what}" for side in ("top", "bottom", "left", "right") for what in ("red", "green", "blue", "spread")
-)
-TRAITS = ("width", "height", "brightness", "contrast", "colour", "sharpness", *SIDES)
-
 _FORM = "looks 2"  # what is kept (1: of damaged images too); another form is made anew
 _BATCH = 64  # images in memory at one time; as many again are being fetched
 _PART = 4096  # images in one file of what is kept
-_SMALL = 64  # pixels of the side on which colours are measured
-_BORDER = 3  # of them
-_SHARPNESS_SIDE = 512  # pixels: sharpness is measured in the middle, at the camera's own resolution
 
 Floats = NDArray[np.float32]
 
@@ -110,7 +102,7 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, s
         task = progress.add_task("looking at images", total=len(missing))
         for part in batched(missing, _PART):
             tables = []
-            for table in _measure(Embedder(sight), reader, part):
+            for table in _tables(Embedder(sight), reader, part):
                 tables.append(table)
                 progress.advance(task, len(table))
             new = pa.concat_tables(tables)
@@ -126,7 +118,7 @@ def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
     return [*pc.index_in(wanted, value_set=names).to_pylist()]
 
 
-def _measure(embedder: Embedder, reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
+def _tables(embedder: Embedder, reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
     """A table for each batch of entries."""
     for batch, seen in stream(reader.read, entries, partial(_see, embedder.sight), _BATCH):
         yield _rows(embedder, batch, seen)
@@ -137,30 +129,7 @@ def _see(sight: Sight, file: bytes | UnreadableImage, entry: Entry) -> _Seen:
     image = try_decode(file, entry.key)
     if isinstance(image, UnreadableImage):
         return _Seen(digest, image.reason, None, None)
-    return _Seen(digest, None, _traits(image), F.resize(image, [sight.size, sight.size], F.InterpolationMode.BICUBIC))
-
-
-def _traits(image: Tensor) -> tuple[float, ...]:
-    """The measurements of uint8 [3, H, W] that :data:`TRAITS` names."""
-    _, height, width = image.shape
-    small = F.resize(image, [_SMALL, _SMALL]).float()
-    grey = small.mean(0)
-    colour = (small.amax(0) - small.amin(0)).mean()
-    borders = (small[:, :_BORDER], small[:, -_BORDER:], small[:, :, :_BORDER], small[:, :, -_BORDER:])
-    sides = [value for border in borders for value in (*border.mean((1, 2)), border.mean(0).std())]
-    middle = F.center_crop(image, [min(height, _SHARPNESS_SIDE), min(width, _SHARPNESS_SIDE)])
-    measured = (grey.mean(), grey.std(), colour, _sharpness(middle), *sides)
-    return float(width), float(height), *map(float, measured)
-
-
-def _sharpness(image: Tensor) -> Tensor:
-    """The mean absolute Laplacian of the green channel."""
-    pixels = image[1].to(torch.int16)
-    middle = pixels[1:-1, 1:-1]
-    if not middle.numel():
-        return torch.zeros(())
-    sides = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
-    return (sides - 4 * middle).abs().float().mean()
+    return _Seen(digest, None, measure(image), F.resize(image, [sight.size, sight.size], F.InterpolationMode.BICUBIC))
 
 
 def _rows(embedder: Embedder, entries: Sequence[Entry], seen: Sequence[_Seen]) -> pa.Table:

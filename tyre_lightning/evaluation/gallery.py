@@ -54,9 +54,14 @@ def _thumbnail(data: bytes, key: str) -> Image.Image:
 
 def jpeg(picture: Image.Image) -> str:
     """A picture as base64 JPEG, for a page."""
+    return b64encode(jpeg_bytes(picture)).decode()
+
+
+def jpeg_bytes(picture: Image.Image) -> bytes:
+    """A picture as a JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_QUALITY)
-    return b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def contact_sheet(tiles: Sequence[Image.Image], titles: Sequence[str], heading: str, columns: int = 6) -> Image.Image:

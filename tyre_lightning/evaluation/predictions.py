@@ -1,13 +1,12 @@
-"""The predictions file: parquet, csv or jsonl, written a batch at a time; and how it is read."""
+"""The predictions file: parquet, csv or jsonl, written and read a batch at a time."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+_TOGETHER = 4096  # rows in memory at one time
+
 
 class Writer(Protocol):
     """Takes rows until it is closed."""
@@ -37,7 +38,7 @@ class Writer(Protocol):
 
 
 _KINDS = {DEFECTS: pa.list_(pa.string()), NEAREST: pa.list_(pa.string()), NOVELTY: pa.float64()}
-_TEXTS = dict.fromkeys(("key", "tyre", "class", "decision", "picture_decision", "reason", "error"), "object")
+_ALWAYS = {"key", "tyre", "class", "decision", "error", NOVELTY}  # whatever the model
 
 
 class _Parquet:
@@ -118,41 +119,81 @@ def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
         writer.close()
 
 
-def read_predictions(path: str) -> DataFrame:
-    """A predictions file as a table, a row a picture; texts of a csv as they were before they were made safe there.
+def is_predictions(address: str) -> bool:
+    """Whether an input is a predictions file rather than pictures, by its ending."""
+    return "://" not in address and Path(address).suffix.lower() in _WRITERS
+
+
+def read_rows(path: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a predictions file, one at a time, as its writer was given them.
+
+    Args:
+        path: of a .parquet, .csv or .jsonl file of predict.py.
+        wanted: columns that it must have beside those that every model's has.
 
     Raises:
-        UserError: the file is not there, cannot be read, or has no ``key``, ``decision`` or probabilities.
+        UserError: the file is not there, cannot be read, or lacks one of them.
     """
-    import pandas as pd
-
-    readers = {
-        ".parquet": pd.read_parquet,
-        ".csv": partial(pd.read_csv, keep_default_na=False, na_values=[""], dtype=_TEXTS),
-        ".jsonl": _read_jsonl,
-    }
-    kind = Path(path).suffix.lower()
-    if kind not in readers:
-        raise UserError(f"{path} must end in one of {', '.join(readers)}, as predict.py writes them")
+    kind, needed = Path(path).suffix.lower(), _ALWAYS | {*wanted}
+    if kind not in _READERS:
+        raise UserError(f"{path} must end in one of {', '.join(_READERS)}, as predict.py writes them")
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}: give what predict.py wrote")
     try:
-        table = readers[kind](path)
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:  # pandas' parsers raise ValueErrors
+        for row in _READERS[kind](path):
+            if missing := sorted(needed - {*row}):
+                names = ", ".join(missing)
+                raise UserError(f"{path} has no column {names}: give what predict.py writes, a row for each picture")
+            yield row
+    except (OSError, ValueError, TypeError, pa.ArrowException, csv.Error) as error:
         raise UserError(f"{path} cannot be read as predictions: {first_line(error)}") from error
-    missing = {"key", "tyre", "decision", "error", NOVELTY} - {*table.columns}
-    if missing or not any(name.startswith("p_") for name in table.columns):
-        lacks = ", ".join(sorted(missing)) or "p_CLASS"
-        raise UserError(f"{path} has no column {lacks}: give what predict.py writes, with a row for each picture")
-    if kind == ".csv":
-        table = table.map(plain_cell)
-    texts = [name for name in table.columns if name != NOVELTY and name[:2] not in ("p_", "n_")]
-    return table.assign(**{name: table[name].astype(object).where(table[name].notna(), None) for name in texts})
 
 
-def _read_jsonl(path: str) -> DataFrame:
-    """By Python's reader, which gives back the numbers that were written, to the last digit."""
+def read_predictions(path: str) -> DataFrame:
+    """:func:`read_rows` as a table, of any model; there is at least one.
+
+    Raises:
+        UserError: as there; or it has no row, or no probabilities.
+    """
     import pandas as pd
 
+    table = pd.DataFrame([*read_rows(path, ())])
+    numbers = [name for name in table.columns if name.startswith("p_") or name == NOVELTY]
+    if not set(numbers) - {NOVELTY}:
+        raise UserError(f"{path} has no {'row' if table.empty else 'column p_CLASS'}: give what predict.py writes")
+    texts = {name: table[name].astype(object).where(table[name].notna(), None) for name in table if name not in numbers}
+    return table.assign(**texts, **{name: table[name].astype(float) for name in numbers})
+
+
+def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for part in file.iter_batches(_TOGETHER):
+            yield from part.to_pylist()
+
+
+def _csv_rows(path: str) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: _csv_value(name, value) for name, value in row.items()}
+
+
+def _csv_value(name: str, value: str | None) -> Any:
+    if not value:
+        return None
+    if name.startswith("p_") or name == NOVELTY:
+        return float(value)
+    plain = plain_cell(value)
+    return plain.split(", ") if name in (DEFECTS, NEAREST) else plain
+
+
+def _json_rows(path: str) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
-        return pd.DataFrame([json.loads(line) for line in file])
+        for line in file:
+            yield dict(json.loads(line))
+
+
+_READERS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
+    ".parquet": _parquet_rows,
+    ".csv": _csv_rows,
+    ".jsonl": _json_rows,
+}

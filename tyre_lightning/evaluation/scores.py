@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from tyre_lightning.data.traits import TRAITS
 from tyre_lightning.decision.outputs import ONE_CLASS, Outputs
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
@@ -48,6 +49,7 @@ class Scores:
     outputs: Outputs = ONE_CLASS  # what logits mean
     shows: Bools | None = None  # [N, classes], where images may show several defects; ``labels`` has one of them
     far: NDArray[np.float64] | None = None  # from what good tyres look like, shape (N,), where that is known
+    traits: NDArray[np.float64] | None = None  # [N, TRAITS], where they were asked for
 
     @classmethod
     def of(
@@ -59,6 +61,8 @@ class Scores:
         fail: Callable[[UnreadableImage], None] = lambda error: None,
         advance: Callable[[int], None] = lambda images: None,
         devices: Sequence[torch.device] = (),
+        *,
+        traits: bool = False,
     ) -> Scores:
         """Let an inspector look at every image of a catalog.
 
@@ -70,6 +74,7 @@ class Scores:
             fail: told of each image that cannot be decoded; may raise.
             advance: told how many more are done.
             devices: that share the images, none twice; none: where the inspector is.
+            traits: whether it is wanted too what the images look like, see :mod:`tyre_lightning.data.traits`.
 
         Raises:
             UserError: an object cannot be fetched.
@@ -80,10 +85,13 @@ class Scores:
         keys: list[str] = []
         unreadable: list[str] = []
         logits, distances = [np.empty((0, len(inspector.classes)))], [np.empty(0)]
-        for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH):
+        looks: list[tuple[float, ...]] = []
+        for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH, traits=traits):
             for entry, image in zip(seen.entries, seen.images, strict=True):
                 if isinstance(image, UnreadableImage):
                     fail(image)
+                elif image.traits is not None:
+                    looks.append(image.traits)
                 (unreadable if isinstance(image, UnreadableImage) else keys).append(entry.key)
             logits.append(seen.look.logits)
             distances.append(inspector.distances(seen.look.features))
@@ -96,7 +104,9 @@ class Scores:
         shows = catalog.truth(inspector.classes)[rows] if inspector.multi_label else None
         names = shown.names(keys)
         far = np.concatenate(distances)[order]
-        return cls(keys, codes[rows], table, *names, tuple(sorted(unreadable)), damaged, inspector.outputs, shows, far)
+        measured = np.array(looks).reshape(-1, len(TRAITS))[order] if traits else None
+        lost = tuple(sorted(unreadable))
+        return cls(keys, codes[rows], table, *names, lost, damaged, inspector.outputs, shows, far, measured)
 
     def defective(self, good: int, temperature: float) -> NDArray[np.float64]:
         """P(defective) = 1 - P(good) of each image, shape (N,); ``good`` is the good class's index."""
@@ -193,4 +203,5 @@ class Scores:
             self, keys=rest, labels=self.labels[kept], logits=self.logits[kept], tyres=self.tyres[kept],
             groups=self.groups[kept], unreadable=tuple(key for key in self.unreadable if key not in gone),
             shows=None if self.shows is None else self.shows[kept], far=self.distances()[kept],
+            traits=None if self.traits is None else self.traits[kept],
         )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.data.stream import stream
+from tyre_lightning.data.traits import measure
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
@@ -23,6 +24,7 @@ class Image(NamedTuple):
 
     picture: Tensor | None  # uint8 [3, H, W]; None where it is not asked for, since a batch of them is large
     view: Tensor  # what the network sees of it, uint8 [3, size, size]
+    traits: tuple[float, ...] | None = None  # see :mod:`tyre_lightning.data.traits`; None where not asked for
 
 
 class Seen(NamedTuple):
@@ -40,6 +42,7 @@ def look_at(
     batch_size: int,
     *,
     pictures: bool = False,
+    traits: bool = False,
 ) -> Iterator[Seen]:
     """Fetch, decode and classify a stream of entries, a batch at a time, in order.
 
@@ -51,12 +54,13 @@ def look_at(
         entries: any number of them.
         batch_size: images.
         pictures: whether the whole pictures are wanted too.
+        traits: whether it is wanted too what the pictures look like, in numbers.
 
     Raises:
         UserError: an object cannot be fetched.
     """
     count, waiting = len(inspectors), deque[Future[Seen]]()
-    look = partial(_read, inspectors[0], pictures)
+    look = partial(_read, inspectors[0], pictures, traits)
     with ThreadPoolExecutor(count) as devices:
         for number, (batch, images) in enumerate(stream(reader.read, entries, look, batch_size)):
             waiting.append(devices.submit(_see, inspectors[number % count], batch, images))
@@ -70,8 +74,11 @@ def _see(inspector: Inspector, batch: list[Entry], images: list[Image | Unreadab
     return Seen(batch, images, inspector.look([one.view for one in images if isinstance(one, Image)]))
 
 
-def _read(inspector: Inspector, whole: bool, data: bytes | UnreadableImage, entry: Entry) -> Image | UnreadableImage:
+def _read(
+    inspector: Inspector, whole: bool, traits: bool, data: bytes | UnreadableImage, entry: Entry
+) -> Image | UnreadableImage:
     picture = try_decode(data, entry.key)
     if isinstance(picture, UnreadableImage):
         return picture
-    return Image(picture if whole else None, inspector.preprocessing(picture))
+    measured = measure(picture) if traits else None
+    return Image(picture if whole else None, inspector.preprocessing(picture), measured)

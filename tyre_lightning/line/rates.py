@@ -181,6 +181,8 @@ def _record(config: RatesConfig, found: Rates) -> None:
     if config.tracking_uri is None:
         return
     try:
-        log_window(config.tracking_uri, config.experiment, "rates", found.time, found.metrics(), {"model": found.model})
+        log_window(
+            config.tracking_uri, config.mlflow_experiment, "rates", found.time, found.metrics(), {"model": found.model}
+        )
     except UserError as error:
         log.warning("the rates are not in MLflow: %s", error)

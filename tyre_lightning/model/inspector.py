@@ -28,6 +28,7 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.novelty import Reference
 from tyre_lightning.decision.operating_point import JUDGEMENT, REVIEW, Calibration, OperatingPoint
 from tyre_lightning.decision.outputs import Outputs
+from tyre_lightning.decision.sample import SAMPLE, Sample
 from tyre_lightning.errors import Unwritable, UserError, first_line
 from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
@@ -107,6 +108,7 @@ class Inspector:
         multi_label: whether a picture may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
         reference: what good tyres look like to the network; None: it tells no novelty.
         examples: training pictures that it can show beside a new one; None: it has none.
+        validation: good tyres of validation, as the model saw them, which the line's are compared with; None: unknown.
     """
 
     network: Network
@@ -120,6 +122,7 @@ class Inspector:
     multi_label: bool = False
     reference: Reference | None = None
     examples: Examples | None = None
+    validation: Sample | None = None
 
     def __post_init__(self) -> None:
         """Spell classes as catalogs do, also those of models that older versions made."""
@@ -185,10 +188,13 @@ class Inspector:
         network.load_state_dict(state)
         about = spec["backbone"], spec["classes"], preprocessing, spec["good_class"]
         several = spec.get("multi_label", False)
-        return cls(network.eval(), *about, *judgement, multi_label=several, reference=reference, examples=examples)
+        held = Path(folder, SAMPLE)  # older versions have none
+        validation = Sample.load(held) if held.is_file() else None
+        about_good = reference, examples, validation
+        return cls(network.eval(), *about, *judgement, several, *about_good)
 
     def save(self, folder: str | Path) -> None:
-        """Write the inspector as a folder of safetensors and JSON.
+        """Write the inspector as a folder of safetensors, JSON and parquet.
 
         Raises:
             Unwritable: the disk is full, and the like.
@@ -205,6 +211,8 @@ class Inspector:
         except SafetensorError as error:  # the one that it has for a full disk
             raise Unwritable(f"cannot write {Path(folder, WEIGHTS_FILE)}: {error}") from error
         Path(folder, SPEC_FILE).write_text(self.spec() + "\n", encoding="utf-8")
+        if self.validation is not None:
+            self.validation.save(Path(folder, SAMPLE))
 
     def spec(self) -> str:
         """All but the weights, as JSON."""
