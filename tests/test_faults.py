@@ -445,6 +445,7 @@ OPTIONS = (
 
 
 TRAINED = 20  # of the 24 images; the others are for validation
+MEASURED = TRAINED  # before, to say how large they are
 
 
 def run_of(folder: Path) -> Run:
@@ -468,7 +469,8 @@ def test_a_run_that_loses_an_image_ends_in_one_sentence(
     """In its second epoch."""
     environment = {**subprocess_environment(aws_env), "AWS_ENDPOINT_URL": proxy.endpoint}
     key = max(open_module(folder).train.keys())  # the first one is also read before training, as a sample
-    proxy.add(Fault("status", match=key, status=404, code="NoSuchKey", times=None, skip=1))
+    measured = 1  # all are, to say how large they are
+    proxy.add(Fault("status", match=key, status=404, code="NoSuchKey", times=None, skip=measured + 1))
     root = f"data.root=s3://{folder.parent.name}/v1"
     done = run_script("train.py", root, *OPTIONS, cwd=tmp_path, environment=environment)
     assert done.returncode == 1, done.stderr
@@ -529,7 +531,7 @@ def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_en
     proxy.add(Fault("slow", seconds=3, times=None))
     root = f"s3://{folder.parent.name}/v1"
     with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
-        wait_until(lambda: len(proxy.reads("train")) >= TRAINED, process)  # both workers have begun
+        wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED, process)  # both workers have begun
         children = process.children(recursive=True)
         start = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
@@ -548,7 +550,7 @@ def test_a_killed_worker_ends_the_run(proxy: FaultProxy, folder: Path, aws_env: 
     proxy.add(Fault("slow", seconds=1, times=None))
     root = f"s3://{folder.parent.name}/v1"
     with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
-        wait_until(lambda: len(proxy.reads("train")) >= TRAINED, process)  # both workers have begun
+        wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED, process)  # both workers have begun
         children = process.children(recursive=True)
         start = time.monotonic()
         workers_of(process)[0].kill()

@@ -84,15 +84,15 @@ def said_of(data: TyreDataModule, folder: Path, capsys: pytest.CaptureFixture[st
     ("sizes", "options", "said"),
     [
         pytest.param(
-            [(640, 640)], {}, "400 x 400 pixels\n           its pictures have about 640 x 640: "
-            "data.image_size=640 would show all of it, at 2.6 times the time\n", id="large",
+            [(640, 640)], {}, "400 x 400 pixels\n           of pictures of about 640 x 640: "
+            "data.image_size=640 would show all\n           of them, at 2.6 times the time\n", id="large",
         ),
         pytest.param([(640, 640), (300, 300), (40, 40)], {}, "300 x 300 pixels\n", id="their median"),
         pytest.param([(900, 100)], {}, "300 x 300 pixels\n", id="by their pixels"),
         pytest.param([(40, 40)], {}, "256 x 256 pixels\n", id="tiny"),
         pytest.param(
-            [(640, 640)], {"image_size": 64}, "64 x 64 pixels\n           its pictures have about 640 x 640: "
-            "data.image_size=640 would show all of it, at 100.0 times the time\n", id="asked for",
+            [(640, 640)], {"image_size": 64}, "64 x 64 pixels\n           of pictures of about 640 x 640: "
+            "data.image_size=640 would show all\n           of them, at 100.0 times the time\n", id="asked for",
         ),
         pytest.param([(64, 64)], {"image_size": 64}, "64 x 64 pixels\n", id="asked for, and no more is there"),
         pytest.param([(640, 640)], {"eval_crop": EvalCrop.center}, "224 x 224 pixels\n", id="center"),

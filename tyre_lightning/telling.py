@@ -59,8 +59,8 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
     size, side = data.preprocessing.size, data.more
     say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size} x {size} pixels"))
     if side is not None:
-        say(_line("", f"its pictures have about {side} x {side}: data.image_size={side} would show all of it, at "
-                      f"{(side / size) ** 2:.1f} times the time"))  # fmt: skip
+        say(_line("", f"of pictures of about {side} x {side}: data.image_size={side} would show all"))
+        say(_line("", f"of them, at {(side / size) ** 2:.1f} times the time"))
     say(_line("epochs", f"{config.trainer.max_epochs} at most, by batches of {config.data.batch_size}"))
     say(_line("results", near(folder)))
     say(_line("", f"and experiment {config.logger.experiment} of {_server(config.logger)}"))
