@@ -264,7 +264,7 @@ def main() -> None:
                 for result in future.result():
                     shared.append(options.results, result)
                     print(result, flush=True)
-    print("\n".join(shared.table(shared.read(options.results))))
+    print("\n".join(shared.table(shared.read(options.results, shared.Result))))
 
 
 if __name__ == "__main__":

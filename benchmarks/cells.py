@@ -10,7 +10,6 @@ A line for each training is added to ``--results``; what is there already is not
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import folds as shared
 import numpy as np
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -88,12 +88,8 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
     for certain in (False, True):
         if chosen := [asdict(result) for result in results if result.certain is certain]:
             columns = [[result[name] for result in chosen] for name in METRICS]
-            cells = [f"{statistics.mean(column):.3f}{_spread(column)}" for column in columns]
+            cells = [f"{statistics.mean(column):.3f}{shared.spread(column)}" for column in columns]
             yield f"| {'certain labels' if certain else 'all'} | {len(chosen)} | {' | '.join(cells)} |"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
 
 
 def main() -> None:
@@ -106,13 +102,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("cells.jsonl"))
     options = parser.parse_args()
     path = options.results.resolve()
-    done = [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    done = shared.read(path, Result)
     for quarter in options.quarters:
         if not any((one.quarter, one.certain) == (quarter, options.certain) for one in done):
             done.append(run(options.cells.resolve(), quarter, options.overrides, certain=options.certain))
             print(done[-1], flush=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(done[-1])) + "\n")
+            shared.append(path, done[-1])
     print("\n".join(lines(done)))
 
 

@@ -7,10 +7,11 @@ import csv
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -32,6 +33,7 @@ METRICS = {"f1": "macro F1", "accuracy": "accuracy", "defective": "AUROC defecti
 REGIMES = ("all", "few", "rare")
 FEW = 250  # images to train on, of which 200 are left when the validation images have been taken from them
 Key = tuple[str, str, int, int]
+R = TypeVar("R")
 RARE = 5  # images of each defect, beside some 250 good ones
 
 
@@ -117,19 +119,19 @@ def missing(parser: argparse.ArgumentParser, options: argparse.Namespace, names:
     """What is asked for and not among the results: variant, regime, size and fold."""
     if unknown := set(options.names) - set(names):
         parser.error(f"not known: {', '.join(sorted(unknown))}")
-    done = {(r.variant, r.regime, r.size, r.fold) for r in read(options.results)}
+    done = {(r.variant, r.regime, r.size, r.fold) for r in read(options.results, Result)}
     wanted = [(name, options.regime, options.size, fold) for name in options.names or names for fold in options.folds]
     return [key for key in wanted if key not in done]
 
 
-def read(path: Path) -> list[Result]:
-    """All results so far."""
+def read(path: Path, kind: Callable[..., R]) -> list[R]:
+    """All results of a kind so far."""
     if not path.exists():
         return []
-    return [Result(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [kind(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def append(path: Path, result: Result) -> None:
+def append(path: Path, result: Any) -> None:
     """Add a line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(result)) + "\n")
@@ -154,9 +156,10 @@ def table(results: Sequence[Result]) -> Iterator[str]:
 def _cell(runs: dict[int, Result], base: dict[int, Result], metric: str) -> str:
     values = [run.metrics[metric] for run in runs.values()]
     changes = [runs[fold].metrics[metric] - base[fold].metrics[metric] for fold in runs if fold in base]
-    own = f"{statistics.mean(values):.3f}{_spread(values)}"
-    return own if runs is base or not changes else f"{own} ({statistics.mean(changes):+.3f}{_spread(changes)})"
+    own = f"{statistics.mean(values):.3f}{spread(values)}"
+    return own if runs is base or not changes else f"{own} ({statistics.mean(changes):+.3f}{spread(changes)})"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """What follows a mean: its standard deviation, of more than one."""
     return f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

@@ -13,13 +13,12 @@ A line for each training is added to ``--results``; what is there already is not
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import chdir
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import folds as shared
@@ -249,8 +248,7 @@ def lines(results: list[Result]) -> Iterator[str]:
     whole = [result for result in results if result.metrics and result.without == NOBODY]
     for metric, name in shared.METRICS.items() if whole else ():
         values = [result.metrics[metric] for result in whole]
-        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        yield f"\n{name}: {statistics.mean(values):.3f}{spread} of {len(values)} trainings"
+        yield f"\n{name}: {statistics.mean(values):.3f}{shared.spread(values)} of {len(values)} trainings"
     yield "\n| what was done | accuracy, by strength | reviewed | good accepted | defective accepted |"
     yield "| --- | --- | --- | --- | --- |"
     for name in SPOILT:
@@ -271,7 +269,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("novelty.jsonl"))
     options = parser.parse_args()
     path, keep = options.results.resolve(), options.keep and options.keep.resolve()
-    done = [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    done = shared.read(path, Result)
     lake, given = options.lake.resolve(), dict(item.split("=", 1) for item in options.far)
     with tempfile.TemporaryDirectory() as scratch:
         far = lay_far(Path(scratch), given)
@@ -280,8 +278,7 @@ def main() -> None:
                 if not any((one.fold, one.without) == (fold, without) for one in done):
                     done.append(run(lake, fold, without, far, keep))
                     print(done[-1], flush=True)
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(asdict(done[-1])) + "\n")
+                    shared.append(path, done[-1])
     print("\n".join(lines(done)))
 
 

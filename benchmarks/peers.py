@@ -301,7 +301,7 @@ def main() -> None:
             result = run(root, *key)
             shared.append(options.results, result)
             print(result, flush=True)
-    print("\n".join(shared.table(shared.read(options.results))))
+    print("\n".join(shared.table(shared.read(options.results, shared.Result))))
 
 
 if __name__ == "__main__":

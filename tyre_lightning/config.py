@@ -537,10 +537,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
     """Like :func:`to_train_config`, for ``predict.py``."""
     config = _typed(cfg)
     assert isinstance(config, PredictConfig)
-    for key in ("model", "input"):
-        if not getattr(config, key):
-            raise UserError(f"{key} is not set: give model=... and input=...")
-    _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
+    _check_looking(config)
     _check_place("output", config.output)
     _check_shares(config.operating_point)
     return config
@@ -578,12 +575,9 @@ def to_watch_config(cfg: Any) -> WatchConfig:
     """Like :func:`to_train_config`, for windows of the line."""
     config = _typed(cfg)
     assert isinstance(config, WatchConfig)
-    for key in ("model", "input"):
-        if not getattr(config, key):
-            raise UserError(f"{key} is not set: give model=... and input=...")
+    _check_looking(config)
     if config.name is not None and not config.accept:
         raise UserError("name is that of a window that is accepted: give accept=true too")
-    _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
     _require("tyres", config.tyres, 100 <= config.tyres <= 100_000, "from 100 to 100000")
     _check_regex("group_by", config.group_by)
     if config.time is not None:
@@ -767,6 +761,14 @@ def _check_folds(data: DataConfig) -> None:
         raise UserError("data.folds divides what a listing finds: leave out data.catalog and data.from_run")
     _require("data.folds", data.folds, data.folds >= 2, "at least 2")
     _require("data.fold", data.fold, 0 <= data.fold < data.folds, f"from 0 to {data.folds - 1}")
+
+
+def _check_looking(config: PredictConfig | WatchConfig) -> None:
+    """That a model and what it is to look at are named, and some images at a time."""
+    for key in ("model", "input"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is not set: give model=... and input=...")
+    _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
 
 
 def _check_shares(point: OperatingPointConfig | OtherOperatingPointConfig) -> None:

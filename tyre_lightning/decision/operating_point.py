@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ class Calibration:
         """Of good tyres a share of at most this is as unlike the others, for distances of shape (N,); else NaN."""
         return self.scale.p_values(distances) if self.measured else np.full(len(distances), np.nan)
 
-    @property
+    @cached_property
     def scale(self) -> Scale:
         """What distances mean."""
         return Scale(np.array(self.farthest), self.measured, np.array(self.learnt), self.learnt_total)

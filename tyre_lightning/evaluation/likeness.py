@@ -9,14 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.decision.novelty import NOBODY, Reference, left_out
 from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.evaluation.gallery import jpeg_bytes
 from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.tyres import Shown
-from tyre_lightning.model.examples import MOST, Example, Examples, thumbnail
+from tyre_lightning.model.examples import MOST, SIDE, Example, Examples
 from tyre_lightning.model.inspector import Inspector
 
 LEARNT = 4000  # images of the training set, drawn at random where it has more
@@ -32,6 +35,13 @@ class Likeness(NamedTuple):
 
 
 UNKNOWN = Likeness(None, NOBODY, None)
+
+
+def thumbnail(view: Tensor) -> bytes:
+    """A small copy of what the network sees, uint8 [3, size, size], as JPEG."""
+    picture = F.to_pil_image(view)
+    picture.thumbnail((SIDE, SIDE))
+    return jpeg_bytes(picture)
 
 
 def draw(catalog: Catalog, count: int, seed: int) -> Catalog:

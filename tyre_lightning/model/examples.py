@@ -6,7 +6,6 @@ divided by the spread of pictures of one class: with them the distance is Mahala
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,16 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.decision.novelty import Floats32, Reference
 
 EXAMPLES = "examples"  # what a file says of them is under that name
 MOST = 1000  # pictures in a model
 LARGEST = 4_900_000  # bytes, with the reference: in a file with its own table they stay under 5 MB
-SIDE = 96  # pixels of a small copy
-_QUALITY = 75  # of its JPEG: of a tyre it has 2 to 3 kB
+SIDE = 96  # pixels of a small copy: of a tyre its JPEG has 2 to 3 kB
 _FARTHEST = 60_000.0  # in a direction; float16 ends at 65504
 _END = np.dtype(np.int32)  # of where a text ends in a file
 _TEXTS = "keys", "classes", "thumbnails"  # of a file
@@ -35,15 +31,6 @@ class Example(NamedTuple):
     key: str
     class_name: str  # of several defects all names, with commas
     thumbnail: bytes  # JPEG, of what the network sees; nothing decodes it before it is shown
-
-
-def thumbnail(view: Tensor) -> bytes:
-    """A small copy of what the network sees, uint8 [3, size, size], as JPEG."""
-    picture = F.to_pil_image(view)
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
