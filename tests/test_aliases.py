@@ -6,10 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
 from tests.mlflow_server import lay_database
 from tyre_lightning.errors import UserError
@@ -153,6 +156,45 @@ def test_of_many_that_find_a_lock_left_one_takes_it(registry: Registry, monkeypa
         won = [*pool.map(take, range(4))]
     assert sum(won) == 1
     assert [model.name for model in registry.client.search_registered_models()] == []
+
+
+def test_a_lock_that_goes_while_another_asks_for_it_is_none_of_its_own(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.client.create_registered_model(LOCK)
+    look = SqlAlchemyStore.get_registered_model
+
+    def gone(self: SqlAlchemyStore, name: str) -> RegisteredModel:
+        self.delete_registered_model(name)  # by its owner, between the refusal and the look at what was in the way
+        found: RegisteredModel = look(self, name)
+        return found
+
+    monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", gone)
+    assert not registry.gate()._create(LOCK, "late")
+
+
+@pytest.mark.parametrize(("look", "time"), [("_held", 1), ("_left", 2)])
+def test_a_lock_that_goes_after_a_look_at_it_is_gone(
+    look: str, time: int, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, looks = getattr(Aliases, look), count(1)
+
+    def gone(self: Aliases, lock: str) -> object:
+        found = seen(self, lock)
+        if lock == LOCK and next(looks) == time:
+            registry.client.delete_registered_model(lock)
+        return found
+
+    registry.client.create_registered_model(LOCK)
+    with monkeypatch.context() as old:
+        old.setattr("tyre_lightning.promote.aliases._STALE_SECONDS", 0)
+        old.setattr(Aliases, "_left", gone if look == "_left" else Aliases._left)
+        lock = registry.gate()._lock(LOCK)
+        lock.__enter__()
+    with monkeypatch.context() as late:
+        late.setattr(Aliases, "_held", gone if look == "_held" else Aliases._held)
+        lock.__exit__(None, None, None)
+    assert registry.gate()._held(LOCK) is None
 
 
 def test_who_was_away_for_long_leaves_the_lock_of_another(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

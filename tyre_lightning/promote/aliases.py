@@ -22,6 +22,7 @@ NO_ANCHOR = "no anchor"
 ANCHORED = "promotion.anchor_since"  # the tag of a version that became the anchor
 FINGERPRINT = "promotion.test_fingerprint"  # the tag that says by which test images a version was judged
 
+_GONE = "RESOURCE_DOES_NOT_EXIST"
 _STALE_SECONDS = 60  # a lock is held for the time of a few calls; one of this age has no owner any more
 
 
@@ -163,7 +164,7 @@ class Aliases:
             yield
         finally:
             if (held := self._held(lock)) is not None and held.description == owner:  # not taken over meanwhile
-                self.client.delete_registered_model(lock)
+                self._remove(lock)
 
     def _take(self, lock: str, owner: str) -> None:
         if self._create(lock, owner):
@@ -172,7 +173,7 @@ class Aliases:
             raise Overtaken
         with self._lock(f"{lock}, taken over"):  # of several that have found it left, only one may remove it
             if self._left(lock):
-                self.client.delete_registered_model(lock)
+                self._remove(lock)
             if not self._create(lock, owner):
                 raise Overtaken
 
@@ -183,10 +184,20 @@ class Aliases:
         try:
             self.client.create_registered_model(lock, description=owner)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code not in ("RESOURCE_ALREADY_EXISTS", _GONE):  # one that was in the way, gone by now
                 raise
             return False
         return True
+
+    def _remove(self, lock: str) -> None:
+        """Remove it; another may have done so meanwhile."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.delete_registered_model(lock)
+        except MlflowException as error:
+            if error.error_code != _GONE:
+                raise
 
     def _left(self, lock: str) -> bool:
         """Whether it is there, but so old that its owner must be gone."""
@@ -199,7 +210,7 @@ class Aliases:
         try:
             return self.client.get_registered_model(lock)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code != _GONE:
                 raise
             return None
 
