@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -162,12 +163,12 @@ def test_a_lock_that_goes_while_another_asks_for_it_is_none_of_its_own(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.client.create_registered_model(LOCK)
-    look = SqlAlchemyStore.get_registered_model
+    look: Callable[[SqlAlchemyStore, str], RegisteredModel] = SqlAlchemyStore.get_registered_model
 
     def gone(self: SqlAlchemyStore, name: str) -> RegisteredModel:
-        self.delete_registered_model(name)  # by its owner, between the refusal and the look at what was in the way
-        found: RegisteredModel = look(self, name)
-        return found
+        monkeypatch.undo()
+        registry.client.delete_registered_model(name)  # by its owner, between the refusal and the look at the reason
+        return look(self, name)
 
     monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", gone)
     assert not registry.gate()._create(LOCK, "late")

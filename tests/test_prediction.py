@@ -30,7 +30,7 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.operating_point import Calibration
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.predictions import open_writer
+from tyre_lightning.evaluation.predictions import open_writer, read_about
 from tyre_lightning.lake.store import Entry, FolderStore
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
@@ -56,12 +56,15 @@ def predict(trained: Trained, folder: Path, *arguments: str) -> subprocess.Compl
 @pytest.mark.parametrize("kind", READERS)
 def test_every_image_of_a_prefix_gets_a_row(trained: Trained, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "deep" / f"rows.{kind}"
-    done = predict(trained, tmp_path, f"model={trained.model}", f"input={trained.root}/test", f"output={output}")
+    alias = trained.model.replace("/1", "@challenger")
+    done = predict(trained, tmp_path, f"model={alias}", f"input={trained.root}/test", f"output={output}")
     assert done.returncode == 0, done.stderr
     rows = READERS[kind](output)
     assert list(rows.columns) == COLUMNS
     assert len(rows) == rows["key"].nunique() == 20
     assert rows["error"].isna().all()
+    if kind == "parquet":  # of the version that the alias named
+        assert read_about(str(output)) == {"model": trained.model, "root": f"{trained.root}/test"}
     probabilities = rows[PROBABILITIES]
     assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-6
     assert (probabilities.idxmax(axis=1).str.removeprefix("p_") == rows["class"]).all()
@@ -125,6 +128,7 @@ def test_s3_folder_and_checkpoint_agree(trained: Trained, tmp_path: Path) -> Non
         done = predict(trained, tmp_path, f"model={model}", f"input={source}", f"output={output}", "batch_size=7")
         assert done.returncode == 0, done.stderr
         tables[name] = pd.read_parquet(output)
+        assert read_about(str(output)) == {"model": model, "root": source}
     pd.testing.assert_frame_equal(tables["s3"], tables["folder"], check_exact=True)
     pd.testing.assert_frame_equal(tables["s3"], tables["checkpoint"], check_exact=True)
 
@@ -213,8 +217,8 @@ def test_a_broken_run_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=models:/tyre-demo/99"], "model=models:/tyre-demo/99 cannot be loaded"),
-        (["model=models:/nothing/1"], "model=models:/nothing/1 cannot be loaded"),
+        (["model=models:/tyre-demo/99"], "model=models:/tyre-demo/99 cannot be found"),
+        (["model=models:/nothing/1"], "model=models:/nothing/1 cannot be found"),
         (["model=gone.ckpt"], "model=gone.ckpt is neither a models:/ or runs:/ URI nor a file or folder that exists"),
         (["model=MODEL", "output=rows.xlsx"], "output=rows.xlsx must end in one of .parquet, .csv, .jsonl"),
         (["model=MODEL", "input=s3://no-such-bucket/x"], "there is no such bucket"),

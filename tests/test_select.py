@@ -106,6 +106,17 @@ def test_what_waits_comes_first_and_the_others_show_not_why_they_are_there(queue
     assert len({*why[reviewed : reviewed + 30]}) == 3
 
 
+def test_a_queue_says_where_its_pictures_lie_and_whose_answers_they_have(tmp_path: Path) -> None:
+    path = str(tmp_path / "predictions.parquet")
+    about = {"model": "models:/tyres/3", "root": "s3://plant/week-48"}
+    with open_writer(path, ["key", *SAID], about) as writer:
+        writer.write(rows(300))
+    told = choose(path, tmp_path / "queue.parquet", budget=50)
+    assert (told.model, told.root) == ("models:/tyres/3", "s3://plant/week-48")
+    other = choose(path, tmp_path / "other.parquet", budget=50, model="models:/tyres/4", root="elsewhere")
+    assert (other.model, other.root) == ("models:/tyres/4", "elsewhere")
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
 def test_the_same_window_gives_the_same_queue(ending: str, predictions: str, queue: Queue, tmp_path: Path) -> None:
     """From every kind of file, in whatever order its rows are; another seed gives another."""

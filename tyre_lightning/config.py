@@ -405,7 +405,8 @@ class SelectConfig:
     predictions: str | None = None  # what predict.py wrote of a window of the line, such as a week
     output: str = "queue.parquet"  # the tyres that a person should see
     budget: int = 300  # tyres
-    model: str | None = None  # whose predictions they are: windows of one model are counted together
+    model: str | None = None  # whose predictions they are; null: as they say; windows of one model are counted together
+    root: str | None = None  # of the pictures, as predict.py's input; null: as the predictions say
     good_class: str | None = None  # null: a class named good, ok, non_defective, ...
     max_escape_rate: float = 0.05  # what is promised
     confidence: float = 0.95  # of the intervals

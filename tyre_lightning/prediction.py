@@ -47,7 +47,7 @@ from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting, answer_columns, nothing_seen
 from tyre_lightning.progress import progress_bar, say
-from tyre_lightning.tracking.registry import load_inspector
+from tyre_lightning.tracking.registry import exact_uri, load_inspector
 
 Rows = list[dict[str, Any]]
 
@@ -122,7 +122,8 @@ def predict(cfg: DictConfig) -> Summary:
     source = open_source(str(config.input), config.s3)
     total = source.count(f"input={config.input}")
     device = find_device(config.accelerator)
-    inspector = load_inspector(str(config.model), config.tracking_uri)
+    model = exact_uri(str(config.model), config.tracking_uri)
+    inspector = load_inspector(model, config.tracking_uri)
     _promise(inspector, config.operating_point)
     if config.explain:
         check_explainable(inspector)
@@ -132,7 +133,8 @@ def predict(cfg: DictConfig) -> Summary:
     overlays = overlay_folder(config.output) if config.explain else None
     said = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
     columns = ["key", *said, *([OVERLAY, NEAREST] if config.explain else [])]
-    with open_writer(config.output, columns) as writer, progress_bar() as progress:
+    about = {"model": model, "root": source.store.root}
+    with open_writer(config.output, columns, about) as writer, progress_bar() as progress:
         task = progress.add_task("predicting", total=total)
         batches = predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays)
         watched = _watch(batches, summary, lambda rows: progress.advance(task, len(rows)))

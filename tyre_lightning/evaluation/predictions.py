@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _TOGETHER = 4096  # rows in memory at one time
+ABOUT = b"tyre_lightning"  # under which a parquet file's metadata has what its rows are about
 
 
 class Writer(Protocol):
@@ -42,10 +43,10 @@ _ALWAYS = {"key", "tyre", "class", "decision", "error", NOVELTY}  # whatever the
 
 
 class _Parquet:
-    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, columns: Sequence[str], about: Mapping[str, str]) -> None:
         numbers = {"p_": pa.float64(), "n_": pa.int64()}
         kinds = [pa.field(name, numbers.get(name[:2], _KINDS.get(name, pa.string()))) for name in columns]
-        self._schema = pa.schema(kinds)
+        self._schema = pa.schema(kinds, {ABOUT: json.dumps(about, ensure_ascii=False)})
         self._writer = pq.ParquetWriter(file, self._schema)
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -56,7 +57,7 @@ class _Parquet:
 
 
 class _Text:
-    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, columns: Sequence[str], about: Mapping[str, str]) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._columns = columns
 
@@ -66,8 +67,8 @@ class _Text:
 
 
 class _Csv(_Text):
-    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
-        super().__init__(file, columns)
+    def __init__(self, file: BinaryIO, columns: Sequence[str], about: Mapping[str, str]) -> None:
+        super().__init__(file, columns, about)
         self._writer = csv.DictWriter(self._text, columns)
         self._writer.writeheader()
 
@@ -85,7 +86,7 @@ class _Jsonl(_Text):
             self._text.write(json.dumps({name: row.get(name) for name in self._columns}, ensure_ascii=False) + "\n")
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], Writer]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, Sequence[str], Mapping[str, str]], Writer]] = {
     ".parquet": _Parquet,
     ".csv": _Csv,
     ".jsonl": _Jsonl,
@@ -100,8 +101,10 @@ def tyre_columns(inspector: Inspector) -> list[str]:
 
 
 @contextmanager
-def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
+def open_writer(output: str, columns: Sequence[str], about: Mapping[str, str] | None = None) -> Iterator[Writer]:
     """A writer of rows with these columns: numbers where they begin with ``p_``, counts with ``n_``, else text.
+
+    What the rows are about as a whole stays with a parquet file; the other kinds have no place for it.
 
     ``defects`` and ``nearest`` are lists of texts; in csv one text, with commas.
 
@@ -114,7 +117,7 @@ def open_writer(output: str, columns: Sequence[str]) -> Iterator[Writer]:
     if kind is None:
         raise UserError(f"output={output} must end in one of {', '.join(_WRITERS)}")
     with whole(output) as unfinished, open(unfinished, "wb") as file:
-        writer = kind(file, columns)
+        writer = kind(file, columns, about or {})
         yield writer
         writer.close()
 
@@ -146,6 +149,20 @@ def read_rows(path: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path} has no column {names}: give what predict.py writes, a row for each picture")
             yield row
     except (OSError, ValueError, TypeError, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as predictions: {first_line(error)}") from error
+
+
+def read_about(path: str) -> dict[str, str]:
+    """What a predictions file says of itself: ``model`` and ``root``, if it is one in parquet of this version.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if Path(path).suffix.lower() != ".parquet":
+        return {}
+    try:
+        return dict(json.loads((pq.read_schema(path).metadata or {}).get(ABOUT, "{}")))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as predictions: {first_line(error)}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,62 @@ NO_TYRE, CANNOT_TELL = "not a tyre", "cannot tell"
 DEFECTIVE, GOOD, NEITHER, UNTOLD, DISAGREED = "defective", "good", "neither", "cannot tell", "disagreed"
 
 
-def read_answers(folder: str, good_class: str) -> dict[str, str]:
-    """What is said of each tyre: :data:`DEFECTIVE`, :data:`GOOD`, :data:`NEITHER`, or why it is not known.
+@dataclass(frozen=True)
+class Answer:
+    """What a person said of a tyre.
 
-    A person's later answer takes the place of the earlier one, and None takes it back. Where persons differ in which
-    defect they see, the tyre is defective; where in whether there is one, it is :data:`DISAGREED`. Who could not tell
-    leaves it to the others.
+    Args:
+        tyre: its name, as the queue has it.
+        who: the person.
+        time: ISO 8601, UTC.
+        answer: a class, several defects, :data:`NO_TYRE` or :data:`CANNOT_TELL`.
+        keys: of the pictures that were shown.
+        tags: of their contents, as the store told them; None: not known.
+        queue: the file of the queue.
+    """
+
+    tyre: str
+    who: str
+    time: str
+    answer: str | list[str]
+    keys: tuple[str, ...] = ()
+    tags: tuple[str | None, ...] = ()
+    queue: str | None = None
+
+
+def latest(folder: str) -> list[Answer]:
+    """What holds of all that was said: a person's later answer on a tyre replaces the earlier, None takes it back.
 
     Raises:
         UserError: there is no such folder, it holds no answers, or a line is none.
     """
-    said: dict[tuple[str, str], tuple[str, int, Any]] = {}
+    said: dict[tuple[str, str], tuple[str, int, dict[str, Any]]] = {}
     for order, answer in enumerate(_lines(folder)):
         key = one_form(str(answer["tyre"])), str(answer["who"])
-        newer = str(answer["time"]), order, answer["answer"]
+        newer = str(answer["time"]), order, answer
         said[key] = max(said.get(key, newer), newer, key=lambda one: one[:2])
+    return [
+        Answer(
+            tyre, who, time, answer["answer"], tuple(answer.get("keys") or ()), tuple(answer.get("tags") or ()),
+            answer.get("queue"),
+        )
+        for (tyre, who), (time, _, answer) in said.items()
+        if answer["answer"] is not None
+    ]  # fmt: skip
+
+
+def read_answers(folder: str, good_class: str) -> dict[str, str]:
+    """What is said of each tyre: :data:`DEFECTIVE`, :data:`GOOD`, :data:`NEITHER`, or why it is not known.
+
+    Where persons differ in which defect they see, the tyre is defective; where in whether there is one, it is
+    :data:`DISAGREED`. Who could not tell leaves it to the others.
+
+    Raises:
+        UserError: see :func:`latest`.
+    """
     kinds: dict[str, set[str]] = {}
-    for (tyre, _), (_, _, answer) in said.items():
-        if answer is not None:
-            kinds.setdefault(tyre, set()).add(_kind(answer, good_class))
+    for one in latest(folder):
+        kinds.setdefault(one.tyre, set()).add(_kind(one.answer, good_class))
     return {tyre: _together(found) for tyre, found in kinds.items()}
 
 

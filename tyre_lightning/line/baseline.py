@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tyre_lightning.config import WatchConfig
 from tyre_lightning.decision.sample import Sample
-from tyre_lightning.errors import UserError, first_line
+from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.gallery import jpeg_bytes, thumbnails
 from tyre_lightning.line.pictures import SHOWN, typical
 from tyre_lightning.line.window import Window
@@ -47,25 +47,6 @@ class Baseline:
     sample: Sample
     accepted: bool
     about: str
-
-
-def find_version(client: MlflowClient, model: str) -> ModelVersion | None:
-    """The registered version that a ``models:/`` URI names; None for any other model.
-
-    Raises:
-        UserError: there is none.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if not model.startswith("models:/"):
-        return None
-    name = model.removeprefix("models:/")
-    try:
-        if "@" in name:
-            return client.get_model_version_by_alias(*name.rsplit("@", 1))
-        return client.get_model_version(*name.rsplit("/", 1))
-    except (MlflowException, TypeError) as error:
-        raise UserError(f"model={model} cannot be found: {first_line(error)}") from error
 
 
 def identity(inspector: Inspector) -> str:

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tyre_lightning.errors import UserError, first_line
+from tyre_lightning.evaluation.predictions import ABOUT
 from tyre_lightning.files import whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 REVIEWED, AUDITED, REJECTS, LEARN = "review", "audit", "rejected", "learn"  # why a tyre is in a queue
-FORMAT = 1
-_META = b"tyre_lightning"  # under which the file's metadata has all but the pictures
+FORMAT = 2  # in format 1 there is no root
 COLUMNS = ("tyre", "key", "why", "stratum", "probability", "decision", "class", "novelty")
 
 
@@ -38,7 +38,8 @@ class Queue:
 
     Args:
         pictures: a row each, with :data:`COLUMNS` and the probabilities of the classes.
-        model: the URI of the model, if it was given.
+        model: the URI of the model, if it is known.
+        root: of the store in which the pictures lie, if it is known.
         source: the predictions file.
         time: when the window was predicted, ISO 8601, UTC.
         seed: of the draws.
@@ -49,6 +50,7 @@ class Queue:
 
     pictures: DataFrame
     model: str | None
+    root: str | None
     source: str
     time: str
     seed: int
@@ -67,7 +69,7 @@ class Queue:
         numbers = {name for name in self.pictures.columns if name.startswith("p_")} | {"probability", "novelty"}
         fields = [(name, pa.float64() if name in numbers else pa.string()) for name in self.pictures.columns]
         table = pa.Table.from_pandas(self.pictures, schema=pa.schema(fields), preserve_index=False)
-        table = table.replace_schema_metadata({_META: json.dumps(about, ensure_ascii=False).encode()})
+        table = table.replace_schema_metadata({ABOUT: json.dumps(about, ensure_ascii=False).encode()})
         with whole(path) as unfinished:
             pq.write_table(table, unfinished)
 
@@ -80,9 +82,10 @@ class Queue:
         """
         try:
             table = pq.read_table(path)
-            about: dict[str, Any] = json.loads((table.schema.metadata or {})[_META])
+            about: dict[str, Any] = json.loads((table.schema.metadata or {})[ABOUT])
             if (made := about.pop("format")) > FORMAT:
                 raise UserError(f"{path} is a queue of format {made}, and this version knows up to {FORMAT}: update")
+            about.setdefault("root", None)
             strata = {name: Stratum(**values) for name, values in about.pop("strata").items()}
             return cls(table.to_pandas(), strata=strata, **about)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

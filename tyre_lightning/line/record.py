@@ -14,6 +14,7 @@ from tyre_lightning.errors import without_passwords
 from tyre_lightning.line.signals import Reading
 from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.line import open_experiment, refusals
+from tyre_lightning.tracking.versions import version_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +39,7 @@ class Records:
 
     def __init__(self, client: MlflowClient, config: WatchConfig, version: ModelVersion | None, time: datetime) -> None:
         self._client, self._config, self._time = client, config, time
-        self._model = str(config.model) if version is None else f"models:/{version.name}/{version.version}"
+        self._model = str(config.model) if version is None else version_uri(version)
         self._line = str(config.model) if version is None else version.name  # the trend goes on with a new version
         self._experiment = open_experiment(client, config.mlflow_experiment)
 

@@ -23,7 +23,7 @@ from tyre_lightning.decision.audit_plan import allocate, expected, labels_needed
 from tyre_lightning.decision.audit_sample import Audit
 from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.predictions import read_predictions
+from tyre_lightning.evaluation.predictions import read_about, read_predictions
 from tyre_lightning.line.queue import AUDITED, COLUMNS, LEARN, REJECTS, REVIEWED, Queue, Stratum
 from tyre_lightning.line.strata import ORDER, REJECTED, Floats, Ints, Names, Window
 
@@ -77,8 +77,9 @@ def select(cfg: DictConfig) -> tuple[Queue, list[str]]:
         for name, total, drawn in zip(plan.names, plan.total, plan.drawn, strict=True)
     }
     written = datetime.datetime.fromtimestamp(os.path.getmtime(source), datetime.UTC).isoformat(timespec="seconds")
-    about = config.model, source, written, config.seed, window.good, config.max_escape_rate
-    queue = Queue(pictures, *about, counts)
+    said = read_about(source)
+    model, root = config.model or said.get("model"), config.root or said.get("root")
+    queue = Queue(pictures, model, root, source, written, config.seed, window.good, config.max_escape_rate, counts)
     queue.write(config.output)
     return queue, [*_told(config, window, plan, why), *_promised(config, plan)]
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tyre_lightning.config import WatchConfig, to_watch_config
 from tyre_lightning.decision.sample import Sample
 from tyre_lightning.files import disk_errors, write_whole
-from tyre_lightning.line.baseline import Baseline, accept, check_place, find_baseline, find_version, keep
+from tyre_lightning.line.baseline import Baseline, accept, check_place, find_baseline, keep
 from tyre_lightning.line.page import render
 from tyre_lightning.line.record import Records
 from tyre_lightning.line.signals import Reading, read_signals
@@ -24,6 +24,7 @@ from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.progress import say
 from tyre_lightning.tracking.registry import load_inspector
 from tyre_lightning.tracking.runs import connect
+from tyre_lightning.tracking.versions import find_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,7 +15,7 @@ from tyre_lightning.model.from_timm import is_timm
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
-from tyre_lightning.tracking.versions import how_to_call
+from tyre_lightning.tracking.versions import find_version, how_to_call, version_uri
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -64,6 +64,18 @@ def model_uri(run: Run) -> str:
 def run_model(run_id: str) -> str:
     """The URI of the model that a run has recorded, registered or not."""
     return f"runs:/{run_id}/{MODEL_FOLDER}"
+
+
+def exact_uri(model: str, tracking_uri: str) -> str:
+    """A model's address, in which an alias has become the version that it names now.
+
+    Raises:
+        UserError: there is no such version.
+    """
+    if not model.startswith("models:/"):
+        return model
+    version = find_version(connect(tracking_uri), model)
+    return model if version is None else version_uri(version)
 
 
 def load_inspector(model: str, tracking_uri: str) -> Inspector:

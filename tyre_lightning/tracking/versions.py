@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.names import mlflow_quoted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER = "challenger"  # the alias of the newest version, of a sweep the best, which asks to become the champion
 CHAMPION = "champion"  # of the one in use
@@ -47,6 +49,30 @@ def create_version(
     if challenger:
         let_newest_ask(client, name)
     return str(version.version)
+
+
+def find_version(client: MlflowClient, model: str) -> ModelVersion | None:
+    """The registered version that a ``models:/`` URI names; None for any other model.
+
+    Raises:
+        UserError: there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not model.startswith("models:/"):
+        return None
+    name = model.removeprefix("models:/")
+    try:
+        if "@" in name:
+            return client.get_model_version_by_alias(*name.rsplit("@", 1))
+        return client.get_model_version(*name.rsplit("/", 1))
+    except (MlflowException, TypeError) as error:
+        raise UserError(f"model={model} cannot be found: {first_line(error)}") from error
+
+
+def version_uri(version: ModelVersion) -> str:
+    """The URI of this version, whatever its aliases come to name."""
+    return f"models:/{version.name}/{version.version}"
 
 
 def how_to_call(uri: str) -> str:
