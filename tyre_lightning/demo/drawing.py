@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 CLASSES: tuple[str, ...] = ("good", "crack", "bulge", "flat_spot")
+NEW = "scuff"  # a defect that no lake has, until a line brings it
 
 Field = NDArray[np.floating[Any]]
 
@@ -231,11 +232,23 @@ def _flat_spot(scene: _Scene, rng: Generator) -> _Defect:
     return _Defect(worn=worn, cut=cut, mask=np.maximum(worn, cut * (scene.v < 1)))
 
 
+def _scuff(scene: _Scene, rng: Generator) -> _Defect:
+    """A sidewall that has scraped along a kerb: a long patch is rubbed grey, and its lettering with it."""
+    low, high = (-0.7, 0.7) if scene.tread else (scene.rim + 0.14, 0.8)
+    v0, long = rng.uniform(low, high), rng.uniform(0.5, 0.8)
+    along = np.abs(_angle_from(scene.u, scene.angle_at(rng, v0))) / np.float32(long)
+    across = np.abs(scene.v - np.float32(v0)) / np.float32(rng.uniform(0.06, 0.09) * scene.severity)
+    edge = np.maximum(along, across) + 0.12 * _clouds(rng, scene.px, 16)
+    worn = (1 - _ramp(edge, 0.8, 1.05)) * (scene.v < 0.97) * (scene.v > (-0.97 if scene.tread else scene.rim + 0.02))
+    return _Defect(worn=1.6 * worn, mask=worn)
+
+
 _DEFECTS: dict[str, Callable[[_Scene, Generator], _Defect]] = {
     "good": lambda scene, rng: _Defect(),
     "crack": _crack,
     "bulge": _bulge,
     "flat_spot": _flat_spot,
+    NEW: _scuff,
 }
 
 
@@ -419,12 +432,13 @@ def draw_defects(
 
     Returns the image, and each defect's true extent by its label, as :func:`draw` does.
     """
+    known = [*_DEFECTS]
     for label in labels:
-        if label not in CLASSES:
-            raise ValueError(f"unknown class {label!r}; known: {', '.join(CLASSES)}")
+        if label not in known:
+            raise ValueError(f"unknown class {label!r}; known: {', '.join(known)}")
     scene_rng = np.random.default_rng([seed, 0])
     scene = _pose(scene_rng, size, clear)
-    defects = [_DEFECTS[label](scene, np.random.default_rng([seed, 1, CLASSES.index(label)])) for label in labels]
+    defects = [_DEFECTS[label](scene, np.random.default_rng([seed, 1, known.index(label)])) for label in labels]
     whole = reduce(_Defect.with_another, defects)
     picture = _photograph(_render(scene, whole, scene_rng), np.random.default_rng([seed, 2]), scene.rough)
     extents = (np.broadcast_to(np.asarray(defect.mask) > 0.3, (size, size)).copy() for defect in defects)
