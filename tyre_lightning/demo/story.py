@@ -1,0 +1,130 @@
+"""The week's last page: what was true of each day, what the commands told of it, and what came of that."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from PIL import Image
+
+from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW
+from tyre_lightning.demo.days import Day
+from tyre_lightning.evaluation.predictions import read_about, read_predictions
+from tyre_lightning.line.queue import Queue
+from tyre_lightning.tracking.runs import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE = "week.html"
+_GOOD = "good"
+_SHOWN = 4  # pictures of a day
+_SIDE = 160  # pixels of theirs
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A day that is over.
+
+    Args:
+        day: what the line brought.
+        place: the folder of what was made of it.
+        alarmed: whether `watch` said that it has shifted.
+        broken: whether `rates` said that the promise probably is.
+        led_to: what was done about it.
+    """
+
+    day: Day
+    place: Path
+    alarmed: bool
+    broken: bool
+    led_to: str = ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What became of a day's tyres, whose truth is known: counts by class and decision."""
+
+    counts: Mapping[tuple[str, str], int]
+
+    @classmethod
+    def of(cls, chapter: Chapter, truth: Path) -> Truth:
+        """From its predictions and the file of what was drawn."""
+        shows = json.loads((truth / f"{chapter.day.name}.json").read_text(encoding="utf-8"))
+        counts: dict[tuple[str, str], int] = {}
+        rows = read_predictions(str(chapter.place / "predictions.parquet"))
+        for key, decision in zip(rows["key"], rows["decision"], strict=True):
+            pair = shows[key.rpartition("/")[2]], decision or REVIEW
+            counts[pair] = counts.get(pair, 0) + 1
+        return cls(counts)
+
+    def share(self, decision: str, *, good: bool) -> tuple[int, int]:
+        """How many of the good, or of the defective, tyres were decided so, and how many there are."""
+        mine = {pair: count for pair, count in self.counts.items() if (pair[0] == _GOOD) == good}
+        return sum(count for pair, count in mine.items() if pair[1] == decision), sum(mine.values())
+
+    def escapes(self) -> dict[str, int]:
+        """Escapes by class."""
+        return {name: count for (name, decision), count in self.counts.items() if decision == ACCEPT and name != _GOOD}
+
+
+def tell(chapters: Sequence[Chapter], folder: Path, tracking_uri: str) -> Path:
+    """Write the page; gives its path."""
+    client = connect(tracking_uri)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    days = [_day(chapter, folder, client) for chapter in chapters]
+    page = folder / PAGE
+    page.write_text(environment.get_template(PAGE).render(days=days), encoding="utf-8")
+    return page
+
+
+def _day(chapter: Chapter, folder: Path, client: MlflowClient) -> dict[str, Any]:
+    truth = Truth.of(chapter, folder / "truth")
+    path = chapter.place / "predictions.parquet"
+    measured = _newest(client, "line.kind", "rates", Queue.read(chapter.place / "queue.parquet").time).data.metrics
+    watched = _newest(client, "watch.input", f"s3://line/{chapter.day.name}", None)
+    return {
+        "name": chapter.day.name.replace("-", " "),
+        "about": chapter.day.about,
+        "model": read_about(str(path))["model"].removeprefix("models:/"),
+        "escape": truth.share(ACCEPT, good=False),
+        "overkill": truth.share(REJECT, good=True),
+        "review": truth.share(REVIEW, good=True)[0] + truth.share(REVIEW, good=False)[0],
+        "escapes": truth.escapes(),
+        "estimate": {end: measured.get(f"line/window_escape_rate{end}") for end in ("", "_low", "_high")},
+        "alarmed": chapter.alarmed,
+        "shifted": watched.data.tags.get("watch.shifted", ""),
+        "broken": chapter.broken,
+        "led_to": chapter.led_to,
+        "pictures": _pictures(folder / "lake" / "line" / chapter.day.name),
+    }
+
+
+def _newest(client: MlflowClient, tag: str, value: str, window: str | None) -> Run:
+    """The run of a window that a command has recorded last."""
+    experiment = client.get_experiment_by_name("tyre-line")
+    assert experiment is not None
+    wanted = {tag: value} | ({"line.window": window} if window else {})
+    query = " and ".join(f"tags.`{name}` = '{one}'" for name, one in wanted.items())
+    found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])
+    return found[0]
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Some of a day's pictures, as addresses that need no file."""
+    return [_url(path) for path in sorted(folder.glob("*.jpg"))[:_SHOWN]]
+
+
+def _url(path: Path) -> str:
+    buffer = BytesIO()
+    with Image.open(path) as picture:
+        picture.resize((_SIDE, _SIDE)).save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
