@@ -131,7 +131,7 @@ def latest(folder: str, s3: S3Config | None = None, *, needed: bool = True) -> l
     for order, answer in enumerate(_lines(folder, s3 or S3Config(), needed)):
         key = one_form(str(answer["tyre"])), str(answer["who"])
         newer = str(answer["time"]), order, answer
-        said[key] = max(said.get(key, newer), newer, key=lambda one: one[:2])
+        said[key] = max(said.get(key, newer), newer, key=lambda one: (moment(one[0]), one[1]))
     return [
         Answer(
             tyre, who, time, answer["answer"], tuple(answer.get("keys") or ()), tuple(answer.get("tags") or ()),
@@ -140,6 +140,18 @@ def latest(folder: str, s3: S3Config | None = None, *, needed: bool = True) -> l
         for (tyre, who), (time, _, answer) in said.items()
         if answer["answer"] is not None
     ]  # fmt: skip
+
+
+def moment(time: str) -> str:
+    """An ISO 8601 time in the one form in which the later of two texts is the later time; UTC if it names no zone.
+
+    What is none stays as it is.
+    """
+    try:
+        when = datetime.fromisoformat(time)
+    except ValueError:
+        return time
+    return f"{when.replace(tzinfo=when.tzinfo or UTC).astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def read_answers(folder: str, good_class: str, s3: S3Config | None = None) -> dict[str, str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from time import monotonic
 from typing import Any, NamedTuple
 
 from tyre_lightning.decision.agreement import Agreement, agreement
 from tyre_lightning.errors import UserError
-from tyre_lightning.line.answers import CANNOT_TELL, FORMAT, NO_TYRE, Answer, Sink
+from tyre_lightning.line.answers import CANNOT_TELL, FORMAT, NO_TYRE, Answer, Sink, moment
 from tyre_lightning.line.queue import Queue
 from tyre_lightning.names import one_form
 
@@ -96,7 +96,7 @@ class Desk:
         sink: Sink,
         said: Sequence[Answer],
         overlap: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.tyres = tyres_of(queue)
         self.classes = classes_of(queue)
@@ -110,7 +110,7 @@ class Desk:
         self._told: dict[Seat, list[int]] = defaultdict(list)  # what can be undone, the latest last
         self._times: dict[tuple[int, str], str] = {}
         places = {one_form(tyre.name): index for index, tyre in enumerate(self.tyres)}
-        for one in sorted(said, key=lambda one: one.time):
+        for one in sorted(said, key=lambda one: moment(one.time)):
             if (index := places.get(one.tyre)) is not None:
                 self._note(index, Seat(one.who, ""), one.answer, one.time)
 
@@ -121,11 +121,10 @@ class Desk:
             held.heard = self._clock()
             held.tyres = [index for index in held.tyres if self._is_open(index, seat)]  # others may have taken them
             later = self._skipped[seat]
-            others = [index for index in range(len(self.tyres)) if index not in {*later, *held.tyres}]
-            for index in [*others, *(index for index in later if index not in held.tyres)]:
+            for index in [*(index for index in range(len(self.tyres)) if index not in later), *later]:
                 if len(held.tyres) >= AHEAD:
                     break
-                if self._is_open(index, seat):
+                if index not in held.tyres and self._is_open(index, seat):
                     held.tyres.append(index)
             return [*held.tyres]
 
@@ -153,18 +152,16 @@ class Desk:
         self._check(tyre, said, shows)
         with self._lock:
             if seat.who not in self._said[index] and not self._is_open(index, seat):
-                raise Refused(
-                    f"someone else has taken {tyre.name} meanwhile, because nothing was heard of you for long"
-                )
+                raise Refused(f"someone else has taken {tyre.name}, because nothing was heard of you for long")
             held = self._held[seat]
             held.heard = self._clock()
             if index not in held.tyres:
                 held.tyres.append(index)
         more = {"shows": [tyre.keys[place] for place in sorted({*shows})]} if shows else {}
-        moment = self._write(seat.who, index, said, tags, more)
+        time = self._write(seat.who, index, said, tags, more)
         with self._lock:
             self._let_go(seat, index)
-            self._note(index, seat, said, moment)
+            self._note(index, seat, said, time)
 
     def undo(self, seat: Seat) -> int | None:
         """Take back what was answered last, and give that tyre again; None: there is nothing to take back.
@@ -177,12 +174,12 @@ class Desk:
             if not told:
                 return None
             index = told[-1]
-        moment = self._write(seat.who, index, None, (), {})
+        time = self._write(seat.who, index, None, (), {})
         with self._lock:
             if index in told:
                 told.remove(index)
             self._said[index].pop(seat.who, None)
-            self._times[index, seat.who] = moment
+            self._times[index, seat.who] = time
             self._let_go(seat, index)
             self._held[seat].tyres.insert(0, index)
             return index
@@ -217,10 +214,10 @@ class Desk:
             raise Refused("no picture shows a defect of a tyre that has none")
 
     def _write(self, who: str, index: int, said: Said | None, tags: Sequence[str | None], more: dict[str, Any]) -> str:
-        tyre, moment = self.tyres[index], _after(self._times.get((index, who)))
+        tyre, time = self.tyres[index], _after(self._times.get((index, who)))
         line = {
             "format": FORMAT,
-            "time": moment,
+            "time": time,
             "who": who,
             "tyre": tyre.name,
             "keys": [*tyre.keys],
@@ -229,11 +226,11 @@ class Desk:
             "queue": self._source,
         }
         self._sink.add(line | more)
-        return moment
+        return time
 
-    def _note(self, index: int, seat: Seat, said: Said, moment: str) -> None:
+    def _note(self, index: int, seat: Seat, said: Said, time: str) -> None:
         self._said[index][seat.who] = said
-        self._times[index, seat.who] = moment
+        self._times[index, seat.who] = time
         for told in (self._told[seat], self._told[Seat(seat.who, "")]):
             if index in told:
                 told.remove(index)
@@ -282,5 +279,5 @@ def _after(before: str | None) -> str:
     now = datetime.now(UTC)
     if before is not None:
         with suppress(ValueError):  # another program's, that cannot be read
-            now = max(now, datetime.fromisoformat(before).astimezone(UTC) + timedelta(microseconds=1))
-    return f"{now:%Y-%m-%dT%H:%M:%S.%f}Z"
+            now = max(now, datetime.fromisoformat(moment(before)) + timedelta(microseconds=1))
+    return moment(now.isoformat())

@@ -46,22 +46,32 @@ def review(cfg: DictConfig) -> None:
 
 
 def _serve(config: ReviewConfig, queue: Queue) -> None:
-    store = _pictures(queue, config)
-    said = latest(config.answers, config.s3, needed=False)
-    desk = Desk(queue, config.queue, open_sink(config.answers, config.s3), said, config.overlap)
-    looks = Looks(store, config.model or queue.model, config.tracking_uri)
     with _listening(config) as server:
         port = server.getsockname()[1]
-        door = Door.at(config.host, port, config.name, _token(config))
-        looks.load()
+        desk, door, app = prepare(config, queue, port)
         for line in _beginning(config, desk):
             say(line)
         # Not by say, whose log files would keep the token.
         print(terminal_text(f"open {_address(config, port, door)}  (Ctrl-C ends it)"), flush=True)
-        _run(make_app(desk, looks, door, f"Review of {os.path.basename(config.queue)}"), server)
+        _run(app, server)
     found = desk.progress()
     left = found.total - found.done
     say(f"{left} of {found.total} tyres are left" + ("; to go on, give the same command again" if left else ""))
+
+
+def prepare(config: ReviewConfig, queue: Queue, port: int) -> tuple[Desk, Door, Guard]:
+    """What is behind the page: the state, who may come in, and the application; the model begins to load.
+
+    Raises:
+        UserError: the pictures, the answers or the token cannot be used.
+    """
+    door = Door.at(config.host, port, config.name, _token(config))
+    store = _pictures(queue, config)
+    said = latest(config.answers, config.s3, needed=False)
+    desk = Desk(queue, config.queue, open_sink(config.answers, config.s3), said, config.overlap)
+    looks = Looks(store, config.model or queue.model, config.tracking_uri)
+    looks.load()
+    return desk, door, make_app(desk, looks, door, f"Review of {os.path.basename(config.queue)}")
 
 
 def _run(app: Guard, server: socket.socket) -> None:
@@ -98,11 +108,11 @@ def _root(queue: Queue, config: ReviewConfig) -> str:
 
 
 def _token(config: ReviewConfig) -> str | None:
-    """What a browser must show; none where only this machine can ask, unless one is set."""
+    """What a browser must show; none where only this machine can ask, and no proxy for others, unless it is set."""
     given = os.environ.get(TOKEN)
     if given is not None and len(given) < _SHORTEST:
         raise UserError(f"{TOKEN} has fewer than {_SHORTEST} characters: set a longer one, or none")
-    return given or (None if is_here(config.host) else secrets.token_urlsafe(32))
+    return given or (None if is_here(config.host) and config.name is None else secrets.token_urlsafe(32))
 
 
 def _listening(config: ReviewConfig) -> socket.socket:
@@ -110,8 +120,9 @@ def _listening(config: ReviewConfig) -> socket.socket:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server((config.host, config.port), family=family, backlog=128)
     except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # the address follows, once more
         raise UserError(
-            f"cannot listen at {config.host}, port {config.port}: {error.strerror}: give another port=... or host=..."
+            f"cannot listen at {config.host}, port {config.port}: {why}: give another port=... or host=..."
         ) from error
 
 

@@ -21,7 +21,7 @@ from tyre_lightning.config import ReviewConfig, Tool
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.files import write_whole
 from tyre_lightning.lake.store import Store
-from tyre_lightning.line.answers import CANNOT_TELL, FORMAT, NO_TYRE, latest, open_sink
+from tyre_lightning.line.answers import CANNOT_TELL, FORMAT, NO_TYRE, latest, moment, open_sink
 from tyre_lightning.line.desk import Said, Tyre, classes_of, tyres_of
 from tyre_lightning.line.queue import Queue
 from tyre_lightning.names import one_form
@@ -87,7 +87,7 @@ def import_answers(queue: Queue, config: ReviewConfig) -> str:
         tyre, time, known = tyres[name], max(label.time for label in found.values()), before.get((name, who))
         if (said := _together(tyre, found, queue)) is None:
             counts["partly"] += 1
-        elif known is not None and (known.time >= time or known.answer == said):
+        elif known is not None and (moment(known.time) >= time or known.answer == said):
             counts["known"] += 1
         else:
             counts["new"] += 1
@@ -168,7 +168,7 @@ def _studio_labels(tasks: Any, path: str, who: str | None) -> Iterator[tuple[str
                 for name in result["value"]["choices"]
             ]
             if names and not annotation.get("was_cancelled"):
-                time = _moment(annotation.get("updated_at") or annotation["created_at"])
+                time = _time(annotation.get("updated_at") or annotation["created_at"])
                 yield data["tyre"], Label(data["key"], _person(annotation["completed_by"]), time, tuple(names))
 
 
@@ -212,15 +212,14 @@ def _fiftyone_labels(data: Any, path: str, who: str | None) -> Iterator[tuple[st
         found = sample.get(_FIELD) or {}
         one = [found] if found.get("label") else found.get("classifications") or []
         if names := tuple(one_form(label["label"]) for label in one):
-            time = _moment(sample.get("last_modified_at") or written)
+            time = _time(sample.get("last_modified_at") or written)
             yield sample["tyre"], Label(sample["key"], who, time, names)
 
 
-def _moment(found: Any) -> str:
+def _time(found: Any) -> str:
     """A time as answers have it, of a text, or of MongoDB's milliseconds in JSON."""
     value = found["$date"] if isinstance(found, dict) else found
-    when = datetime.fromtimestamp(value / 1000, UTC) if isinstance(value, int) else datetime.fromisoformat(value)
-    return f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+    return moment(datetime.fromtimestamp(value / 1000, UTC).isoformat() if isinstance(value, int) else value)
 
 
 def _address(store: Store, key: str) -> str:
