@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from math import isnan
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -184,11 +185,6 @@ class Desk:
             self._held[seat].tyres.insert(0, index)
             return index
 
-    def said_by(self, who: str, index: int) -> Said | None:
-        """What a person said of a tyre."""
-        with self._lock:
-            return self._said[index].get(who)
-
     def progress(self, who: str = "") -> Progress:
         """How far all are, and one person."""
         with self._lock:
@@ -258,7 +254,7 @@ def tyres_of(queue: Queue) -> list[Tyre]:
     found: list[Tyre] = []
     for name, rows in queue.pictures.groupby("tyre", sort=False):
         looks = rows[[*columns]].rename(columns=columns).to_dict("records")
-        known = tuple(None if any(p != p for p in row.values()) else row for row in looks)
+        known = tuple(None if any(map(isnan, row.values())) else row for row in looks)
         found.append(Tyre(str(name), tuple(rows["key"]), known))
     return found
 
