@@ -290,6 +290,7 @@ def started(queue: str, folder: Path, environment: Mapping[str, str], *more: str
     process = subprocess.Popen(
         command, cwd=folder, env={**environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    assert process.stdout is not None
     said = ""
     while (line := process.stdout.readline()) and not line.startswith("open "):
         said += line
@@ -915,6 +916,13 @@ class TestPage:
             assert screen.scale() == 1
             ActionChains(browser).double_click(stage).perform()
             assert screen.scale() == 3
+            screen.press("---")
+            for apart in (50, 100, 125):  # two fingers
+                points = [{"x": 400 + side * apart, "y": 300, "id": side + 1} for side in (-1, 1)]
+                kind = "touchStart" if apart == 50 else "touchMove"
+                browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+            assert screen.scale() == pytest.approx(2.5, rel=0.1)
             before = browser.execute_script("return document.getElementById('large').src")
             screen.press("\ue014")  # arrow right
             for _ in range(100):

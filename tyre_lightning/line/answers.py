@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -97,6 +97,7 @@ class _Folder:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
             with suppress(OSError):  # not every file system lets a folder be synced
                 sync(self._folder)
+                sync(self._folder.parent)
         return self._file
 
 
@@ -116,6 +117,35 @@ def open_sink(place: str, s3: S3Config) -> Sink:
     return _Bucket(_store(place, s3)) if place.startswith("s3://") else _Folder(place)
 
 
+def new_line(
+    tyre: str, who: str, time: str, said: str | list[str] | None, keys: Sequence[str], queue: str,
+    tags: Sequence[str | None] = (), shows: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """What :class:`Sink` takes.
+
+    Args:
+        tyre: its name, as the queue has it.
+        who: the person.
+        time: ISO 8601, UTC.
+        said: the answer; None takes back what was said before.
+        keys: of the pictures that were shown.
+        queue: the file of the queue.
+        tags: of their contents; none: not known.
+        shows: the keys of those that show the defect; none: all.
+    """
+    return {
+        "format": FORMAT,
+        "time": time,
+        "who": who,
+        "tyre": tyre,
+        "keys": [*keys],
+        "tags": [*tags] or [None] * len(keys),
+        "answer": said,
+        "queue": queue,
+        **({"shows": [*shows]} if shows else {}),
+    }
+
+
 def latest(folder: str, s3: S3Config | None = None, *, needed: bool = True) -> list[Answer]:
     """What holds of all that was said: a person's later answer on a tyre replaces the earlier, None takes it back.
 
@@ -130,14 +160,14 @@ def latest(folder: str, s3: S3Config | None = None, *, needed: bool = True) -> l
     said: dict[tuple[str, str], tuple[str, int, dict[str, Any]]] = {}
     for order, answer in enumerate(_lines(folder, s3 or S3Config(), needed)):
         key = one_form(str(answer["tyre"])), str(answer["who"])
-        newer = str(answer["time"]), order, answer
-        said[key] = max(said.get(key, newer), newer, key=lambda one: (moment(one[0]), one[1]))
+        newer = moment(str(answer["time"])), order, answer
+        said[key] = max(said.get(key, newer), newer, key=lambda one: one[:2])
     return [
         Answer(
-            tyre, who, time, answer["answer"], tuple(answer.get("keys") or ()), tuple(answer.get("tags") or ()),
-            answer.get("queue"),
+            tyre, who, str(answer["time"]), answer["answer"], tuple(answer.get("keys") or ()),
+            tuple(answer.get("tags") or ()), answer.get("queue"),
         )
-        for (tyre, who), (time, _, answer) in said.items()
+        for (tyre, who), (_, _, answer) in said.items()
         if answer["answer"] is not None
     ]  # fmt: skip
 

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from math import isnan
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tyre_lightning.decision.agreement import Agreement, agreement
 from tyre_lightning.errors import UserError
-from tyre_lightning.line.answers import CANNOT_TELL, FORMAT, NO_TYRE, Answer, Sink, moment
+from tyre_lightning.line.answers import CANNOT_TELL, NO_TYRE, Answer, Sink, moment, new_line
 from tyre_lightning.line.queue import Queue
 from tyre_lightning.names import one_form
 
@@ -158,8 +158,7 @@ class Desk:
             held.heard = self._clock()
             if index not in held.tyres:
                 held.tyres.append(index)
-        more = {"shows": [tyre.keys[place] for place in sorted({*shows})]} if shows else {}
-        time = self._write(seat.who, index, said, tags, more)
+        time = self._write(seat.who, index, said, tags, [tyre.keys[place] for place in sorted({*shows})])
         with self._lock:
             self._let_go(seat, index)
             self._note(index, seat, said, time)
@@ -175,7 +174,7 @@ class Desk:
             if not told:
                 return None
             index = told[-1]
-        time = self._write(seat.who, index, None, (), {})
+        time = self._write(seat.who, index, None)
         with self._lock:
             if index in told:
                 told.remove(index)
@@ -209,19 +208,12 @@ class Desk:
         if shows and said in (self.good, NO_TYRE, CANNOT_TELL):
             raise Refused("no picture shows a defect of a tyre that has none")
 
-    def _write(self, who: str, index: int, said: Said | None, tags: Sequence[str | None], more: dict[str, Any]) -> str:
+    def _write(
+        self, who: str, index: int, said: Said | None, tags: Sequence[str | None] = (), shows: Sequence[str] = ()
+    ) -> str:
+        """Keep an answer for certain; gives its time."""
         tyre, time = self.tyres[index], _after(self._times.get((index, who)))
-        line = {
-            "format": FORMAT,
-            "time": time,
-            "who": who,
-            "tyre": tyre.name,
-            "keys": [*tyre.keys],
-            "tags": [*tags] or [None] * len(tyre.keys),
-            "answer": said,
-            "queue": self._source,
-        }
-        self._sink.add(line | more)
+        self._sink.add(new_line(tyre.name, who, time, said, tyre.keys, self._source, tags, shows))
         return time
 
     def _note(self, index: int, seat: Seat, said: Said, time: str) -> None:

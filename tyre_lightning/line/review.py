@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 from urllib.parse import quote
 
 import uvicorn
@@ -46,17 +48,35 @@ def review(cfg: DictConfig) -> None:
 
 
 def _serve(config: ReviewConfig, queue: Queue) -> None:
-    with _listening(config) as server:
-        port = server.getsockname()[1]
+    with _listening(config) as listening:
+        port = listening.getsockname()[1]
         desk, door, app = prepare(config, queue, port)
-        for line in _beginning(config, desk):
-            say(line)
-        # Not by say, whose log files would keep the token.
-        print(terminal_text(f"open {_address(config, port, door)}  (Ctrl-C ends it)"), flush=True)
-        _run(app, server)
+
+        def tell() -> None:
+            for line in _beginning(config, desk):
+                say(line)
+            # Not by say, whose log files would keep the token.
+            print(terminal_text(f"open {_address(config, port, door)}  (Ctrl-C ends it)"), flush=True)
+
+        with suppress(KeyboardInterrupt):  # by which uvicorn, once it has ended in good order, says why
+            _Server(app, tell).run(sockets=[listening])
     found = desk.progress()
     left = found.total - found.done
-    say(f"{left} of {found.total} tyres are left" + ("; to go on, give the same command again" if left else ""))
+    say(f"\n{left} of {found.total} tyres are left" + ("; to go on, give the same command again" if left else ""))
+
+
+class _Server(uvicorn.Server):
+    """Tells something once requests are answered, and Ctrl-C is heeded."""
+
+    def __init__(self, app: Guard, tell: Callable[[], None]) -> None:
+        options: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False, "lifespan": "off"}
+        super().__init__(uvicorn.Config(app, **options, server_header=False, timeout_graceful_shutdown=_GRACE))
+        self._tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._tell()
 
 
 def prepare(config: ReviewConfig, queue: Queue, port: int) -> tuple[Desk, Door, Guard]:
@@ -72,17 +92,6 @@ def prepare(config: ReviewConfig, queue: Queue, port: int) -> tuple[Desk, Door, 
     looks = Looks(store, config.model or queue.model, config.tracking_uri)
     looks.load()
     return desk, door, make_app(desk, looks, door, f"Review of {os.path.basename(config.queue)}")
-
-
-def _run(app: Guard, server: socket.socket) -> None:
-    options = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=_GRACE,
-    )  # fmt: skip
-    try:
-        uvicorn.Server(options).run(sockets=[server])
-    except KeyboardInterrupt:  # uvicorn has ended in good order, and says so to who called it
-        print()
 
 
 def _pictures(queue: Queue, config: ReviewConfig) -> Store:

@@ -127,9 +127,7 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Take a request, as ASGI has it."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
+        if scope["type"] != "http":  # nothing else is spoken here
             return
 
         async def send_guarded(message: Message) -> None:
@@ -259,7 +257,8 @@ def make_app(desk: Desk, looks: Looks, door: Door, title: str) -> Guard:
 
     @app.exception_handler(RequestValidationError)
     def refuse(_: Request, error: RequestValidationError) -> Response:  # without what was sent
-        return JSONResponse({"detail": "; ".join(str(one["msg"]) for one in error.errors())}, 422)
+        said = (str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
+        return JSONResponse({"detail": "; ".join(said)}, 422)
 
     return Guard(app, door)
 

@@ -21,7 +21,7 @@ from tyre_lightning.config import ReviewConfig, Tool
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.files import write_whole
 from tyre_lightning.lake.store import Store
-from tyre_lightning.line.answers import CANNOT_TELL, FORMAT, NO_TYRE, latest, moment, open_sink
+from tyre_lightning.line.answers import CANNOT_TELL, NO_TYRE, latest, moment, new_line, open_sink
 from tyre_lightning.line.desk import Said, Tyre, classes_of, tyres_of
 from tyre_lightning.line.queue import Queue
 from tyre_lightning.names import one_form
@@ -91,7 +91,8 @@ def import_answers(queue: Queue, config: ReviewConfig) -> str:
             counts["known"] += 1
         else:
             counts["new"] += 1
-            sink.add(_line(tyre, who, time, said, found, config.queue))
+            shows = _shows(tyre, said, found)
+            sink.add(new_line(tyre.name, who, time, said, tyre.keys, config.queue, shows=shows))
     return (
         f"{config.answers}: {counts['new']} answers are new, {counts['known']} were known, and {counts['partly']} wait "
         "for labels of further pictures of their tyres"
@@ -118,20 +119,11 @@ def _together(tyre: Tyre, found: Mapping[str, Label], queue: Queue) -> Said | No
     return CANNOT_TELL if CANNOT_TELL in names else NO_TYRE if names == {NO_TYRE} else one_form(queue.good_class)
 
 
-def _line(tyre: Tyre, who: str, time: str, said: Said, found: Mapping[str, Label], queue: str) -> dict[str, Any]:
+def _shows(tyre: Tyre, said: Said, found: Mapping[str, Label]) -> list[str]:
+    """The keys of the pictures that show what is said, where not all do."""
     defects = {said} if isinstance(said, str) else {*said}
     shows = [key for key in tyre.keys if key in found and defects & {*found[key].names}]
-    return {
-        "format": FORMAT,
-        "time": time,
-        "who": who,
-        "tyre": tyre.name,
-        "keys": [*tyre.keys],
-        "tags": [None] * len(tyre.keys),
-        "answer": said,
-        "queue": queue,
-        **({"shows": shows} if 0 < len(shows) < len(tyre.keys) else {}),
-    }
+    return shows if len(shows) < len(tyre.keys) else []
 
 
 def _task(tyre: str, key: str, store: Store) -> dict[str, Any]:
