@@ -131,6 +131,7 @@ MISTAKES = {
     "export": (("model=none.ckpt",), "model=none.ckpt is neither"),
     "resend": (("folder=none",), "there is no folder none"),
     "select": ((), "predictions is not set"),
+    "review": (("queue=none.parquet",), "none.parquet is no queue that tyre select wrote"),
     "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
     "watch": (("input=x",), "model is not set"),
 }

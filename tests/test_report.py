@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.browser import asked, browser_tests, chromium, resize
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
@@ -204,30 +204,10 @@ def test_a_page_of_one_image_is_written() -> None:
     assert len(embedded(html)["defective"]["scores"]) == int(one.labels[0] != GOOD)
 
 
-browser_tests = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="apt-get install --no-install-recommends chromium chromium-driver",
-    ),
-]
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium without a window."""
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    options = ChromeOptions()
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
-    driver.get("about:blank")  # so that no page of Chromium's own is still loading
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -237,17 +217,14 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def go(page: Page, width: int = 1280) -> Any:
         opened.append(page.path.as_uri())
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(browser, width)
         browser.get_log("performance")
         browser.get(opened[-1])
         return browser
 
     yield go
     assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert {url for url in asked if not url.startswith("data:image/jpeg;base64,")} == {*opened}
+    assert {url for url in asked(browser) if not url.startswith("data:image/jpeg;base64,")} == {*opened}
 
 
 def text(driver: Any, selector: str) -> str:

@@ -32,6 +32,7 @@ from tyre_lightning.config import (
     PromoteConfig,
     RatesConfig,
     ResendConfig,
+    ReviewConfig,
     SelectConfig,
     TrainConfig,
     WatchConfig,
@@ -41,6 +42,7 @@ from tyre_lightning.config import (
     to_promote_config,
     to_rates_config,
     to_resend_config,
+    to_review_config,
     to_select_config,
     to_train_config,
     to_watch_config,
@@ -61,6 +63,7 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     ExportConfig: to_export_config,
     ResendConfig: to_resend_config,
     SelectConfig: to_select_config,
+    ReviewConfig: to_review_config,
     RatesConfig: to_rates_config,
     WatchConfig: to_watch_config,
 }

@@ -131,6 +131,13 @@ def _select(cfg: DictConfig) -> None:
     say("\n".join(lines))
 
 
+def _review(cfg: DictConfig) -> None:
+    with loading():
+        from tyre_lightning.line.review import review
+
+    review(cfg)
+
+
 def _rates(cfg: DictConfig) -> None:
     with loading():
         from tyre_lightning.line.rates import measure
@@ -220,6 +227,18 @@ COMMANDS = {
         Usage(
             "draw from a window's predictions the tyres that a person should see",
             ("select predictions=predictions.parquet budget=300 output=queue.parquet",),
+        ),
+    ),
+    "review": Command(
+        _review,
+        Usage(
+            "serve the page on which people say what they see on a queue's tyres",
+            (
+                "review queue=queue.parquet answers=answers",
+                "review queue=queue.parquet answers=s3://plant/answers host=0.0.0.0 overlap=0.1",
+                "review queue=queue.parquet export_to=tasks.json tool=label_studio",
+                "review queue=queue.parquet import_from=labelled.json tool=label_studio",
+            ),
         ),
     ),
     "rates": Command(

@@ -414,16 +414,44 @@ class SelectConfig:
     seed: int = 0  # of the draws
 
 
+class Tool(Enum):
+    """Whose tasks and labels are exchanged."""
+
+    label_studio = "label_studio"
+    fiftyone = "fiftyone"
+
+
+@dataclass
+class ReviewConfig:
+    """``python -m tyre_lightning.review``."""
+
+    queue: str = "queue.parquet"  # what tyre select wrote
+    answers: str = "answers"  # a folder, or s3://bucket/prefix, for what people say
+    root: str | None = None  # of the pictures; null: as the queue says
+    model: str | None = None  # whose looks are shown; null: as the queue says
+    overlap: float = 0.0  # share of the tyres that two persons see, each by itself
+    host: str = "127.0.0.1"  # the address to listen at; 0.0.0.0: all of this machine, and a token is needed
+    port: int = 8090  # 0: any that is free
+    name: str | None = None  # by which browsers call this machine, where that is neither its own name nor an IP address
+    export_to: str | None = None  # write the queue's pictures as tasks of another tool, a JSON file; no page is served
+    import_from: str | None = None  # read what was labelled there, a JSON file; no page is served
+    tool: Tool = Tool.label_studio
+    who: str | None = None  # who labelled, where the other tool does not say
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+    s3: S3Config = field(default_factory=S3Config)
+
+
 @dataclass
 class RatesConfig:
     """``python -m tyre_lightning.rates``."""
 
     queue: str = "queue.parquet"  # what tyre select wrote: a file, or a glob of many windows
-    answers: str = "answers"  # the folder of what people said
+    answers: str = "answers"  # the folder, or s3://bucket/prefix, of what people said
     max_escape_rate: float | None = None  # what is promised; null: as the queue says
     confidence: float = 0.95  # of the intervals
     mlflow_experiment: str = "tyre-line"  # under which windows are found in MLflow
     tracking_uri: str | None = DEFAULT_TRACKING_URI  # a server's address, or a database's; null: no row is written
+    s3: S3Config = field(default_factory=S3Config)
 
 
 SCHEMAS: dict[str, type] = {
@@ -434,6 +462,7 @@ SCHEMAS: dict[str, type] = {
     "export": ExportConfig,
     "resend": ResendConfig,
     "select": SelectConfig,
+    "review": ReviewConfig,
     "rates": RatesConfig,
     "watch": WatchConfig,
 }
@@ -618,6 +647,19 @@ def to_select_config(cfg: Any) -> SelectConfig:
     for name in ("max_escape_rate", "confidence", "width"):
         _require(name, getattr(config, name), 0 < getattr(config, name) < 1, "between 0 and 1")
     _require("seed", config.seed, config.seed >= 0, "0 or more")
+    return config
+
+
+def to_review_config(cfg: Any) -> ReviewConfig:
+    """Like :func:`to_train_config`, for the page on which people answer."""
+    config = _typed(cfg)
+    assert isinstance(config, ReviewConfig)
+    _require("overlap", config.overlap, 0 <= config.overlap <= 1, "from 0 to 1")
+    _require("port", config.port, 0 <= config.port <= 65535, "from 0 to 65535")
+    if config.export_to and config.import_from:
+        raise UserError("export_to and import_from are two commands: give one of them")
+    _check_place("export_to", config.export_to)
+    _check_place("import_from", config.import_from)
     return config
 
 

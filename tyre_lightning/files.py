@@ -58,10 +58,10 @@ def whole(target: str | Path) -> Iterator[Path]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        _sync(unfinished)
+        sync(unfinished)
         os.replace(unfinished, place)
         with suppress(OSError):  # not every file system lets a folder be synced
-            _sync(place.parent)
+            sync(place.parent)
     except OSError as error:
         raise Unwritable(f"cannot write {target}: {error.strerror or error}") from error
     finally:
@@ -88,7 +88,12 @@ def is_whole(archive: str | Path) -> bool:
         return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's entries, outlast a power cut.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

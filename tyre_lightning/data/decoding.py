@@ -26,6 +26,7 @@ from tyre_lightning.errors import UnreadableImage, first_line
 from tyre_lightning.lake.formats import IMAGE_FORMATS
 
 MOST_PIXELS = 178_956_970  # of an image, as Pillow has it; decoding takes at most 24 bytes for each, beside the file
+_PNG_BITS = 24  # the place of the byte that says how many each colour has
 
 # How the files of each of IMAGE_FORMATS begin, and who reads their headers. Image.open would ask forty plugins more,
 # one of which starts Ghostscript, and take heed of limits that other libraries set for themselves.
@@ -72,6 +73,16 @@ def try_decode(data: bytes | UnreadableImage, key: str) -> Tensor | UnreadableIm
         return decode(data, key)
     except UnreadableImage as error:
         return UnreadableImage(error.key, error.reason)  # the raised one holds the file, by its traceback
+
+
+def media_type(data: bytes) -> str | None:
+    """What a browser is told of a file that :func:`decode` reads, and that it shows with the same values; else None."""
+    kind = _format(data)
+    if kind not in ("JPEG", "PNG", "WebP"):
+        return None
+    with _OPENERS[kind][1](io.BytesIO(data)) as image:
+        other = image.mode == "CMYK" or (kind == "PNG" and data[_PNG_BITS] > 8)
+    return None if other else f"image/{kind.lower()}"
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

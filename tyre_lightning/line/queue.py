@@ -46,6 +46,7 @@ class Queue:
         good_class: the class of good tyres.
         max_escape_rate: what is promised.
         strata: by name.
+        multi_label: whether a picture may show several defects.
     """
 
     pictures: DataFrame
@@ -57,6 +58,7 @@ class Queue:
     good_class: str
     max_escape_rate: float
     strata: Mapping[str, Stratum]
+    multi_label: bool = False
 
     def write(self, path: str) -> None:
         """Write it whole or not at all.

@@ -101,7 +101,7 @@ def measure(cfg: DictConfig) -> Rates:
     mine = [queue for queue in queues if queue.model == newest.model]
     if len(mine) < len(queues):
         log.warning("%d queues of other models than %s are left out", len(queues) - len(mine), newest.model)
-    said = read_answers(config.answers, newest.good_class)
+    said = read_answers(config.answers, newest.good_class, config.s3)
     audits = [audit_of(queue, said) for queue in mine]
     promised = newest.max_escape_rate if config.max_escape_rate is None else config.max_escape_rate
     everything = Audit.together(audits)

@@ -26,6 +26,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import read_about, read_predictions
 from tyre_lightning.line.queue import AUDITED, COLUMNS, LEARN, REJECTS, REVIEWED, Queue, Stratum
 from tyre_lightning.line.strata import ORDER, REJECTED, Floats, Ints, Names, Window
+from tyre_lightning.model.inspector import DEFECTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -79,7 +80,8 @@ def select(cfg: DictConfig) -> tuple[Queue, list[str]]:
     written = datetime.datetime.fromtimestamp(os.path.getmtime(source), datetime.UTC).isoformat(timespec="seconds")
     said = read_about(source)
     model, root = config.model or said.get("model"), config.root or said.get("root")
-    queue = Queue(pictures, model, root, source, written, config.seed, window.good, config.max_escape_rate, counts)
+    queue = Queue(pictures, model, root, source, written, config.seed, window.good, config.max_escape_rate, counts,
+                  DEFECTS in table.columns)  # fmt: skip
     queue.write(config.output)
     return queue, [*_told(config, window, plan, why), *_promised(config, plan)]
 

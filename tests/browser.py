@@ -1,0 +1,48 @@
+"""Chromium, for tests of pages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+browser_tests = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="apt-get install --no-install-recommends chromium chromium-driver",
+    ),
+]
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Any]:
+    """Chromium without a window, which keeps what pages log and ask for."""
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+    driver.get("about:blank")  # so that no page of Chromium's own is still loading
+    yield driver
+    driver.quit()
+
+
+def resize(driver: Any, width: int, height: int = 800) -> None:
+    """A window of some size; a narrow one is a telephone's."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def asked(driver: Any) -> list[str]:
+    """The addresses that were asked for since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
