@@ -32,8 +32,8 @@ _COLUMNS = pa.schema(
         "tyre": pa.string(),
         "who": pa.list_(pa.string()),
         "time": pa.string(),  # of the last answer
-        "queue": pa.string(),
         "window": pa.string(),  # its root
+        "predictions": pa.string(),  # the file that its queue was drawn from
         "why": pa.string(),
         "probability": pa.float64(),  # null: it was not drawn by chance
         "selected": pa.bool_(),

@@ -18,7 +18,6 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import whole, write_whole
 from tyre_lightning.lake.patience import Patience
-from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import THREADS, Entry, FolderStore, Store
 
 T = TypeVar("T")
@@ -98,7 +97,9 @@ class FolderTarget(Target):
 
     def _place(self, path: str) -> Path:
         if {"", ".", ".."} & {*path.split("/")}:
-            raise UserError(f"no file in the folder {self.root} can be called '{path}': rename the object, or accept to S3")
+            raise UserError(
+                f"no file in the folder {self.root} can be called '{path}': rename the object, or accept to S3"
+            )
         return Path(self.root, path)
 
 
@@ -189,4 +190,3 @@ def in_turn(work: Callable[[T], object], jobs: Iterable[T], advance: Callable[[]
                 patience.end()
     finally:
         pool.shutdown(cancel_futures=True)
-

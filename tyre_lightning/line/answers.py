@@ -28,6 +28,7 @@ class Answer:
         keys: of the pictures that were shown.
         tags: of their contents, as the store told them; None: not known.
         queue: the file of the queue.
+        shows: keys of those pictures that show the defect; none named: all do.
     """
 
     tyre: str
@@ -37,6 +38,7 @@ class Answer:
     keys: tuple[str, ...] = ()
     tags: tuple[str | None, ...] = ()
     queue: str | None = None
+    shows: tuple[str, ...] = ()
 
 
 def latest(folder: str) -> list[Answer]:
@@ -53,7 +55,7 @@ def latest(folder: str) -> list[Answer]:
     return [
         Answer(
             tyre, who, time, answer["answer"], tuple(answer.get("keys") or ()), tuple(answer.get("tags") or ()),
-            answer.get("queue"),
+            answer.get("queue"), tuple(answer.get("shows") or ()),
         )
         for (tyre, who), (time, _, answer) in said.items()
         if answer["answer"] is not None
