@@ -225,7 +225,8 @@ class Planner:
             if usage != self._folder(TRAIN) and wanted & untrained:
                 self._answered.leave(same.first, ONLY_HELD_OUT)
             else:
-                self._move(same, here, bool(few & wanted or self._selected & {*here}))
+                learns = usage == self._folder(TRAIN) and bool(few & wanted)
+                self._move(same, here, learns or bool(self._selected & {*here}))
 
     def _move(self, same: Same, here: Mapping[str, Place], selected: bool) -> None:
         """Plan the right places of a picture instead of the wrong ones, within a usage."""
