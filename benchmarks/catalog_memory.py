@@ -60,6 +60,9 @@ class MadeUp(Store):
     def get(self, key: str, largest: int | None = None) -> Content:
         return Content(self._picture, "")
 
+    def find(self, key: str) -> None:
+        return None
+
 
 def memory(process: int) -> dict[str, int]:
     """RSS, USS and PSS in bytes."""

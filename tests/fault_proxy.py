@@ -223,6 +223,8 @@ class FaultProxy:
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         fault = self._fault_for(request)
+        if request.header("expect"):  # the client waits before it sends a body
+            client[1].write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if fault is not None and fault.kind == "status":
             await client[0].readexactly(request.length)
             client[1].write(fault.answer())
@@ -232,6 +234,8 @@ class FaultProxy:
             fault = None
         await _send(request, client[0], server[1])
         answer = Message(await server[0].readuntil(b"\r\n\r\n"))
+        if answer.start[1] == "100":
+            answer = Message(await server[0].readuntil(b"\r\n\r\n"))
         if fault is not None and fault.kind == "late":
             await asyncio.sleep(fault.seconds)
             fault = None

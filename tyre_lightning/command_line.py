@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tyre_lightning.config import (
     SCHEMAS,
+    AcceptConfig,
     AuditConfig,
     ExportConfig,
     PredictConfig,
@@ -36,6 +37,7 @@ from tyre_lightning.config import (
     SelectConfig,
     TrainConfig,
     WatchConfig,
+    to_accept_config,
     to_audit_config,
     to_export_config,
     to_predict_config,
@@ -65,6 +67,7 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     SelectConfig: to_select_config,
     ReviewConfig: to_review_config,
     RatesConfig: to_rates_config,
+    AcceptConfig: to_accept_config,
     WatchConfig: to_watch_config,
 }
 USER_ERROR = 1

@@ -34,7 +34,7 @@ class Command:
         task: runs on the composed config, which has been checked.
         usage: what ``--help`` says.
         failure: the exit code of a user's mistake.
-        words: what may stand for an override on the command line.
+        words: what may stand for an override on the command line, or, with ``=`` at its end, for the key of one.
     """
 
     task: Callable[[DictConfig], Any]
@@ -46,7 +46,7 @@ class Command:
 def start(name: str) -> int:
     """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
     command = COMMANDS[name]
-    sys.argv[1:] = [command.words.get(argument, argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [_spelt(argument, command.words) for argument in sys.argv[1:]]
     register_schemas()
     if {"--help", "-h"} & {*sys.argv[1:]}:
         return run(lambda: print(command.usage.text(name, command.words)))
@@ -56,6 +56,12 @@ def start(name: str) -> int:
         return guard(command.task, cfg, command.failure)
 
     return run(main, command.failure)
+
+
+def _spelt(argument: str, words: Mapping[str, str]) -> str:
+    """An argument as Hydra is to read it."""
+    key, mark, value = argument.partition("=")
+    return words.get(key + mark, key + mark) + value if mark else words.get(argument, argument)
 
 
 def _train(cfg: DictConfig) -> dict[str, float]:
@@ -147,6 +153,15 @@ def _rates(cfg: DictConfig) -> None:
     say("\n".join(found.lines()))
     if found.broken:
         sys.exit(ALARM)
+
+
+def _accept(cfg: DictConfig) -> None:
+    with loading():
+        from tyre_lightning.line.accept import accept
+        from tyre_lightning.progress import say
+
+    _, lines = accept(cfg)
+    say("\n".join(lines))
 
 
 def _watch(cfg: DictConfig) -> None:
@@ -247,6 +262,17 @@ COMMANDS = {
             "say from people's answers whether the line keeps its promise",
             ("rates queue=queue.parquet answers=answers", "rates queue='queues/*.parquet' answers=answers"),
         ),
+    ),
+    "accept": Command(
+        _accept,
+        Usage(
+            "make the next data version from people's answers",
+            (
+                "accept answers=answers queue='queues/*.parquet' from=s3://plant/tyres/v1 to=s3://plant/tyres/v2",
+                "accept from=lake/v1 to=lake/v2 --dry-run",
+            ),
+        ),
+        words={"from=": "source=", "--dry-run": "dry_run=true"},
     ),
     "watch": Command(
         _watch,

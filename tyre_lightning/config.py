@@ -454,6 +454,26 @@ class RatesConfig:
     s3: S3Config = field(default_factory=S3Config)
 
 
+@dataclass
+class AcceptConfig:
+    """``python -m tyre_lightning.accept``."""
+
+    answers: str = "answers"  # the folder of what people said
+    queue: str = "queue.parquet"  # what tyre select wrote: a file, or a glob of many windows
+    source: str | None = None  # or from=: the version before, as data.root: s3://bucket/prefix/version, or a folder
+    to: str | None = None  # the new version, where nothing is yet
+    group_pattern: str | None = None  # what a file name's match says of the tyre, as in training
+    good_class: str | None = None  # null: a class named good, ok, non_defective, ...
+    multi_label: bool = False  # a picture with several defects goes into the folder of each; else it is left out
+    val: float = 0.25  # share of the tyres drawn by chance that is held out to validate, where there is a val folder
+    test: float = 0.25  # share of them that is held out to test
+    seed: int = 0  # of the chance by which tyres are held out
+    usage: UsageConfig = field(default_factory=UsageConfig)
+    left_out: str = "left-out.jsonl"  # a file for what the new version does not learn of, and why
+    dry_run: bool = False  # say what would be done, and do nothing
+    s3: S3Config = field(default_factory=S3Config)
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "audit": AuditConfig,
@@ -464,6 +484,7 @@ SCHEMAS: dict[str, type] = {
     "select": SelectConfig,
     "review": ReviewConfig,
     "rates": RatesConfig,
+    "accept": AcceptConfig,
     "watch": WatchConfig,
 }
 
@@ -671,6 +692,22 @@ def to_rates_config(cfg: Any) -> RatesConfig:
         value = getattr(config, name)
         _require(name, value, value is None or 0 < value < 1, "between 0 and 1")
     _check_name("mlflow_experiment", config.mlflow_experiment, experiment_fault)
+    return config
+
+
+def to_accept_config(cfg: Any) -> AcceptConfig:
+    """Like :func:`to_train_config`, for the next data version."""
+    config = _typed(cfg)
+    assert isinstance(config, AcceptConfig)
+    if not config.source or not config.to:
+        missing, key = ("from", "the version before") if not config.source else ("to", "the new one")
+        raise UserError(f"{missing} is not set: give {missing}=... of {key}, s3://bucket/prefix/version or a folder")
+    _check_regex("group_pattern", config.group_pattern)
+    for name in ("val", "test"):
+        _require(name, getattr(config, name), 0 <= getattr(config, name) < 1, "at least 0 and less than 1")
+    _require("val + test", config.val + config.test, config.val + config.test < 1, "less than 1: something is to train")
+    _require("seed", config.seed, config.seed >= 0, "0 or more")
+    _check_place("left_out", config.left_out)
     return config
 
 

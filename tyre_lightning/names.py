@@ -155,7 +155,7 @@ def figure_text(text: str) -> str:
 
 def as_override(key: str, value: str) -> str:
     """A key and its value for a shell's command line, so quoted that the shell and Hydra leave the text as it is."""
-    if re.fullmatch(r"[\w./+-]+", value, re.ASCII):
+    if re.fullmatch(r"[\w./:+-]+", value, re.ASCII):
         return f"{key}={value}"
     mark = "'" if '"' in value and "'" not in value else '"'
     # Hydra takes a backslash for itself, except before a mark.

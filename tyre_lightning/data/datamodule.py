@@ -29,6 +29,7 @@ from tyre_lightning.lake.grouping import FindCopies, Grouping
 from tyre_lightning.lake.listing import good_class, needed_good_class, read_lake
 from tyre_lightning.lake.pinned import Pinned, check
 from tyre_lightning.lake.pinned import load as load_pinned
+from tyre_lightning.lake.provenance import finished
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.several import count_several, merged
 from tyre_lightning.lake.splits import split_fold, split_validation
@@ -81,6 +82,7 @@ class TyreDataModule(L.LightningDataModule):
         if root is None:
             raise UserError("data.root is not set: give data.root=s3://bucket/prefix/version or data.root=folder")
         self.store = open_lake(root, config, s3)
+        self.provenance = finished(self.store)  # where `tyre accept` made the version
         self._cache = open_cache(self.store, config)
         self.good_class: str | None = None  # of tyres without a defect, if one is known
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
@@ -178,11 +180,15 @@ class TyreDataModule(L.LightningDataModule):
         assert train is not None
         self._check_pattern([train, val, test])
         self._group([train, val, test])
+        paths = set() if self.provenance is None else self.provenance.selected()
+        selected = {self.store.key(path) for path in paths}
         if self.config.folds is not None and self.config.fold is not None:
-            train, test = split_fold(train, self.config.folds, self.config.fold, self.seed, self.grouping.groups(train))
+            folds, groups = (self.config.folds, self.config.fold), self.grouping.groups(train)
+            train, test = split_fold(train, *folds, self.seed, groups, selected)
         if val is not None:
             return train, val, test
-        return *split_validation(train, self.config.val_fraction, self.seed, self.grouping.groups(train)), test
+        groups = self.grouping.groups(train)
+        return *split_validation(train, self.config.val_fraction, self.seed, groups, selected), test
 
     def _check_pattern(self, catalogs: Sequence[Catalog | None]) -> None:
         """Say how many tyres the pattern tells apart, before any image is looked at."""

@@ -18,7 +18,7 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.errors import StoreUnavailable, UserError, hide_passwords
 from tyre_lightning.lake.fetch import Fetcher, can_serve, may_fetch
 from tyre_lightning.lake.patience import Patience
-from tyre_lightning.lake.s3_errors import is_expiry, is_passing, reason
+from tyre_lightning.lake.s3_errors import is_expiry, is_missing, is_passing, reason
 from tyre_lightning.lake.s3_listing import PAGE, list_again
 from tyre_lightning.lake.s3_pages import Page, page_of, register
 from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, check_size, in_threads
@@ -100,6 +100,34 @@ class S3Store(Store):
                     raise
             self._disconnect(connection)  # whoever renews the credentials may have done so by now
             return _download(self._connection().client, self._bucket, self._parent + key, largest)
+
+    def find(self, key: str) -> bytes | None:
+        """See :meth:`Store.find`."""
+        try:
+            return self.get(key).data
+        except UserError as error:
+            if is_missing(error.__cause__):
+                return None
+            raise
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self._explained("write", self._parent + key):
+            self._connection().client.put_object(Bucket=self._bucket, Key=self._parent + key, Body=data)
+
+    def copy_from(self, other: S3Store, key: str, to: str) -> None:
+        """Have the service copy another bucket's or prefix's object, ``key`` there, to ``to`` here.
+
+        Raises:
+            UserError: it cannot be read or written.
+        """
+        source = {"Bucket": other._bucket, "Key": other._parent + key}
+        with self._explained("copy", f"{self._parent}{to}' from 's3://{other._bucket}/{other._parent}{key}"):
+            self._connection().client.copy_object(Bucket=self._bucket, Key=self._parent + to, CopySource=source)
 
     def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
         """See :meth:`Store.get_many`. A store that stops answering is asked again for a minute."""

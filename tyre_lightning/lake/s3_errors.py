@@ -19,6 +19,8 @@ _ADVICE = {
     "AuthorizationHeaderMalformed": "the bucket is in another region: set s3.region",
     "SlowDown": "the service asks for fewer requests: give data.num_workers a smaller number, or wait",
 }
+_WRITING = ("CopyObject", "PutObject")
+_MAY_NOT_WRITE = "access is denied: the credentials need s3:PutObject there, and s3:GetObject for what is copied"
 _NO_CREDENTIALS = (
     "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with s3.profile"
 )
@@ -30,6 +32,12 @@ _BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "Req
 def is_expiry(error: Exception) -> bool:
     """Whether the credentials may have been good once."""
     return getattr(error, "response", {}).get("Error", {}).get("Code") in _EXPIRED
+
+
+def is_missing(error: BaseException | None) -> bool:
+    """Whether there is no object of that name; S3 says that access is denied to whoever may not list the bucket."""
+    response = getattr(error, "response", None) or {}
+    return _code_and_status(response)[0] in ("NoSuchKey", "AccessDenied")
 
 
 def is_passing(error: Exception) -> bool:
@@ -51,7 +59,7 @@ def reason(error: Exception) -> str:
     from botocore import exceptions as known
 
     if isinstance(error, known.ClientError):
-        return _refusal(error.response)
+        return _refusal(error.response, error.operation_name)
     if isinstance(error, known.ProfileNotFound):
         return f"the AWS profile '{error.kwargs['profile']}' is not in the AWS config: check s3.profile and AWS_PROFILE"
     if isinstance(error, known.NoCredentialsError):
@@ -82,11 +90,11 @@ def _of_settings(error: Exception) -> str:
     )
 
 
-def _refusal(response: dict[str, Any]) -> str:
+def _refusal(response: dict[str, Any], operation: str) -> str:
     code, status = _code_and_status(response)
     advice = _ADVICE.get(code)
-    if advice is None and status == 403:
-        advice = _ADVICE["AccessDenied"]
+    if code == "AccessDenied" or (advice is None and status == 403):
+        advice = _MAY_NOT_WRITE if operation in _WRITING else _ADVICE["AccessDenied"]
     return f"{advice or 'S3 refused the request'} (HTTP {status}, {code})"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -16,7 +16,11 @@ Ints = NDArray[np.int64]
 
 
 def split_validation(
-    catalog: Catalog, fraction: float, seed: int, groups: Sequence[str] | None = None
+    catalog: Catalog,
+    fraction: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    selected: Collection[str] = (),
 ) -> tuple[Catalog, Catalog]:
     """Divide a catalog into training and validation images, class by class.
 
@@ -26,7 +30,10 @@ def split_validation(
 
     Args:
         fraction: share of each class's images that is held out.
+        seed: of the assignment.
         groups: one name per image; images of one group stay together. None: every image is its own group.
+        selected: keys of images that were chosen, and not drawn: they stand for nothing but themselves, so that their
+            groups train. The fraction is one of the others.
 
     Returns:
         The training and the validation catalog, both in the order of ``catalog``.
@@ -34,7 +41,7 @@ def split_validation(
     Raises:
         UserError: a class cannot be divided, because it has a single image or a single group.
     """
-    grouped = _group(catalog, groups)
+    grouped = _group(catalog, groups, selected)
     held_out = np.zeros(len(grouped.names), dtype=bool)
     for index, name in enumerate(catalog.classes):
         members = grouped.of_class(index, name, 2, "train and val")
@@ -43,15 +50,21 @@ def split_validation(
 
 
 def split_fold(
-    catalog: Catalog, folds: int, fold: int, seed: int, groups: Sequence[str] | None = None
+    catalog: Catalog,
+    folds: int,
+    fold: int,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    selected: Collection[str] = (),
 ) -> tuple[Catalog, Catalog]:
     """One fold of a stratified, grouped cross-validation.
 
     Args:
-        folds: how many there are; each image is held out in one of them.
+        folds: how many there are; each image is held out in one of them, unless its group is selected.
         fold: which one, from 0.
         seed: of the assignment.
         groups: as for :func:`split_validation`.
+        selected: likewise.
 
     Returns:
         The other folds' images and this fold's, both in the order of ``catalog``.
@@ -59,8 +72,8 @@ def split_fold(
     Raises:
         UserError: a class has fewer groups than there are folds.
     """
-    grouped = _group(catalog, groups)
-    place = np.zeros(len(grouped.names), dtype=np.int64)
+    grouped = _group(catalog, groups, selected)
+    place = np.full(len(grouped.names), -1)
     for index, name in enumerate(catalog.classes):
         members = grouped.of_class(index, name, folds, f"{folds} folds")
         ranked = members[np.argsort(_hashes(grouped.names[members], seed), kind="stable")]
@@ -80,11 +93,12 @@ class _Groups:
     sizes: Ints  # images in each group
     label: Ints  # the class that most images of a group have
     has: NDArray[np.bool_]  # [groups, classes]: whether it has an image that shows a class
+    trains: NDArray[np.bool_]  # which groups are never held out
 
     def of_class(self, index: int, name: str, least: int, into: str) -> Ints:
-        """The groups that count as of a class; all others' images of it stay where their groups are."""
+        """The groups that count as of a class and may be held out; others' images of it stay where their groups are."""
         count = int(self.has[:, index].sum())
-        if 0 < count < least:
+        if 0 < count < least and not (self.has[:, index] & self.trains).any():
             single = len(self.names[self.has[:, index]]) == 1
             images = int(self.sizes[self.has[:, index]].sum())
             what = ("a single image" if images == 1 else "a single group of images") if single else f"{count} groups"
@@ -92,10 +106,10 @@ class _Groups:
                 f"class '{name}' has {what}, which cannot be divided into {into}: "
                 + ("add images, or a folder of validation images" if least == 2 else "add images, or ask for fewer")
             )
-        return np.flatnonzero(self.label == index)
+        return np.flatnonzero((self.label == index) & ~self.trains)
 
 
-def _group(catalog: Catalog, groups: Sequence[str] | None) -> _Groups:
+def _group(catalog: Catalog, groups: Sequence[str] | None, selected: Collection[str]) -> _Groups:
     names = np.asarray(catalog.keys() if groups is None else groups, dtype=object)
     labels = catalog.rarest()
     found, group_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
@@ -104,7 +118,10 @@ def _group(catalog: Catalog, groups: Sequence[str] | None) -> _Groups:
     has, (rows, further) = counts > 0, catalog.further()
     has[group_of[rows], catalog.codes({name: index for index, name in enumerate(catalog.classes)})[rows]] = True
     has[group_of[rows], further] = True
-    return _Groups(found, group_of, sizes, counts.argmax(axis=1), has)
+    trains = np.zeros(len(found), bool)
+    if selected:
+        trains[group_of[[place for place, key in enumerate(catalog.keys()) if key in selected]]] = True
+    return _Groups(found, group_of, sizes, counts.argmax(axis=1), has, trains)
 
 
 def _divide(catalog: Catalog, held_out: NDArray[np.bool_]) -> tuple[Catalog, Catalog]:

@@ -76,6 +76,14 @@ class Store(ABC):
             UserError: it is missing or cannot be read; names the object and the status.
         """
 
+    @abstractmethod
+    def find(self, key: str) -> bytes | None:
+        """What an object holds that may not be there; None where it is not.
+
+        Raises:
+            UserError: the store cannot be asked.
+        """
+
     def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
         """Many objects, fetched concurrently, in the order of ``keys``.
 
@@ -133,9 +141,17 @@ class FolderStore(Store):
         """See :meth:`Store.key`."""
         return self._base + path
 
+    def path(self, key: str) -> str:
+        """Where the file of a key lies."""
+        return os.path.join(self._parent, *key.split("/"))
+
+    def find(self, key: str) -> bytes | None:
+        """See :meth:`Store.find`."""
+        return self.get(key).data if os.path.exists(self.path(key)) else None
+
     def get(self, key: str, largest: int | None = None) -> Content:
         """See :meth:`Store.get`."""
-        path = os.path.join(self._parent, *key.split("/"))
+        path = self.path(key)
         try:
             with open(path, "rb") as file:
                 stat = os.fstat(file.fileno())

@@ -42,6 +42,7 @@ class Answer:
         keys: of the pictures that were shown.
         tags: of their contents, as the store told them; None: not known.
         queue: the file of the queue.
+        shows: keys of those pictures that show the defect; none named: all do.
     """
 
     tyre: str
@@ -51,6 +52,7 @@ class Answer:
     keys: tuple[str, ...] = ()
     tags: tuple[str | None, ...] = ()
     queue: str | None = None
+    shows: tuple[str, ...] = ()
 
 
 class Sink(Protocol):
@@ -165,7 +167,7 @@ def latest(folder: str, s3: S3Config | None = None, *, needed: bool = True) -> l
     return [
         Answer(
             tyre, who, str(answer["time"]), answer["answer"], tuple(answer.get("keys") or ()),
-            tuple(answer.get("tags") or ()), answer.get("queue"),
+            tuple(answer.get("tags") or ()), answer.get("queue"), tuple(answer.get("shows") or ()),
         )
         for (tyre, who), (_, _, answer) in said.items()
         if answer["answer"] is not None
