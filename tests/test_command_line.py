@@ -131,6 +131,7 @@ MISTAKES = {
     "export": (("model=none.ckpt",), "model=none.ckpt is neither"),
     "resend": (("folder=none",), "there is no folder none"),
     "select": ((), "predictions is not set"),
+    "recalibrate": (("model=models:/x/1",), "root is not set"),
     "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
     "watch": (("input=x",), "model is not set"),
 }
