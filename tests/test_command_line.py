@@ -132,6 +132,7 @@ MISTAKES = {
     "resend": (("folder=none",), "there is no folder none"),
     "select": ((), "predictions is not set"),
     "review": (("queue=none.parquet",), "none.parquet is no queue that tyre select wrote"),
+    "recalibrate": (("model=models:/x/1",), "root is not set"),
     "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
     "watch": (("input=x",), "model is not set"),
 }

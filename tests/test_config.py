@@ -29,16 +29,7 @@ from tyre_lightning.config import (
 from tyre_lightning.errors import UserError
 from tyre_lightning.written import text_keys
 
-OWN = (
-    "predict",
-    "promote",
-    "export",
-    "resend",
-    "select",
-    "review",
-    "rates",
-    "watch",
-)  # commands with a folder of their own
+OWN = tuple(name for name in SCHEMAS if config_folder(name) != CONF)  # commands with a folder of their own
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OWN)
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 

@@ -28,6 +28,7 @@ MISTAKES = {
     "resend": ("folder=none", "there is no folder none: give folder=... of a run"),
     "select": ("budget=0", "predictions is not set: give predictions=... of the file that predict.py wrote"),
     "review": ("overlap=2", "overlap=2.0 must be from 0 to 1"),
+    "recalibrate": ("model=x", "model=x is no registered version: give model=models:/NAME/VERSION"),
     "rates": ("confidence=1", "confidence=1.0 must be between 0 and 1"),
     "watch": ("tyres=1", "model is not set: give model=... and input=..."),
 }

@@ -128,6 +128,13 @@ def _resend(cfg: DictConfig) -> None:
         sys.exit(USER_ERROR)
 
 
+def _recalibrate(cfg: DictConfig) -> None:
+    with loading():
+        from tyre_lightning.recalibration import recalibrate
+
+    recalibrate(cfg)
+
+
 def _select(cfg: DictConfig) -> None:
     with loading():
         from tyre_lightning.line.select import select
@@ -236,6 +243,13 @@ COMMANDS = {
     "resend": Command(
         _resend,
         Usage("send what runs could not send to MLflow when its server was away", ("resend folder=outputs",)),
+    ),
+    "recalibrate": Command(
+        _recalibrate,
+        Usage(
+            "give a network a new threshold by tyres that are new to it",
+            ("recalibrate model=models:/tyre-defects@champion root=s3://plant/tyres/v2",),
+        ),
     ),
     "select": Command(
         _select,

@@ -345,6 +345,18 @@ class ExportConfig:
 
 
 @dataclass
+class RecalibrateConfig:
+    """``python -m tyre_lightning.recalibrate``."""
+
+    model: str | None = None  # the registered version that stays as it is: models:/NAME/VERSION, models:/NAME@ALIAS
+    root: str | None = None  # the data version whose validation tyres count, such as the one that accept has just made
+    operating_point: OtherOperatingPointConfig = field(default_factory=OtherOperatingPointConfig)
+    accelerator: str = "auto"  # auto, cpu or gpu
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+    s3: S3Config = field(default_factory=S3Config)
+
+
+@dataclass
 class ResendConfig:
     """``python -m tyre_lightning.resend``."""
 
@@ -481,6 +493,7 @@ SCHEMAS: dict[str, type] = {
     "promote": PromoteConfig,
     "export": ExportConfig,
     "resend": ResendConfig,
+    "recalibrate": RecalibrateConfig,
     "select": SelectConfig,
     "review": ReviewConfig,
     "rates": RatesConfig,
@@ -639,6 +652,18 @@ def to_watch_config(cfg: Any) -> WatchConfig:
     _check_place("output", config.output)
     _check_place("baseline", config.baseline)
     _check_name("mlflow_experiment", config.mlflow_experiment, experiment_fault)
+    return config
+
+
+def to_recalibrate_config(cfg: Any) -> RecalibrateConfig:
+    """Like :func:`to_train_config`, for a model that gets a new threshold and no new weights."""
+    config = _typed(cfg)
+    assert isinstance(config, RecalibrateConfig)
+    if not (config.model or "").startswith("models:/"):
+        raise UserError(f"model={config.model} is no registered version: give model=models:/NAME/VERSION, or @ALIAS")
+    if not config.root:
+        raise UserError("root is not set: give root=s3://bucket/prefix/version or root=folder, of the data to go by")
+    _check_shares(config.operating_point)
     return config
 
 

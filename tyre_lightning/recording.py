@@ -111,7 +111,7 @@ def record_decision_metrics(
     Args:
         run: of the training.
         inspector: its model.
-        scores: as :func:`tyre_lightning.training.fresh` gives them.
+        scores: as :func:`tyre_lightning.judging.fresh` gives them.
         confidence: of the intervals.
     """
     if inspector.calibration is None:

@@ -22,8 +22,8 @@ from tyre_lightning.promote.images import fetch_test_images
 from tyre_lightning.promote.rule import judge
 from tyre_lightning.promote.unseen import Past
 from tyre_lightning.tracking.registry import load_inspector
-from tyre_lightning.tracking.runs import connect, fetch_catalog, flatten
-from tyre_lightning.tracking.versions import ANCHOR, CHALLENGER, CHAMPION
+from tyre_lightning.tracking.runs import CATALOG, LEARNT, connect, fetch_artifact, flatten
+from tyre_lightning.tracking.versions import ANCHOR, CHALLENGER, CHAMPION, ORIGIN
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -149,6 +149,11 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
     pinned = {name: _pinned(config, version) for name, version in everyone.items()}
     params = {name: _params(aliases, version) for name, version in everyone.items()}
     pasts = {name: Past.of(pinned[name], params[name]) for name in everyone}
+    pasts |= {
+        f"weights of the {name}": Past.of(_pinned(config, version, LEARNT), params[name])
+        for name, version in everyone.items()
+        if ORIGIN in aliases.client.get_run(str(version.run_id)).data.tags
+    }
     challenger = str(versions.challenger.version)
     test, fingerprint = fetch_test_images(config, challenger, params[CHALLENGER], pasts, inspectors[CHALLENGER])
     measured = {name: perform(inspector, test) for name, inspector in inspectors.items()}
@@ -234,7 +239,8 @@ def _params(aliases: Aliases, version: ModelVersion) -> dict[str, str]:
     return dict(aliases.client.get_run(str(version.run_id)).data.params)
 
 
-def _pinned(config: PromoteConfig, version: ModelVersion) -> Pinned:
-    """What a version's run was trained and tested on."""
+def _pinned(config: PromoteConfig, version: ModelVersion, name: str = CATALOG) -> Pinned:
+    """What a version's run was trained and tested on, by one of its artifacts."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_pinned(fetch_catalog(str(version.run_id), config.tracking_uri, Path(folder)), config.s3)
+        path = fetch_artifact(connect(config.tracking_uri), str(version.run_id), name, folder)
+        return load_pinned(str(path), config.s3)

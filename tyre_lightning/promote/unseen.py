@@ -56,6 +56,7 @@ def unseen(
     pattern: str | None,
     pasts: Mapping[str, Past],
     s3: S3Config,
+    usage: str = "test",
 ) -> list[int]:
     """Places of the test images that no model has learnt from, nor from another picture of their tyre.
 
@@ -66,6 +67,7 @@ def unseen(
         pattern: what names a tyre.
         pasts: of the models, by who they are.
         s3: where the S3 service is.
+        usage: of the images, for people.
     """  # fmt: skip
     listed, tagged = catalogs
     seen: set[int] = set()
@@ -79,8 +81,8 @@ def unseen(
         tyres = {shown.tyre(listed.key(place)) for place in found}
         found |= {place for place, key in enumerate(listed.keys()) if shown.tyre(key) in tyres}
         if found:
-            log.warning("%d of %d test images, of %d tyres, are left out: the %s learnt from pictures of these tyres",
-                        len(found), len(listed), len(tyres), name)  # fmt: skip
+            log.warning("%d of %d %s images, of %d tyres, are left out: the %s learnt from pictures of these tyres",
+                        len(found), len(listed), usage, len(tyres), name)  # fmt: skip
         seen |= found
     return [place for place in range(len(listed)) if place not in seen]
 

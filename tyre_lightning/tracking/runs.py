@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"  # the artifact that has a run's config
 CATALOG = "catalog.parquet"  # the artifact that lists a run's images
+LEARNT = "learnt.parquet"  # of a run that has made no weights: what lists the images that they were learnt from
 REPORT = "report.html"  # the artifact that shows what a run came to
 _PATIENCE = 60.0  # seconds without the server, at the end of a run
 _DATABASE_TRIES = 6  # with pauses of 6 s in all; MLflow's own ten have 100

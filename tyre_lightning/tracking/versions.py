@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CHALLENGER = "challenger"  # the alias of the newest version, of a sweep the best, which asks to become the champion
 CHAMPION = "champion"  # of the one in use
 ANCHOR = "anchor"  # of the one that no champion may be much worse than
+ORIGIN = "recalibrated.from"  # the tag of a run that has made no weights: whose it took
 _ASKS = "challenger.asks"  # the tag of a version that may become the challenger
 
 
