@@ -162,15 +162,6 @@ class S3Store(Store):
         if made is not None and made.process == os.getpid() and made.fetch is not None:
             made.fetch.forget([self._parent + key for key in keys])
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object; once this returns, the service has confirmed it.
-
-        Raises:
-            UserError: it was not taken, or nobody answered.
-        """
-        with self._explained("write", self._parent + key):
-            self._connection().client.put_object(Bucket=self._bucket, Key=self._parent + key, Body=data)
-
     def _entries(self, folder: str, *, deep: bool) -> Iterator[Entry]:
         if deep and self._memory is not None:
             name = blake2b(f"{self.address} {folder}".encode(), digest_size=16).hexdigest()
