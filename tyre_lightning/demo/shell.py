@@ -10,8 +10,9 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.process import BaseProcess
+from typing import Any
 from urllib.error import URLError
 
 from tyre_lightning.errors import UserError
@@ -30,9 +31,8 @@ class Shell:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
-        self._context = get_context("forkserver" if "forkserver" in _methods() else "spawn")
-        if hasattr(self._context, "set_forkserver_preload"):
-            self._context.set_forkserver_preload(_LOADED)
+        self._context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+        self._context.set_forkserver_preload(_LOADED)
 
     def give(self, verb: str, *arguments: str, allowed: Sequence[int] = (0,)) -> int:
         """Give a command and wait for it; gives its exit code.
@@ -71,12 +71,6 @@ class Shell:
         process: BaseProcess = self._context.Process(target=_run, args=(verb, arguments, self._environment))
         process.start()
         return process
-
-
-def _methods() -> list[str]:
-    from multiprocessing import get_all_start_methods
-
-    return get_all_start_methods()
 
 
 def _run(verb: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -1,9 +1,9 @@
 """``python -m tyre_lightning.demo.week``: a plant's week on drawn tyres, in minutes.
 
 The line runs a champion, the lamp fades, a defect comes that nobody has photographed. Each evening the day is watched,
-a person answers in the page, and from the answers come the next data version, a better model and the gate. Every step
-is the ordinary command, on a real S3 server, with MLflow and a browser. Since the tyres are drawn, their truth is known,
-and the last page shows it beside what the commands told.
+a person answers in the page, and from the answers come the next data version, a better model and the gate. Each step is
+the ordinary command, on a real S3 server, with MLflow and a browser. Since the tyres are drawn, their truth is known:
+the last page shows it beside what the commands told.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from tyre_lightning.command_line import run
 from tyre_lightning.commands import ALARM
 from tyre_lightning.demo.days import Day, write_day
 from tyre_lightning.demo.drawing import CLASSES, NEW, write_lake
@@ -85,14 +84,15 @@ class Week:
         self._learn("v2")
 
     def _learn(self, version: str) -> None:
-        names = f"logger.experiment={MODEL}", f"logger.registered_model={MODEL}", f"paths.output_dir={self.folder}/outputs"
-        self.shell.give("train", "experiment=demo", f"data.root=s3://tyres/{version}", *names)
+        names = f"logger.experiment={MODEL}", f"logger.registered_model={MODEL}"
+        place = f"paths.output_dir={self.folder}/outputs"
+        self.shell.give("train", "experiment=demo", f"data.root=s3://tyres/{version}", *names, place)
         self.shell.give("promote", f"model={MODEL}")
 
     def _answer(self, queue: Path) -> None:
         words = f"queue={queue}", f"answers={self.folder / 'answers'}"
         with self.shell.serve("review", *words) as address, Person(self.folder / "truth") as person:
-            answered = person.answer(address, queue)
+            answered = person.answer(address)
         print(f"  a person has answered {answered} tyres in the page", flush=True)
 
 
@@ -100,7 +100,12 @@ def main() -> int:
     """Live the week; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tyre_lightning.demo.week", description=__doc__)
     parser.parse_args()
-    return run(live_week)
+    try:
+        live_week()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the S3 server is stopped", file=sys.stderr)
+        return 130
+    return 0
 
 
 def live_week() -> None:
@@ -115,15 +120,14 @@ def live_week() -> None:
     for name in ("mlflow.db", "mlruns", "answers", "outputs", *(day.name for day in DAYS), "lake/tyres/v2"):
         left = FOLDER / name  # of an earlier week
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    with S3Server(FOLDER / "lake") as server:
+    with S3Server(FOLDER / "lake", static=True) as server:  # all is drawn by now, and what comes is put through it
         environment = server.client_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{FOLDER / 'mlflow.db'}"}
-        with Shell(environment) as shell:
-            week = Week(FOLDER, shell)
-            week.begin()
-            for day in DAYS[:3]:
-                week.live(day)
-            week.learn()
-            week.live(DAYS[3])
+        week = Week(FOLDER, Shell(environment))
+        week.begin()
+        for day in DAYS[:3]:
+            week.live(day)
+        week.learn()
+        week.live(DAYS[3])
         page = tell(week.chapters, FOLDER, environment["MLFLOW_TRACKING_URI"])
     print(f"\nthe week in {time.monotonic() - started:.0f} s: {page}")
 

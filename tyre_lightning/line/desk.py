@@ -17,6 +17,7 @@ from tyre_lightning.decision.agreement import Agreement, agreement
 from tyre_lightning.errors import UserError
 from tyre_lightning.line.answers import CANNOT_TELL, NO_TYRE, Answer, Sink, moment, new_line
 from tyre_lightning.line.queue import Queue
+from tyre_lightning.line.verdicts import class_fault
 from tyre_lightning.names import one_form
 
 LEASE_SECONDS = 300.0  # since a person was last heard of; then others may see the tyres that he or she was given
@@ -184,6 +185,12 @@ class Desk:
             self._held[seat].tyres.insert(0, index)
             return index
 
+    def others(self) -> list[str]:
+        """Classes that people have named beside those of the queue, sorted."""
+        with self._lock:
+            said = {name for one in self._said for told in one.values() for name in _names(told)}
+        return sorted(said - {*self.classes, NO_TYRE, CANNOT_TELL})
+
     def progress(self, who: str = "") -> Progress:
         """How far all are, and one person."""
         with self._lock:
@@ -198,11 +205,11 @@ class Desk:
 
     def _check(self, tyre: Tyre, said: Said, shows: Sequence[int]) -> None:
         if isinstance(said, list):
-            defects = {*self.classes} - {self.good}
-            if not (self.multi_label and said and {*said} <= defects and len({*said}) == len(said)):
+            known = self.multi_label and said and self.good not in said and len({*said}) == len(said)
+            if not known or any(class_fault(name) for name in said):
                 raise Refused("several defects are said of one tyre, or none, which this queue does not know")
-        elif said not in (*self.classes, NO_TYRE, CANNOT_TELL):
-            raise Refused("that is no class of this queue")
+        elif said not in (*self.classes, NO_TYRE, CANNOT_TELL) and (fault := class_fault(said)):
+            raise Refused(f"that cannot be a class, since it {fault}")
         if not {*shows} <= {*range(len(tyre.keys))}:
             raise Refused(f"{tyre.name} has no such picture")
         if shows and said in (self.good, NO_TYRE, CANNOT_TELL):
@@ -260,6 +267,10 @@ def classes_of(queue: Queue) -> list[str]:
 def share(name: str) -> float:
     """A number from 0 to 1 that is the same for a tyre at every start."""
     return int.from_bytes(blake2b(one_form(name).encode(), digest_size=8).digest()) / 2**64
+
+
+def _names(said: Said) -> list[str]:
+    return [said] if isinstance(said, str) else said
 
 
 def _after(before: str | None) -> str:

@@ -291,7 +291,7 @@ def _state(desk: Desk, looks: Looks, seat: Seat) -> dict[str, Any]:
     progress = asdict(desk.progress(seat.who))
     if isnan(progress["agreement"]["kappa"]):
         progress["agreement"] = None
-    return {"tyres": tyres, "progress": progress, "trouble": looks.trouble}
+    return {"tyres": tyres, "progress": progress, "others": desk.others(), "trouble": looks.trouble}
 
 
 def _file(shown: Shown) -> Response:
