@@ -206,14 +206,19 @@ class Desk:
     def _check(self, tyre: Tyre, said: Said, shows: Sequence[int]) -> None:
         if isinstance(said, list):
             known = self.multi_label and said and self.good not in said and len({*said}) == len(said)
-            if not known or any(class_fault(name) for name in said):
+            if not known or any(name not in self.classes and self._fault(name) for name in said):
                 raise Refused("several defects are said of one tyre, or none, which this queue does not know")
-        elif said not in (*self.classes, NO_TYRE, CANNOT_TELL) and (fault := class_fault(said)):
+        elif said not in (*self.classes, NO_TYRE, CANNOT_TELL) and (fault := self._fault(said)):
             raise Refused(f"that cannot be a class, since it {fault}")
         if not {*shows} <= {*range(len(tyre.keys))}:
             raise Refused(f"{tyre.name} has no such picture")
         if shows and said in (self.good, NO_TYRE, CANNOT_TELL):
             raise Refused("no picture shows a defect of a tyre that has none")
+
+    def _fault(self, name: str) -> str | None:
+        """Why a defect that is not of the queue's classes cannot be called so."""
+        same = [known for known in (*self.classes, NO_TYRE, CANNOT_TELL) if known.casefold() == name.casefold()]
+        return f"is '{same[0]}' in other letters" if same else class_fault(name)
 
     def _write(
         self, who: str, index: int, said: Said | None, tags: Sequence[str | None] = (), shows: Sequence[str] = ()
