@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test test-all test-s3 lint docs notebooks clean
+.PHONY: help install demo week ui test test-all test-s3 lint docs notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ $(BIN)/python:
 
 demo: $(VENV)/.has-demo ## the whole path on drawn tyres: S3, training, registry, prediction
 	$(BIN)/python -m tyre_lightning.demo
+
+week: $(VENV)/.has-dev ## a plant's week on drawn tyres, with a person at the page (needs Chromium and its driver)
+	$(BIN)/python -m tyre_lightning.demo.week
 
 # Without the eight processes that judge language models: ten seconds of work at every start.
 ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000

@@ -69,7 +69,7 @@ class Plant:
                     files[f"{usage}/{label}/{usage}_{label}_{one}.jpg"] = jpeg(number := number + 1)
         return self.lay("v1", files)
 
-    def queue(self, root: str, rows: Sequence[tuple[str, str, float]], tyres: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def queue(self, root: str, rows: Sequence[tuple[str, str, float]], tyres: Mapping[str, str] = {}) -> None:
         """A queue of files below a root, each with why and probability."""
         name = self.root(root).rpartition("/")[2]
         table = pd.DataFrame([

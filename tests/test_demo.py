@@ -1,18 +1,28 @@
 """``make demo`` and ``make notebooks``, as they are."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
+import pandas as pd
 import pytest
 
 import tyre_lightning.demo.__main__ as demo
 from tests import warm
+from tests.browser import browser_tests, chromium, resize
 from tests.conftest import PROJECT, TINY, untracked_environment
 from tests.mlflow_server import lay_database
 from tests.test_notebooks import NOTEBOOKS, pictures, shown
+from tyre_lightning.demo import week
+from tyre_lightning.demo.drawing import NEW
+from tyre_lightning.demo.shell import Shell
+from tyre_lightning.errors import UserError
 
 
 @pytest.mark.long
@@ -113,3 +123,60 @@ def test_makefile_lists_its_targets() -> None:
     done = subprocess.run(["make", "-C", str(PROJECT), "help"], capture_output=True, text=True, check=True)
     for target in ("demo", "ui", "test", "lint", "notebooks"):
         assert f"make {target} " in done.stdout
+
+
+class Few(Shell):
+    """Gives commands that ask for less, since they have so few tyres."""
+
+    _MORE: ClassVar[Mapping[str, Sequence[str]]] = {
+        "train": (*TINY, "data.image_size=64", "trainer.max_epochs=3", "callbacks.ema.decay=null",
+                  "operating_point.max_escape_rate=0.3", "operating_point.confidence=0.8"),
+        "promote": ("gate.max_escape_rate=0.999", "gate.max_overkill_rate=0.999", "gate.min_f1=0.01"),
+    }  # fmt: skip
+
+    def give(self, verb: str, *arguments: str, allowed: Sequence[int] = (0,)) -> int:
+        return super().give(verb, *arguments, *self._MORE.get(verb, ()), allowed=allowed)
+
+
+class TestWeek:
+    pytestmark = (*browser_tests, pytest.mark.slow, pytest.mark.long)
+
+    def test_a_small_week_goes_the_whole_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["week"])
+        monkeypatch.setattr(week, "COUNTS", {"train": 6, "val": 6, "test": 4})
+        monkeypatch.setattr(week, "Shell", Few)
+        few = {"good": 30, "crack": 8, "bulge": 8, "flat_spot": 8}
+        days = [replace(day, budget=14, counts=few | ({NEW: 6} if NEW in day.counts else {})) for day in week.DAYS]
+        monkeypatch.setattr(week, "DAYS", days)
+        code = week.main()
+        said = capfd.readouterr()
+        assert code == 0, said.err[-2000:]
+        assert said.out.count("a person has answered 14 tyres in the page") == 4
+        place = tmp_path / "demo" / "week"
+        shown = (place / "week.html").read_text(encoding="utf-8")
+        for day in days:
+            truth = json.loads((place / "truth" / f"{day.name}.json").read_text())
+            rows = pd.read_parquet(place / day.name / "predictions.parquet")
+            defective = [truth[key.rpartition("/")[2]] != "good" for key in rows["key"]]
+            escaped = int((defective & (rows["decision"] == "accept")).sum())
+            assert f"{escaped} of {sum(defective)} defective tyres" in shown
+        assert {path.name for path in (place / "lake" / "tyres" / "v2" / "train").iterdir()} >= {"good", "crack"}
+        assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False, capture_output=True).stdout == b""
+        with chromium(tmp_path / "profile") as driver:
+            for width in (1280, 390):
+                resize(driver, width)
+                driver.get((place / "week.html").as_uri())
+                assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+                assert len(driver.find_elements("css selector", "section")) == 4
+
+
+def test_a_week_without_a_browser_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["week"])
+    monkeypatch.setattr("shutil.which", lambda name, **_: None)
+    with pytest.raises(UserError, match=r"a person needs a browser: apt-get install .* chromium chromium-driver"):
+        week.main()
+    assert not [*tmp_path.iterdir()]

@@ -26,6 +26,7 @@ class Day:
         name: of its folder.
         about: what is special, for people.
         counts: tyres of each class.
+        budget: tyres that a person sees in the evening.
         light: a factor on the brightness.
         blur: of the lens, in pixels.
     """
@@ -33,6 +34,7 @@ class Day:
     name: str
     about: str
     counts: Mapping[str, int]
+    budget: int
     light: float = 1.0
     blur: float = 0.0
 

@@ -22,6 +22,7 @@ from tyre_lightning.tracking.runs import connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 PAGE = "week.html"
 _GOOD = "good"
@@ -38,14 +39,12 @@ class Chapter:
         place: the folder of what was made of it.
         alarmed: whether `watch` said that it has shifted.
         broken: whether `rates` said that the promise probably is.
-        led_to: what was done about it.
     """
 
     day: Day
     place: Path
     alarmed: bool
     broken: bool
-    led_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,29 @@ class Truth:
         return {name: count for (name, decision), count in self.counts.items() if decision == ACCEPT and name != _GOOD}
 
 
-def tell(chapters: Sequence[Chapter], folder: Path, tracking_uri: str) -> Path:
-    """Write the page; gives its path."""
+def tell(chapters: Sequence[Chapter], lake: Path, truth: Path, tracking_uri: str, model: str) -> Path:
+    """Write the page; gives its path.
+
+    Args:
+        chapters: the days.
+        lake: the folder that is served.
+        truth: the folder of what was drawn.
+        tracking_uri: of MLflow.
+        model: the registered one.
+    """
     client = connect(tracking_uri)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    days = [_day(chapter, folder, client) for chapter in chapters]
-    page = folder / PAGE
-    page.write_text(environment.get_template(PAGE).render(days=days), encoding="utf-8")
+    days = [_day(chapter, lake, truth, client) for chapter in chapters]
+    versions = sorted(client.search_model_versions(f"name = '{model}'"), key=lambda version: int(version.version))
+    models = [_model(client, version) for version in versions]
+    page = Path(PAGE)
+    page.write_text(environment.get_template(PAGE).render(days=days, models=models), encoding="utf-8")
     return page
 
 
-def _day(chapter: Chapter, folder: Path, client: MlflowClient) -> dict[str, Any]:
-    truth = Truth.of(chapter, folder / "truth")
+def _day(chapter: Chapter, lake: Path, truth: Path, client: MlflowClient) -> dict[str, Any]:
+    found = Truth.of(chapter, truth)
     path = chapter.place / "predictions.parquet"
     measured = _newest(client, "line.kind", "rates", Queue.read(chapter.place / "queue.parquet").time).data.metrics
     watched = _newest(client, "watch.input", f"s3://line/{chapter.day.name}", None)
@@ -95,16 +104,26 @@ def _day(chapter: Chapter, folder: Path, client: MlflowClient) -> dict[str, Any]
         "name": chapter.day.name.replace("-", " "),
         "about": chapter.day.about,
         "model": read_about(str(path))["model"].removeprefix("models:/"),
-        "escape": truth.share(ACCEPT, good=False),
-        "overkill": truth.share(REJECT, good=True),
-        "review": truth.share(REVIEW, good=True)[0] + truth.share(REVIEW, good=False)[0],
-        "escapes": truth.escapes(),
+        "escape": found.share(ACCEPT, good=False),
+        "overkill": found.share(REJECT, good=True),
+        "review": found.share(REVIEW, good=True)[0] + found.share(REVIEW, good=False)[0],
+        "escapes": found.escapes(),
         "estimate": {end: measured.get(f"line/window_escape_rate{end}") for end in ("", "_low", "_high")},
         "alarmed": chapter.alarmed,
         "shifted": watched.data.tags.get("watch.shifted", ""),
         "broken": chapter.broken,
-        "led_to": chapter.led_to,
-        "pictures": _pictures(folder / "lake" / "line" / chapter.day.name),
+        "pictures": _pictures(lake / "line" / chapter.day.name),
+    }
+
+
+def _model(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
+    """What a version was trained on, and what the gate said of it."""
+    return {
+        "version": str(version.version),
+        "data": client.get_run(str(version.run_id)).data.params["data.root"],
+        "gate": version.tags["promotion"],
+        "reasons": version.tags["promotion.reasons"],
+        **{who: version.tags.get(f"promotion.{who}.escape_rate", "") for who in ("challenger", "champion")},
     }
 
 
