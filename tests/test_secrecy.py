@@ -201,10 +201,11 @@ COMMANDS = {
     "export": ["-m", "tyre_lightning.export", "model=null"],
     "resend": ["-m", "tyre_lightning.resend", "folder=none"],
     "select": ["-m", "tyre_lightning.select", "budget=0"],
+    "review": ["-m", "tyre_lightning.review", "overlap=2"],
     "rates": ["-m", "tyre_lightning.rates", "confidence=1"],
     "watch": ["-m", "tyre_lightning.watch", "batch_size=0"],
 }
-LEAVE_NOTHING = ("export", "resend", "select", "rates")
+LEAVE_NOTHING = ("export", "resend", "select", "review", "rates")
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

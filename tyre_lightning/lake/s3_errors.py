@@ -10,7 +10,7 @@ _RENEW = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that
 _ADVICE = {
     "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_RENEW}",
     "InvalidAccessKeyId": f"the access key is not known there: {_RENEW}",
-    "AccessDenied": "access is denied: the credentials need s3:ListBucket and s3:GetObject, and s3:PutObject to write",
+    "AccessDenied": "access is denied: the credentials need s3:ListBucket and s3:GetObject",
     "ExpiredToken": "the credentials have expired: renew them",
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
     "NoSuchBucket": "there is no such bucket: check its name",

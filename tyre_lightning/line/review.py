@@ -14,7 +14,7 @@ import uvicorn
 from omegaconf import DictConfig
 
 from tyre_lightning.config import ReviewConfig, to_review_config
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.line.answers import latest, open_sink
@@ -54,7 +54,7 @@ def _serve(config: ReviewConfig, queue: Queue) -> None:
 
         def tell() -> None:
             for line in _beginning(config, desk):
-                say(line)
+                say(hide_passwords(line))
             # Not by say, whose log files would keep the token.
             print(terminal_text(f"open {_address(config, port, door)}  (Ctrl-C ends it)"), flush=True)
 
