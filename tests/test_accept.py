@@ -35,8 +35,8 @@ from tyre_lightning.line.plan import HELD_OUT, ONLY_HELD_OUT
 from tyre_lightning.line.queue import COLUMNS, Queue, Stratum
 from tyre_lightning.line.verdicts import CHANGED, DISAGREE, NO_DEFECT_SEEN, NOT_SHOWN, verdicts_of
 
-TRAINS = {"val": 0.0, "test": 0.0}
-HOLDS = {"val": 0.0, "test": 0.999}
+TRAINS: dict[str, Any] = {"val": 0.0, "test": 0.0}
+HOLDS: dict[str, Any] = {"val": 0.0, "test": 0.999}
 
 
 def jpeg(number: int) -> bytes:
@@ -69,12 +69,12 @@ class Plant:
                     files[f"{usage}/{label}/{usage}_{label}_{one}.jpg"] = jpeg(number := number + 1)
         return self.lay("v1", files)
 
-    def queue(self, root: str, rows: Sequence[tuple[str, str, float]], tyres: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def queue(self, root: str, rows: Sequence[tuple[str, str, float]], tyres: Mapping[str, str] | None = None) -> None:
         """A queue of files below a root, each with why and probability."""
         name = self.root(root).rpartition("/")[2]
         table = pd.DataFrame([
             dict.fromkeys(COLUMNS) | {
-                "tyre": tyres.get(path, f"{name}/{path}"), "key": f"{name}/{path}", "why": why,
+                "tyre": (tyres or {}).get(path, f"{name}/{path}"), "key": f"{name}/{path}", "why": why,
                 "stratum": str(probability), "probability": probability,
             }
             for path, why, probability in rows
@@ -376,7 +376,9 @@ def test_only_the_uniform_sample_is_held_out_and_what_was_selected_only_trains(l
     local.lake({"train": 5, "val": 2, "test": 2})
     files = [f"{number}.jpg" for number in range(60)]
     local.lay("week", {file: jpeg(100 + number) for number, file in enumerate(files)})
-    rows = [(file, "learn", np.nan) if n < 10 else (file, "audit", 1.0 if n < 40 else 0.25) for n, file in enumerate(files)]
+    rows = [
+        (file, "learn", np.nan) if n < 10 else (file, "audit", 1.0 if n < 40 else 0.25) for n, file in enumerate(files)
+    ]
     local.queue("week", rows)
     for file in files:
         local.say(f"week/{file}", "good")
@@ -411,11 +413,10 @@ def test_training_does_not_hold_out_what_was_selected(local: Plant, more: tuple[
 
 def test_a_tyre_keeps_its_usage(local: Plant) -> None:
     pattern = r"^(T\d+)_"
-    local.lay("v1", {
-        f"{usage}/{label}/T{number}_{label}.jpg": jpeg(10 * number + (label == "good"))
-        for usage, numbers in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5,)))
-        for number in numbers for label in ("good",)
-    } | {f"{usage}/crack/T{n}_x.jpg": jpeg(200 + n) for n, usage in enumerate(("train", "train", "val", "test"), 20)})  # fmt: skip
+    usages = ("train", "train", "train", "val", "test")
+    good = {f"{usage}/good/T{number}_g.jpg": jpeg(number) for number, usage in enumerate(usages, 1)}
+    crack = {f"{usage}/crack/T{number}_c.jpg": jpeg(number) for number, usage in enumerate(usages, 20)}
+    local.lay("v1", good | crack)
     files = {"T1_n.jpg": "learn", "T4_n.jpg": "audit", "T5_n.jpg": "audit", "T5_m.jpg": "audit", "T9_n.jpg": "learn"}
     local.lay("week", {file: jpeg(300 + number) for number, file in enumerate(files)})
     tyres = {file: file.partition("_")[0] for file in files}
@@ -506,8 +507,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(local: Plant)
     local.say("v1/train/crack/train_crack_1.jpg", "good")
     with pytest.raises(UserError, match="class 'crack' has pictures in test and none in train"):
         local.accept()
-    with pytest.raises(UserError, match="which class .* good_class"):
-        local.lay("odd", {"train/a/1.jpg": b"1", "train/b/2.jpg": b"2"})
+    local.lay("odd", {"train/a/1.jpg": b"1", "train/b/2.jpg": b"2"})
+    with pytest.raises(UserError, match=r"which class .* is not known: give good_class"):
         local.accept(source="odd")
     assert not Path(local.root("v2")).exists() and [*Path(local.root("taken")).rglob("*.parquet")] == []
 

@@ -29,7 +29,16 @@ from tyre_lightning.config import (
 from tyre_lightning.errors import UserError
 from tyre_lightning.written import text_keys
 
-OWN = ("predict", "promote", "export", "resend", "select", "rates", "watch")  # commands with a folder of their own
+OWN = (
+    "predict",
+    "promote",
+    "export",
+    "resend",
+    "select",
+    "rates",
+    "accept",
+    "watch",
+)  # commands with a folder of their own
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in OWN)
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 

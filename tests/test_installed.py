@@ -28,6 +28,7 @@ MISTAKES = {
     "resend": ("folder=none", "there is no folder none: give folder=... of a run"),
     "select": ("budget=0", "predictions is not set: give predictions=... of the file that predict.py wrote"),
     "rates": ("confidence=1", "confidence=1.0 must be between 0 and 1"),
+    "accept": ("val=2", "from is not set: give from=... of the version before"),
     "watch": ("tyres=1", "model is not set: give model=... and input=..."),
 }
 
@@ -105,7 +106,9 @@ def test_the_wheel_says_what_it_is(installed: Installed) -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_works_from_another_folder(verb: str, installed: Installed, tmp_path: Path) -> None:
     shown = installed.tyre(tmp_path, verb, "--cfg", "job")
-    assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (verb in ("audit", "select"))
+    assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (
+        verb in ("audit", "select", "accept")
+    )
     override, message = MISTAKES[verb]
     failed = installed.tyre(tmp_path, verb, override)
     assert failed.returncode == COMMANDS[verb].failure

@@ -202,9 +202,10 @@ COMMANDS = {
     "resend": ["-m", "tyre_lightning.resend", "folder=none"],
     "select": ["-m", "tyre_lightning.select", "budget=0"],
     "rates": ["-m", "tyre_lightning.rates", "confidence=1"],
+    "accept": ["-m", "tyre_lightning.accept", "val=2"],
     "watch": ["-m", "tyre_lightning.watch", "batch_size=0"],
 }
-LEAVE_NOTHING = ("export", "resend", "select", "rates")
+LEAVE_NOTHING = ("export", "resend", "select", "rates", "accept")
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -195,10 +195,10 @@ def _refuse_others(wanted: pa.Table, there: pa.Table, target: Target) -> None:
 def _copy(plan: Plan, wanted: pa.Table, there: pa.Table, target: Target) -> int:
     """Copy what is not there with the same content; gives how many objects."""
     copied: list[None] = []
+    place = target.store()
 
     def bring(pair: tuple[Job, Entry | None]) -> None:
         job, found = pair
-        place = target.store()
         if found is None or place is None or not same_content(job, place, found):
             target.copy(job)
             copied.append(None)
