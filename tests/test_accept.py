@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
-from tests.conftest import use_server
+from tests.conftest import train_here, use_server
 from tests.fault_proxy import Fault, FaultProxy
 from tests.images import encode, picture
 from tyre_lightning.api import compose, open_data
-from tyre_lightning.config import AcceptConfig, S3Config
+from tyre_lightning.config import AcceptConfig, S3Config, config_folder, register_schemas
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.decision.thinning import TEST, TRAIN, VAL, held_out, stays
+from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.provenance import FILE, Provenance, read_provenance
@@ -34,6 +40,7 @@ from tyre_lightning.line.answers import CANNOT_TELL, NO_TYRE, Answer, latest
 from tyre_lightning.line.plan import HELD_OUT, ONLY_HELD_OUT
 from tyre_lightning.line.queue import COLUMNS, Queue, Stratum
 from tyre_lightning.line.verdicts import CHANGED, DISAGREE, NO_DEFECT_SEEN, NOT_SHOWN, verdicts_of
+from tyre_lightning.promote.promote import Outcome, promote
 
 TRAINS: dict[str, Any] = {"val": 0.0, "test": 0.0}
 HOLDS: dict[str, Any] = {"val": 0.0, "test": 0.999}
@@ -519,3 +526,55 @@ def test_a_bucket_that_is_not_there(bucket: Plant) -> None:
     bucket.say("v1/train/good/train_good_0.jpg", "crack")
     with pytest.raises(UserError, match=r"'s3://nowhere/v2/.*there is no such bucket"):
         bucket.accept("s3://nowhere/v2")
+
+
+def gate(place: Path, *more: str) -> Outcome:
+    lenient = ["gate.margin=0.9", "gate.max_escape_rate=0.999", "gate.max_overkill_rate=0.999", "gate.min_f1=0.001"]
+    given = [f"tracking_uri=sqlite:///{place}/mlflow.db", *lenient, *more]
+    register_schemas()
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"), contextlib.chdir(place):
+        return promote(hydra_compose("promote", overrides=given))
+
+
+@pytest.mark.long
+def test_a_model_that_knows_a_new_class_is_compared_with_one_that_does_not(
+    local: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From one version, over answers, to the next, to a training on it, to the gate."""
+    write_lake(tmp_path / "drawn", {"train": 8, "test": 5}, size=64, clear=True)
+    root, week = Path(local.root("v1")), Path(local.root("week"))
+    for usage in ("train", "test"):
+        shutil.copytree(tmp_path / "drawn" / usage / "flat_spot", week, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "drawn", root, ignore=shutil.ignore_patterns("flat_spot"))
+    place, promise = tmp_path / "run", ("operating_point.max_escape_rate=0.4", "operating_point.confidence=0.6")
+    learn = (*promise, "data.image_size=48", "data.batch_size=8", "logger.system_metrics=false")
+    train_here(place, f"data.root={root}", *learn)
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    client.set_registered_model_alias("tyre-defects", "champion", "1")
+    assert "labels" not in capsys.readouterr().out
+
+    files = sorted(path.name for path in week.iterdir())
+    local.queue("week", [(file, "review", 1.0) for file in files])
+    for file in files:
+        local.say(f"week/{file}", "flat_spot")
+    local.accept(test=0.4)
+    shown = sum(path.startswith("test/flat_spot/") for path in local.paths("v2"))
+    assert 0 < shown < len(files) == 13
+    train_here(place, f"data.root={local.root('v2')}", *learn)
+    assert "labels   13 new, 0 corrected since v1" in capsys.readouterr().out
+    version = client.get_model_version("tyre-defects", "2")
+    run = client.get_run(str(version.run_id))
+    assert "13 new, 0 corrected since v1" in run.data.tags["mlflow.note.content"]
+    page = Path(client.download_artifacts(str(version.run_id), "report.html", str(tmp_path)))
+    assert "13 new, 0 corrected since v1" in page.read_text(encoding="utf-8")
+
+    found = gate(place)
+    assert (found.champion, found.challenger) == ("1", "2") and [*found.new_classes] == ["flat_spot"]
+    (ours, total), (theirs, same) = (found.new_classes["flat_spot"][who] for who in ("challenger", "champion"))
+    left = 15 + shown - found.images  # those that look like a training picture
+    assert shown - left <= total == same <= shown and total > 0
+    assert theirs <= round(found.numbers["champion"]["escape_rate"] * (found.images - 5))
+    told = f"challenger lets {ours} of {total} escape, champion lets {theirs} of {total} escape"
+    assert f"'flat_spot', a class that not all of them know: {told}" in found.lines("tyre-defects", dry_run=False)
+    tags = client.get_model_version("tyre-defects", "2").tags
+    assert tags["promotion.new_class.flat_spot.champion"] == f"{theirs} of {total} escape"
