@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tyre_lightning.decision.thinning import TEST, TRAIN, VAL, held_out, stays
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
+from tyre_lightning.lake.pinned import save
 from tyre_lightning.lake.provenance import FILE, Provenance, read_provenance
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Entry
@@ -416,6 +417,23 @@ def test_training_does_not_hold_out_what_was_selected(local: Plant, more: tuple[
     assert not [key for key in held if "/week/" in key] and len(held) > 6
     assert len([key for key in data.train.keys() if "/week/" in key]) == 12
     assert data.train.counts()["cut"] == 6
+
+
+def test_a_catalog_of_a_version_divides_it_as_the_version_is_divided(local: Plant) -> None:
+    local.lake({"train": 9})
+    local.lay("week", {f"{n}.jpg": jpeg(100 + n) for n in range(9)})
+    local.queue("week", [(f"{n}.jpg", "learn", np.nan) for n in range(9)])
+    for n in range(9):
+        local.say(f"week/{n}.jpg", "good")
+    local.accept()
+    data = local.open("v2", "data.val_fraction=0.5")
+    save(path := local.folder / "catalog.parquet", local.root("v2"), data.tagged())
+    again = open_data(compose(f"data.catalog={path}", "data.near_copies=false", "data.cache=none"))
+    assert {*again.val.keys()} == {*data.val.keys()} and {*again.train.keys()} == {*data.train.keys()}
+    assert str(again.provenance) == "9 new, 0 corrected since v1" and not [k for k in data.val.keys() if "/week/" in k]
+    open_target(local.root("v2"), S3Config()).put(FILE, replace(local.provenance("v2"), complete=False).to_bytes())
+    with pytest.raises(UserError, match="is an unfinished version"):
+        open_data(compose(f"data.catalog={path}"))
 
 
 def test_a_tyre_keeps_its_usage(local: Plant) -> None:
