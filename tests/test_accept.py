@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
-from tests.conftest import use_server
+from tests.conftest import train_here, use_server
 from tests.fault_proxy import Fault, FaultProxy
 from tests.images import encode, picture
 from tyre_lightning.api import compose, open_data
-from tyre_lightning.config import AcceptConfig, S3Config
+from tyre_lightning.config import AcceptConfig, S3Config, config_folder, register_schemas
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.decision.thinning import TEST, TRAIN, VAL, held_out, stays
+from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
+from tyre_lightning.lake.pinned import save
 from tyre_lightning.lake.provenance import FILE, Provenance, read_provenance
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Entry
@@ -34,9 +41,10 @@ from tyre_lightning.line.answers import CANNOT_TELL, NO_TYRE, Answer, latest
 from tyre_lightning.line.plan import HELD_OUT, ONLY_HELD_OUT
 from tyre_lightning.line.queue import COLUMNS, Queue, Stratum
 from tyre_lightning.line.verdicts import CHANGED, DISAGREE, NO_DEFECT_SEEN, NOT_SHOWN, verdicts_of
+from tyre_lightning.promote.promote import Outcome, promote
 
-TRAINS = {"val": 0.0, "test": 0.0}
-HOLDS = {"val": 0.0, "test": 0.999}
+TRAINS: dict[str, Any] = {"val": 0.0, "test": 0.0}
+HOLDS: dict[str, Any] = {"val": 0.0, "test": 0.999}
 
 
 def jpeg(number: int) -> bytes:
@@ -69,12 +77,12 @@ class Plant:
                     files[f"{usage}/{label}/{usage}_{label}_{one}.jpg"] = jpeg(number := number + 1)
         return self.lay("v1", files)
 
-    def queue(self, root: str, rows: Sequence[tuple[str, str, float]], tyres: Mapping[str, str] = {}) -> None:
+    def queue(self, root: str, rows: Sequence[tuple[str, str, float]], tyres: Mapping[str, str] | None = None) -> None:
         """A queue of files below a root, each with why and probability."""
         name = self.root(root).rpartition("/")[2]
         table = pd.DataFrame([
             dict.fromkeys(COLUMNS) | {
-                "tyre": tyres.get(path, f"{name}/{path}"), "key": f"{name}/{path}", "why": why,
+                "tyre": (tyres or {}).get(path, f"{name}/{path}"), "key": f"{name}/{path}", "why": why,
                 "stratum": str(probability), "probability": probability,
             }
             for path, why, probability in rows
@@ -376,7 +384,9 @@ def test_only_the_uniform_sample_is_held_out_and_what_was_selected_only_trains(l
     local.lake({"train": 5, "val": 2, "test": 2})
     files = [f"{number}.jpg" for number in range(60)]
     local.lay("week", {file: jpeg(100 + number) for number, file in enumerate(files)})
-    rows = [(file, "learn", np.nan) if n < 10 else (file, "audit", 1.0 if n < 40 else 0.25) for n, file in enumerate(files)]
+    rows = [
+        (file, "learn", np.nan) if n < 10 else (file, "audit", 1.0 if n < 40 else 0.25) for n, file in enumerate(files)
+    ]
     local.queue("week", rows)
     for file in files:
         local.say(f"week/{file}", "good")
@@ -409,13 +419,29 @@ def test_training_does_not_hold_out_what_was_selected(local: Plant, more: tuple[
     assert data.train.counts()["cut"] == 6
 
 
+def test_a_catalog_of_a_version_divides_it_as_the_version_is_divided(local: Plant) -> None:
+    local.lake({"train": 9})
+    local.lay("week", {f"{n}.jpg": jpeg(100 + n) for n in range(9)})
+    local.queue("week", [(f"{n}.jpg", "learn", np.nan) for n in range(9)])
+    for n in range(9):
+        local.say(f"week/{n}.jpg", "good")
+    local.accept()
+    data = local.open("v2", "data.val_fraction=0.5")
+    save(path := local.folder / "catalog.parquet", local.root("v2"), data.tagged())
+    again = open_data(compose(f"data.catalog={path}", "data.near_copies=false", "data.cache=none"))
+    assert {*again.val.keys()} == {*data.val.keys()} and {*again.train.keys()} == {*data.train.keys()}
+    assert str(again.provenance) == "9 new, 0 corrected since v1" and not [k for k in data.val.keys() if "/week/" in k]
+    open_target(local.root("v2"), S3Config()).put(FILE, replace(local.provenance("v2"), complete=False).to_bytes())
+    with pytest.raises(UserError, match="is an unfinished version"):
+        open_data(compose(f"data.catalog={path}"))
+
+
 def test_a_tyre_keeps_its_usage(local: Plant) -> None:
     pattern = r"^(T\d+)_"
-    local.lay("v1", {
-        f"{usage}/{label}/T{number}_{label}.jpg": jpeg(10 * number + (label == "good"))
-        for usage, numbers in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5,)))
-        for number in numbers for label in ("good",)
-    } | {f"{usage}/crack/T{n}_x.jpg": jpeg(200 + n) for n, usage in enumerate(("train", "train", "val", "test"), 20)})  # fmt: skip
+    usages = ("train", "train", "train", "val", "test")
+    good = {f"{usage}/good/T{number}_g.jpg": jpeg(number) for number, usage in enumerate(usages, 1)}
+    crack = {f"{usage}/crack/T{number}_c.jpg": jpeg(number) for number, usage in enumerate(usages, 20)}
+    local.lay("v1", good | crack)
     files = {"T1_n.jpg": "learn", "T4_n.jpg": "audit", "T5_n.jpg": "audit", "T5_m.jpg": "audit", "T9_n.jpg": "learn"}
     local.lay("week", {file: jpeg(300 + number) for number, file in enumerate(files)})
     tyres = {file: file.partition("_")[0] for file in files}
@@ -506,8 +532,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(local: Plant)
     local.say("v1/train/crack/train_crack_1.jpg", "good")
     with pytest.raises(UserError, match="class 'crack' has pictures in test and none in train"):
         local.accept()
-    with pytest.raises(UserError, match="which class .* good_class"):
-        local.lay("odd", {"train/a/1.jpg": b"1", "train/b/2.jpg": b"2"})
+    local.lay("odd", {"train/a/1.jpg": b"1", "train/b/2.jpg": b"2"})
+    with pytest.raises(UserError, match=r"which class .* is not known: give good_class"):
         local.accept(source="odd")
     assert not Path(local.root("v2")).exists() and [*Path(local.root("taken")).rglob("*.parquet")] == []
 
@@ -518,3 +544,55 @@ def test_a_bucket_that_is_not_there(bucket: Plant) -> None:
     bucket.say("v1/train/good/train_good_0.jpg", "crack")
     with pytest.raises(UserError, match=r"'s3://nowhere/v2/.*there is no such bucket"):
         bucket.accept("s3://nowhere/v2")
+
+
+def gate(place: Path, *more: str) -> Outcome:
+    lenient = ["gate.margin=0.9", "gate.max_escape_rate=0.999", "gate.max_overkill_rate=0.999", "gate.min_f1=0.001"]
+    given = [f"tracking_uri=sqlite:///{place}/mlflow.db", *lenient, *more]
+    register_schemas()
+    with initialize_config_dir(str(config_folder("promote")), version_base="1.3"), contextlib.chdir(place):
+        return promote(hydra_compose("promote", overrides=given))
+
+
+@pytest.mark.long
+def test_a_model_that_knows_a_new_class_is_compared_with_one_that_does_not(
+    local: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From one version, over answers, to the next, to a training on it, to the gate."""
+    write_lake(tmp_path / "drawn", {"train": 8, "test": 5}, size=64, clear=True)
+    root, week = Path(local.root("v1")), Path(local.root("week"))
+    for usage in ("train", "test"):
+        shutil.copytree(tmp_path / "drawn" / usage / "flat_spot", week, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "drawn", root, ignore=shutil.ignore_patterns("flat_spot"))
+    place, promise = tmp_path / "run", ("operating_point.max_escape_rate=0.4", "operating_point.confidence=0.6")
+    learn = (*promise, "data.image_size=48", "data.batch_size=8", "logger.system_metrics=false")
+    train_here(place, f"data.root={root}", *learn)
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    client.set_registered_model_alias("tyre-defects", "champion", "1")
+    assert "labels" not in capsys.readouterr().out
+
+    files = sorted(path.name for path in week.iterdir())
+    local.queue("week", [(file, "review", 1.0) for file in files])
+    for file in files:
+        local.say(f"week/{file}", "flat_spot")
+    local.accept(test=0.4)
+    shown = sum(path.startswith("test/flat_spot/") for path in local.paths("v2"))
+    assert 0 < shown < len(files) == 13
+    train_here(place, f"data.root={local.root('v2')}", *learn)
+    assert "labels   13 new, 0 corrected since v1" in capsys.readouterr().out
+    version = client.get_model_version("tyre-defects", "2")
+    run = client.get_run(str(version.run_id))
+    assert "13 new, 0 corrected since v1" in run.data.tags["mlflow.note.content"]
+    page = Path(client.download_artifacts(str(version.run_id), "report.html", str(tmp_path)))
+    assert "13 new, 0 corrected since v1" in page.read_text(encoding="utf-8")
+
+    found = gate(place)
+    assert (found.champion, found.challenger) == ("1", "2") and [*found.new_classes] == ["flat_spot"]
+    (ours, total), (theirs, same) = (found.new_classes["flat_spot"][who] for who in ("challenger", "champion"))
+    left = 15 + shown - found.images  # those that look like a training picture
+    assert shown - left <= total == same <= shown and total > 0
+    assert theirs <= round(found.numbers["champion"]["escape_rate"] * (found.images - 5))
+    told = f"challenger lets {ours} of {total} escape, champion lets {theirs} of {total} escape"
+    assert f"'flat_spot', a class that not all of them know: {told}" in found.lines("tyre-defects", dry_run=False)
+    tags = client.get_model_version("tyre-defects", "2").tags
+    assert tags["promotion.new_class.flat_spot.champion"] == f"{theirs} of {total} escape"

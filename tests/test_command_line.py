@@ -76,7 +76,7 @@ def test_help_names_every_group_and_says_what_keys_mean(
 def test_the_examples_of_help_compose(verb: str, example: str) -> None:
     register_schemas()
     name, *arguments = shlex.split(example)
-    words = [COMMANDS[verb].words.get(argument, argument) for argument in arguments if argument != "-m"]
+    words = [COMMANDS[verb].spelt(argument) for argument in arguments if argument != "-m"]
     single = [re.sub(r",[^]]*$", "", word) if "-m" in arguments else word for word in words]
     with initialize_config_dir(str(config_folder(verb)), version_base="1.3"):
         compose(verb, overrides=single)
@@ -118,6 +118,20 @@ def test_the_words_of_the_gate_are_overrides(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+def test_a_key_may_have_another_name_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``from``, which no field of a config can be called."""
+    seen: list[DictConfig] = []
+    do(monkeypatch, "accept", seen.append)
+    for given in ("from=s3://plant/v1", "source=s3://plant/v1", "from='s3://plant/a=b/v1'"):
+        assert tyre(monkeypatch, "accept", given, "to=v2", "--dry-run") == 0
+    assert [cfg.source for cfg in seen] == ["s3://plant/v1", "s3://plant/v1", "s3://plant/a=b/v1"]
+    assert all(cfg.dry_run for cfg in seen)
+    assert tyre(monkeypatch, "accept", "--help") == 0
+    assert re.search(r"from= +the same as source=", capsys.readouterr().out)
+
+
 def test_a_verb_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert tyre(monkeypatch, "trian") == 1
     assert capsys.readouterr().err.startswith("error: there is no verb trian: did you mean train? choose from train, ")
@@ -134,6 +148,7 @@ MISTAKES = {
     "review": (("queue=none.parquet",), "none.parquet is no queue that tyre select wrote"),
     "recalibrate": (("model=models:/x/1",), "root is not set"),
     "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
+    "accept": (("from=none", "to=x"), "there is no folder 'none'"),
     "watch": (("input=x",), "model is not set"),
 }
 

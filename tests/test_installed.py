@@ -30,6 +30,7 @@ MISTAKES = {
     "review": ("overlap=2", "overlap=2.0 must be from 0 to 1"),
     "recalibrate": ("model=x", "model=x is no registered version: give model=models:/NAME/VERSION"),
     "rates": ("confidence=1", "confidence=1.0 must be between 0 and 1"),
+    "accept": ("val=2", "from is not set: give from=... of the version before"),
     "watch": ("tyres=1", "model is not set: give model=... and input=..."),
 }
 
@@ -107,7 +108,9 @@ def test_the_wheel_says_what_it_is(installed: Installed) -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_works_from_another_folder(verb: str, installed: Installed, tmp_path: Path) -> None:
     shown = installed.tyre(tmp_path, verb, "--cfg", "job")
-    assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (verb in ("audit", "select"))
+    assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (
+        verb in ("audit", "select", "accept")
+    )
     override, message = MISTAKES[verb]
     failed = installed.tyre(tmp_path, verb, override)
     assert failed.returncode == COMMANDS[verb].failure

@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.conftest import PROJECT
+from tyre_lightning import commands as verbs
 from tyre_lightning.command_line import check_config, explain
 from tyre_lightning.config import config_folder, register_schemas
 from tyre_lightning.errors import UserError
@@ -47,7 +48,9 @@ def check(command: str) -> None:
     if name == "resend":  # of a folder that is there: test_tracking runs it
         return
     words = ("job", "rollback", "anchor")
-    overrides = [one for one in arguments if not one.startswith(("-", "hydra")) and one not in words]
+    overrides = [
+        verbs.COMMANDS[name].spelt(one) for one in arguments if not one.startswith(("-", "hydra")) and one not in words
+    ]
     register_schemas()
     for choice in sweep(overrides) if "-m" in arguments else [overrides]:
         with initialize_config_dir(str(config_folder(name)), version_base="1.3"):

@@ -203,9 +203,10 @@ COMMANDS = {
     "select": ["-m", "tyre_lightning.select", "budget=0"],
     "review": ["-m", "tyre_lightning.review", "overlap=2"],
     "rates": ["-m", "tyre_lightning.rates", "confidence=1"],
+    "accept": ["-m", "tyre_lightning.accept", "val=2"],
     "watch": ["-m", "tyre_lightning.watch", "batch_size=0"],
 }
-LEAVE_NOTHING = ("export", "resend", "select", "review", "rates")
+LEAVE_NOTHING = ("export", "resend", "select", "review", "rates", "accept")
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

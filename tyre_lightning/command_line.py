@@ -198,6 +198,8 @@ def way_on() -> str:
     """How a run that Ctrl-C has ended goes on; empty where it has left nothing to go on with."""
     hydra = HydraConfig.get()
     more = "ckpt_path=last"
+    if hydra.output_subdir is None:  # it has no folder of its own, so that a checkpoint there is another's
+        return ""
     if hydra.mode == RunMode.MULTIRUN:
         more = as_override("hydra.sweep.dir", hydra.sweep.dir)
     elif more not in sys.argv and not any(Path(hydra.runtime.output_dir).rglob("last.ckpt")):

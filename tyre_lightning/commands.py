@@ -42,11 +42,16 @@ class Command:
     failure: int = USER_ERROR
     words: Mapping[str, str] = field(default_factory=dict)
 
+    def spelt(self, argument: str) -> str:
+        """An argument of the command line as Hydra is to read it."""
+        key, mark, value = argument.partition("=")
+        return self.words.get(key + mark, key + mark) + value
+
 
 def start(name: str) -> int:
     """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
     command = COMMANDS[name]
-    sys.argv[1:] = [_spelt(argument, command.words) for argument in sys.argv[1:]]
+    sys.argv[1:] = [*map(command.spelt, sys.argv[1:])]
     register_schemas()
     if {"--help", "-h"} & {*sys.argv[1:]}:
         return run(lambda: print(command.usage.text(name, command.words)))
@@ -56,12 +61,6 @@ def start(name: str) -> int:
         return guard(command.task, cfg, command.failure)
 
     return run(main, command.failure)
-
-
-def _spelt(argument: str, words: Mapping[str, str]) -> str:
-    """An argument as Hydra is to read it."""
-    key, mark, value = argument.partition("=")
-    return words.get(key + mark, key + mark) + value if mark else words.get(argument, argument)
 
 
 def _train(cfg: DictConfig) -> dict[str, float]:

@@ -57,6 +57,8 @@ def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catal
         "epochs": epochs,
         "fingerprint": fingerprint([*catalogs.values()]),
     }
+    if data.provenance is not None:
+        found["labels"] = str(data.provenance)
     if data.config.multi_label:
         found["further"] = {usage: len(catalog.further()[0]) for usage, catalog in catalogs.items()}
     return {**_shown(cfg), "found": found}

@@ -54,6 +54,8 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         several = f"; {found:,} with several defects" if (found := catalog.several()) else ""
         counts = _counts(catalog.counts())
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {counts}{several}{ignored}"))
+    if data.provenance is not None:
+        say(_line("labels", str(data.provenance)))
     every = sum(part.numel() for part in model.network.parameters())
     learning = sum(part.numel() for part in model.network.parameters() if part.requires_grad)
     size, side = data.preprocessing.size, data.more

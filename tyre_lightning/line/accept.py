@@ -8,6 +8,7 @@ and at the end that it is not, and where its labels came from (:mod:`tyre_lightn
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from tyre_lightning.line.queue import Queue
 from tyre_lightning.line.rates import read_queues
 from tyre_lightning.line.verdicts import DISAGREE, verdicts_of
 from tyre_lightning.names import as_override
-from tyre_lightning.progress import progress_bar
+from tyre_lightning.progress import progress_bar, say
 
 _EXAMPLES = 3
 _NAMED = 20  # tyres that people disagree on
@@ -107,7 +108,7 @@ def accept(cfg: DictConfig) -> tuple[Accepted, list[str]]:
     provenance = plan.provenance(before, target.root, _settings(config))
     copied, there = _carry_out(plan, target, provenance, dry_run=config.dry_run)
     found = Accepted(plan, answered, provenance, copied, there)
-    if answered.left and not config.dry_run:
+    if not config.dry_run and (answered.left or os.path.exists(config.left_out)):  # what an earlier one said
         write_whole(config.left_out, "".join(map(_line, answered.left)))
     return found, [*found.lines(config, target.root)]
 
@@ -195,17 +196,22 @@ def _refuse_others(wanted: pa.Table, there: pa.Table, target: Target) -> None:
 def _copy(plan: Plan, wanted: pa.Table, there: pa.Table, target: Target) -> int:
     """Copy what is not there with the same content; gives how many objects."""
     copied: list[None] = []
+    place = target.store()
 
     def bring(pair: tuple[Job, Entry | None]) -> None:
         job, found = pair
-        place = target.store()
         if found is None or place is None or not same_content(job, place, found):
             target.copy(job)
             copied.append(None)
 
-    with progress_bar() as progress:
-        task = progress.add_task("copying", total=len(wanted))
-        in_turn(bring, zip(plan.all_jobs(), _found(wanted, there, target), strict=True), lambda: progress.advance(task))
+    pairs = zip(plan.all_jobs(), _found(wanted, there, target), strict=True)
+    try:
+        with progress_bar() as progress:
+            task = progress.add_task("copying", total=len(wanted))
+            in_turn(bring, pairs, lambda: progress.advance(task))
+    except KeyboardInterrupt:
+        say(f"{len(copied):,} objects were copied, and stay; the same command goes on")
+        raise
     return len(copied)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ class Window:
 
     def smallest(self) -> float:
         """The smallest probability with which a tyre of the window can have been drawn."""
-        return min(one.drawn / one.total for one in self.queue.strata.values() if one.drawn)
+        return min((one.drawn / one.total for one in self.queue.strata.values() if one.drawn), default=math.nan)
 
 
 @dataclass(frozen=True)

@@ -95,12 +95,12 @@ class Plan:
 
     def provenance(self, before: Provenance | None, to: str, settings: Mapping[str, Any]) -> Provenance:
         """What the new version says of itself, before it is finished."""
-        source = self.contents.store.root
-        kept = [] if before is None else [row for row in before.rows if row["path"] not in self.dropped]
+        source, rows = self.contents.store.root, [] if before is None else before.rows
+        there = {*self.contents.at({row["path"] for row in rows})} - self.dropped
+        kept = [row for row in rows if row["path"] in there]
         step = Step(version_of(to), version_of(source), self.new, self.corrected.total())
         steps = [step, *(() if before is None else before.steps)]
-        rows = sorted([*kept, *self.rows], key=lambda row: row["path"])
-        return Provenance(rows, source, to, steps, settings)
+        return Provenance(sorted([*kept, *self.rows], key=lambda row: row["path"]), source, to, steps, settings)
 
 
 def version_of(root: str) -> str:

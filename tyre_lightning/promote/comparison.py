@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,11 @@ class Verdicts:
     novel: Bools
     novel_rate: float = 0.0
 
+    def escaped(self, tyres: NDArray[np.object_]) -> tuple[int, int]:
+        """Of some defective tyres, how many are accepted, and how many there are."""
+        mine = self.defective & np.isin(self.names, tyres)
+        return int((self.decisions[mine] == ACCEPT).sum()), int(mine.sum())
+
     def excused(self) -> float:
         """The share of all tyres whose review is not held against a model.
 
@@ -83,6 +89,7 @@ class Performance:
     novel_rate: float  # share of good tyres that are reviewed only because they are unlike the others
     f1: float  # macro, of what is said of images: their likeliest classes, or all that a model of several lists
     latency_ms: float  # from bytes to an answer, one image at a time on this machine; the median
+    by_class: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of tyres with a defect: accepted, and all
 
     def numbers(self) -> dict[str, float]:
         """The measurements by name."""
@@ -104,11 +111,11 @@ def perform(inspector: Inspector, test: TestSet) -> Performance:
     shows = test.catalog.truth(names)[[row[key] for key in scores.keys]]
     said = np.zeros_like(shows)
     said[:, [names.index(name) for name in inspector.classes]] = scores.outputs.listed(scores.logits)
-    return performance(
-        judge_tyres(inspector, scores, ~shows[:, names.index(test.good_class)]),
-        f1=macro_f1(shows, said),
-        latency_ms=statistics.median(times) if times else float("nan"),
-    )
+    verdicts = judge_tyres(inspector, scores, ~shows[:, names.index(test.good_class)])
+    found = performance(verdicts, macro_f1(shows, said), statistics.median(times) if times else float("nan"))
+    tyres = np.array(scores.tyres, dtype=object)
+    defects = {name: tyres[shows[:, place]] for place, name in enumerate(names) if name != test.good_class}
+    return replace(found, by_class={name: verdicts.escaped(mine) for name, mine in defects.items()})
 
 
 def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdicts:

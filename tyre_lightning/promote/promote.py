@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.names import mlflow_name
 from tyre_lightning.promote.aliases import AGAINST, FINGERPRINT, NO_ANCHOR, Aliases, Overtaken
-from tyre_lightning.promote.comparison import perform
+from tyre_lightning.promote.comparison import Performance, perform
 from tyre_lightning.promote.images import fetch_test_images
 from tyre_lightning.promote.rule import judge
 from tyre_lightning.promote.unseen import Past
@@ -48,6 +50,8 @@ class Outcome:
         fingerprint: of the test images.
         images: how many of them all models were judged by.
         judged_before: how many other versions these test images have judged already; each wears them out a little.
+        new_classes: of classes that the challenger knows and not all others do, by who is compared: how many tyres with
+            such a defect are accepted, and how many there are. They count as all defective tyres do.
     """
 
     promoted: bool
@@ -59,6 +63,7 @@ class Outcome:
     fingerprint: str = ""
     images: int = 0
     judged_before: int = 0
+    new_classes: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
 
     def lines(self, model: str, *, dry_run: bool) -> list[str]:
         """For people: who was compared with whom, the numbers, and what came of it."""
@@ -73,6 +78,9 @@ class Outcome:
             if who in self.numbers:
                 shown = (f"{name} {value:.4g}" for name, value in self.numbers[who].items())
                 found.append(f"{who}: {', '.join(shown)}")
+        for name, escapes in self.new_classes.items():
+            shown = (f"{who} lets {escaped} of {total} escape" for who, (escaped, total) in escapes.items())
+            found.append(f"'{name}', a class that not all of them know: {', '.join(shown)}")
         if not self.promoted:
             return [*found, f"not promoted: {'; '.join(self.reasons)}"]
         return [*found, f"version {self.challenger} {'would be' if dry_run else 'is'} promoted"]
@@ -170,7 +178,17 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
         fingerprint,
         len(test.catalog),
         aliases.judged_by(fingerprint, challenger),
+        _new_classes(inspectors, measured),
     )
+
+
+def _new_classes(
+    inspectors: Mapping[str, Inspector], measured: Mapping[str, Performance]
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """See :class:`Outcome`."""
+    known = [{*inspector.classes} for inspector in inspectors.values()]
+    new = sorted(name for name in inspectors[CHALLENGER].classes if not all(name in classes for classes in known))
+    return {name: {who: one.by_class[name] for who, one in measured.items() if name in one.by_class} for name in new}
 
 
 def _number(version: ModelVersion | None) -> str | None:
@@ -214,6 +232,11 @@ def record(aliases: Aliases, challenger: ModelVersion, outcome: Outcome) -> None
             "promotion.test_images": outcome.images,
             FINGERPRINT: outcome.fingerprint,
             "promotion.judged_before": outcome.judged_before,
+            **{
+                f"promotion.new_class.{mlflow_name(name)}.{who}": f"{escaped} of {total} escape"
+                for name, escapes in outcome.new_classes.items()
+                for who, (escaped, total) in escapes.items()
+            },
             **{name: f"{value:.6g}" for name, value in flatten({"promotion": outcome.numbers})},
         },
     )

@@ -95,6 +95,7 @@ def model_note(said: str, network: str, size: int, found: Mapping[str, Any]) -> 
     )
     lines = [
         f"data         {data_version(found['root'])} of {found['root']}, fingerprint {found['fingerprint']}",
+        *([f"labels       {found['labels']}"] if "labels" in found else []),
         f"images       {counts}",
         f"classes      {shorten(', '.join(found['classes']), _LONGEST, placeholder=' ...')}",
         f"network      {network}, {size} x {size} pixels",

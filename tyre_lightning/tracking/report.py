@@ -85,6 +85,7 @@ def _facts(run: Run, data: TyreDataModule) -> Facts:
         started=_date(datetime.fromtimestamp(about["start_time"])),
         reported=_date(datetime.now()),
         root=hide_passwords(data.store.root),
+        labels="" if data.provenance is None else str(data.provenance),
         counts={usage: catalog.counts() for usage, catalog in catalogs.items()},
         further={usage: len(catalog.further()[0]) for usage, catalog in catalogs.items()},
         ignored=data.ignored,

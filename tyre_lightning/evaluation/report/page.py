@@ -45,6 +45,7 @@ class Facts:
     reported: str
     root: str
     counts: Mapping[str, Mapping[str, int]]  # images by usage and class
+    labels: str = ""  # how many are new or corrected, and since when
     further: Mapping[str, int] = field(default_factory=dict)  # of these, second and third defects of an image, by usage
     ignored: Mapping[str, int] = field(default_factory=dict)  # other files, by usage
     unreadable: Mapping[str, int] = field(default_factory=dict)  # images, by usage
