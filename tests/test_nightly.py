@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import PROJECT
 from tyre_lightning.command_line import CHECKS
-from tyre_lightning.commands import COMMANDS, _spelt
+from tyre_lightning.commands import COMMANDS
 from tyre_lightning.config import SCHEMAS, config_folder, register_schemas
 
 SCRIPT = PROJECT / "docs" / "nightly.sh"
@@ -52,7 +52,7 @@ def check(verb: str, *given: str) -> None:
     """As `tyre` does before it begins."""
     register_schemas()
     with initialize_config_dir(str(config_folder(verb)), version_base="1.3"):
-        CHECKS[SCHEMAS[verb]](compose(verb, overrides=[_spelt(one, COMMANDS[verb].words) for one in given]))
+        CHECKS[SCHEMAS[verb]](compose(verb, overrides=[COMMANDS[verb].spelt(one) for one in given]))
 
 
 def test_a_night_without_answers_looks_and_asks(tmp_path: Path) -> None:
