@@ -53,6 +53,7 @@ def test_weights_that_are_no_numbers_take_no_other_s_place(lake: Path, tmp_path:
     assert all(torch.isfinite(value).all() for value in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_of_several_processes_each_says_it_in_one_sentence(lake: Path, tmp_path: Path) -> None:
     rates = ("model.optimizer.head_lr=1e30", "model.optimizer.backbone_lr=1e30", "model.optimizer.warmup_fraction=0")

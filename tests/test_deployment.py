@@ -56,6 +56,7 @@ def test_the_compose_file_starts_the_server_with_options_that_it_has() -> None:
     assert {*services["mlflow"]["depends_on"]} < {*services}
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_two_trainings_at_once_on_postgresql_and_s3(database: str, store: S3Server, tmp_path: Path) -> None:
     write_images(tmp_path / "lake" / "v1", {"train": 12, "test": 2}, ("crack", "good"))

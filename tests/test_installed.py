@@ -122,6 +122,7 @@ def test_its_help_lists_the_verbs(installed: Installed, tmp_path: Path) -> None:
     assert all(f"  {verb} " in installed.tyre(tmp_path, "--help").stdout for verb in (*COMMANDS, "demo"))
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_it_trains_and_predicts_in_a_folder_of_the_user(installed: Installed, tmp_path: Path) -> None:
     write_images(tmp_path / "lake" / "v1", {"train": 8, "test": 2}, ("crack", "good"))

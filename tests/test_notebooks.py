@@ -68,6 +68,7 @@ def test_names_no_absolute_path(path: Path) -> None:
         assert not re.search(r"[\"']/\w", "".join(cell["source"]))
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
     before = (FOLDER / "01_explore_data.ipynb").read_bytes()
@@ -83,6 +84,7 @@ def test_explores_a_bucket(trained: Any, tmp_path: Path) -> None:
     assert (FOLDER / "01_explore_data.ipynb").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_compares_runs_a_sweep_among_them(trained: Any, tmp_path: Path) -> None:
     client = connect(trained.tracking_uri)

@@ -80,6 +80,7 @@ def test_what_a_run_records_is_what_predict_says(lake: Path, tmp_path: Path, opt
     assert_predict_agrees(tmp_path, run_here(tmp_path), lake)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_what_a_sweep_s_run_of_two_processes_records_is_what_predict_says(lake: Path, tmp_path: Path) -> None:
     (lake / "test" / "good" / "0.jpg").unlink()  # 17 images, which two cannot share alike

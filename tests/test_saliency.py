@@ -59,6 +59,7 @@ def drawn(label: str, count: int) -> tuple[list[Tensor], Sequence[np.ndarray[tup
     return [F.pil_to_tensor(image) for image, _ in found], [mask for _, mask in found]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_maps_point_at_the_defects(keen: Inspector) -> None:
     """The pointing game (Zhang et al., arXiv:1608.00507), against guessing any place of the picture."""
@@ -73,6 +74,7 @@ def test_maps_point_at_the_defects(keen: Inspector) -> None:
     assert np.mean(inside) > 1.5
 
 
+@pytest.mark.slow
 def test_maps_follow_the_weights(keen: Inspector) -> None:
     """A map that survives random weights shows the picture's edges, not the model (arXiv:1810.03292)."""
     images, _ = drawn("bulge", 12)

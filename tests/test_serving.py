@@ -173,6 +173,7 @@ print(*model.predict(images)["error"], sep=";")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_model_needs_nothing_but_its_requirements(folder: Path, image: bytes, tmp_path: Path) -> None:
     """In an environment that has what they bring, and nothing else of what is installed here."""

@@ -232,11 +232,9 @@ def test_a_trial_is_not_ended_after_its_last_epoch() -> None:
     assert trial.should_prune()
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "launcher",
-    ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_other_launchers_need_no_change(options: list[str], tmp_path: Path, launcher: str) -> None:
     options = [*options, "trainer.max_epochs=1", "data.num_workers=1"]
     done = run_script("train.py", "-m", f"hydra/launcher={launcher}", "seed=0,1", *options, cwd=tmp_path)
