@@ -34,7 +34,7 @@ from tyre_lightning.lake.pinned import save
 from tyre_lightning.lake.provenance import FILE, Provenance, read_provenance
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Entry
-from tyre_lightning.lake.writing import open_target
+from tyre_lightning.lake.writing import Job, open_target
 from tyre_lightning.line.accept import Accepted, accept
 from tyre_lightning.line.answered import CONTRADICTED, GONE, SEVERAL
 from tyre_lightning.line.answers import CANNOT_TELL, NO_TYRE, Answer, latest
@@ -274,6 +274,26 @@ def test_from_folders_to_a_bucket_and_back(bucket: Plant, local: Plant) -> None:
     assert local.paths("v3") == local.paths("elsewhere") and found.plan.new == 0 == found.plan.corrected.total()
     for path in local.paths("v3"):
         assert Path(local.root("v3"), path).read_bytes() == Path(local.root("elsewhere"), path).read_bytes()
+
+
+def test_a_copy_is_of_what_was_listed(bucket: Plant, local: Plant) -> None:
+    """By the tag as the service's own condition: where KMS encrypts it, a copy's tag is another."""
+    from tyre_lightning.lake.s3 import S3Store
+
+    bucket.lake({"train": 1})
+    asked: list[dict[str, str]] = []
+    store, target = S3Store(bucket.root("v1"), S3Config()), S3Store(bucket.root("v2"), S3Config())
+    client = target._connection().client
+    client.meta.events.register("before-call.s3.CopyObject", lambda params, **_: asked.append(params["headers"]))
+    entry = next(iter(store.list()))
+    target.copy_from(store, entry, "v2/x.jpg")
+    assert asked[0]["x-amz-copy-source-if-match"] == entry.etag
+    local.lake({"train": 1})
+    there = open_store(local.root("v1"), S3Config())
+    job = Job(there, next(iter(there.list())), "x.jpg")
+    Path(local.root("v1"), job.entry.key.partition("/")[2]).write_bytes(b"another picture")
+    with pytest.raises(UserError, match=r"_0\.jpg' has changed since it was listed: run the same again"):
+        open_target(bucket.root("v3"), S3Config()).copy(job)
 
 
 HOSTILE = ("a b+c%41.jpg", "ü%2F&?#=.jpg", "'\"~;.jpg", "\u0438.JPG")

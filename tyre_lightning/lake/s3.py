@@ -119,15 +119,19 @@ class S3Store(Store):
         with self._explained("write", self._parent + key):
             self._connection().client.put_object(Bucket=self._bucket, Key=self._parent + key, Body=data)
 
-    def copy_from(self, other: S3Store, key: str, to: str) -> None:
-        """Have the service copy another bucket's or prefix's object, ``key`` there, to ``to`` here.
+    def copy_from(self, other: S3Store, entry: Entry, to: str) -> None:
+        """Have the service copy another bucket's or prefix's object, as it was listed there, to ``to`` here.
+
+        Its tag is the condition, since a copy's own tag need not be the same: not where a key of KMS encrypts it.
 
         Raises:
-            UserError: it cannot be read or written.
+            UserError: it cannot be read or written, or has changed since.
         """
-        source = {"Bucket": other._bucket, "Key": other._parent + key}
-        with self._explained("copy", f"{self._parent}{to}' from 's3://{other._bucket}/{other._parent}{key}"):
-            self._connection().client.copy_object(Bucket=self._bucket, Key=self._parent + to, CopySource=source)
+        place = {"Bucket": other._bucket, "Key": other._parent + entry.key}
+        with self._explained("copy", f"{self._parent}{to}' from 's3://{other._bucket}/{other._parent}{entry.key}"):
+            self._connection().client.copy_object(
+                Bucket=self._bucket, Key=self._parent + to, CopySource=place, CopySourceIfMatch=entry.etag
+            )
 
     def get_many(self, keys: Sequence[str], threads: int = THREADS) -> Sequence[Content]:
         """See :meth:`Store.get_many`. A store that stops answering is asked again for a minute."""

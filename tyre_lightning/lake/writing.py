@@ -25,7 +25,6 @@ T = TypeVar("T")
 _AT_ONCE = 2 * THREADS
 _BATCH = 4096  # jobs that wait for a thread at one time
 _PATIENCE_SECONDS = 60  # with a store that stops answering
-_MD5 = 32  # hexadecimal digits
 _LEFT = re.compile(r"(^|/)\.[0-9a-f]{32}(\.[^/]*)?$")  # what a killed writer of :func:`whole` leaves
 
 
@@ -93,7 +92,7 @@ class FolderTarget(Target):
             with whole(self._place(job.path)) as unfinished:
                 shutil.copy2(job.store.path(job.entry.key), unfinished)
         else:
-            self.put(job.path, job.store.get(job.entry.key).data)
+            self.put(job.path, _read(job))
 
     def _place(self, path: str) -> Path:
         if {"", ".", ".."} & {*path.split("/")}:
@@ -125,9 +124,9 @@ class S3Target(Target):
         from tyre_lightning.lake.s3 import S3Store
 
         if isinstance(job.store, S3Store):
-            self._store.copy_from(job.store, job.entry.key, self._store.key(job.path))
+            self._store.copy_from(job.store, job.entry, self._store.key(job.path))
         else:
-            self.put(job.path, job.store.get(job.entry.key).data)
+            self.put(job.path, _read(job))
 
 
 def open_target(root: str, s3: S3Config) -> Target:
@@ -157,14 +156,16 @@ def same_content(job: Job, target: Store, there: Entry) -> bool:
     return content_tag(target, there) == content_tag(job.store, job.entry)
 
 
-def surely_other(job: Job, there: Entry) -> bool:
-    """Whether a copy is not what it should be: by size, and by tag where both stores' tags are MD5.
+def _read(job: Job) -> bytes:
+    """What a job copies, as it was listed.
 
-    A tag with a hyphen is that of an object which was uploaded in parts; a copy of it has another.
+    Raises:
+        UserError: it cannot be read, or has changed since.
     """
-    tags = job.entry.etag, there.etag
-    comparable = all(len(tag) == _MD5 and "-" not in tag for tag in tags)
-    return there.size != job.entry.size or (comparable and tags[0] != tags[1])
+    data, etag = job.store.get(job.entry.key)
+    if etag != job.entry.etag:
+        raise UserError(f"'{job.entry.key}' has changed since it was listed: run the same again")
+    return data
 
 
 def in_turn(work: Callable[[T], object], jobs: Iterable[T], advance: Callable[[], object]) -> None:

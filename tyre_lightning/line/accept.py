@@ -24,7 +24,7 @@ from tyre_lightning.lake.listing import good_class
 from tyre_lightning.lake.provenance import FILE, Provenance, finished, read_provenance
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Entry, Store
-from tyre_lightning.lake.writing import Job, Target, in_turn, open_target, same_content, surely_other
+from tyre_lightning.lake.writing import Job, Target, in_turn, open_target, same_content
 from tyre_lightning.line.answered import Answered, Left, by_content, find_answered
 from tyre_lightning.line.answers import latest
 from tyre_lightning.line.contents import Contents, to_table
@@ -121,7 +121,8 @@ def _check_apart(store: Store, target: Target) -> None:
 
 def _plan(config: AcceptConfig, contents: Contents, before: Provenance | None, target: Target) -> tuple[Answered, Plan]:
     queues = read_queues(config.queue)
-    verdicts = verdicts_of(latest(config.answers), _good(config, contents, queues), {one.good_class for one in queues})
+    said, good = latest(config.answers, config.s3), _good(config, contents, queues)
+    verdicts = verdicts_of(said, good, {one.good_class for one in queues})
     answered = find_answered(config, queues, verdicts)
     earlier: dict[str, list[str]] = {}
     for row in () if before is None else before.rows:
@@ -235,7 +236,7 @@ def _check(plan: Plan, wanted: pa.Table, target: Target) -> None:
     """
     there = to_table(entry for entry in target.entries() if entry.key != FILE)
     for job, found in zip(plan.all_jobs(), _found(wanted, there, target), strict=True):
-        if found is None or surely_other(job, found):
+        if found is None or found.size != job.entry.size:
             what = "is not there" if found is None else "is not what was copied: it changed meanwhile"
             raise UserError(f"'{job.path}' in to={target.root} {what}; run the same again")
 
