@@ -40,14 +40,8 @@ _LATE = {"light": 0.6, "blur": 1.5}
 DAYS = (
     Day("day-1", "the champion's first day", _MIX, 40),
     Day("day-2", "the lamp is dimmer and the camera loses focus", _MIX, 60, **_LATE),
-    Day(
-        "day-3",
-        f"a defect that nobody has photographed: {NEW}. All tyres are looked at",
-        _MIX | {NEW: 45},
-        150,
-        **_LATE,
-    ),
-    Day("day-4", "the same lamp and defects, and a model that has learnt of them", _MIX | {NEW: 45}, 60, **_LATE),
+    Day("day-3", f"a defect that nobody has photographed: {NEW}", _MIX | {NEW: 60}, 165, **_LATE),
+    Day("day-4", "the same lamp and defects, and a model that has learnt of them", _MIX | {NEW: 60}, 60, **_LATE),
 )
 _LEFT = ("mlflow.db", "mlruns", "answers", "outputs", "left-out.jsonl", *(day.name for day in DAYS))
 
@@ -88,7 +82,8 @@ class Week:
 
     def learn(self) -> None:
         """From all answers comes the next data version, and from it a challenger."""
-        self.shell.give("accept", ANSWERS, QUEUES, "from=s3://tyres/v1", "to=s3://tyres/v2")
+        shares = "val=0.1", "test=0.4"  # the lake has few pictures of what the line sees now
+        self.shell.give("accept", ANSWERS, QUEUES, "from=s3://tyres/v1", "to=s3://tyres/v2", *shares)
         self._train("v2", allowed=(0, NOT_PROMOTED))
 
     def _train(self, version: str, allowed: Sequence[int] = (0,)) -> None:
