@@ -3,8 +3,8 @@
 ``python benchmarks/labels.py LAKE [--seeds 0 1 2] [override ...]``, where LAKE is a local data version. Some training
 pictures are labelled at the start, drawn at random, and the others wait. A model learns from the labelled ones, and
 looks at those that wait. Then as many as a size says get their labels: those that ``tyre select`` picks to learn from,
-or as many at random. Another model learns from all that are labelled. Prints, on the lake's test pictures, macro F1, AUROC of
-defective against good, and the escape rate where 5 % of the good test tyres are rejected (a choice made on them).
+or as many at random. Another model learns from all that are labelled. Prints, on the lake's test pictures, macro F1,
+AUROC of defective against good, and the escape rate where 5 % of the good test tyres are rejected (chosen on them).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def one_seed(lake: Path, seed: int, overrides: Sequence[str]) -> list[dict[str, 
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(files))
     labelled, waiting = files[order[:START]], files[order[START:]]
-    first = learn(lake, labelled, seed, overrides)
+    first = learn(lake, [*labelled], seed, overrides)
     rows = [{"seed": seed, "labels": START, "chosen": "at the start", **worth(first)}]
     window = Window.of(first.model.predict([str(path) for path in waiting]), str(first.model.inspector.good_class), "")
     for size in SIZES:
