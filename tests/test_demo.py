@@ -138,8 +138,11 @@ class Few(Shell):
         return super().give(verb, *arguments, *self._MORE.get(verb, ()), allowed=allowed)
 
 
+long_tests = [*browser_tests, pytest.mark.slow, pytest.mark.long]
+
+
 class TestWeek:
-    pytestmark = (*browser_tests, pytest.mark.slow, pytest.mark.long)
+    pytestmark = long_tests
 
     def test_a_small_week_goes_the_whole_way(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

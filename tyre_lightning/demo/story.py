@@ -16,7 +16,6 @@ from PIL import Image
 from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW
 from tyre_lightning.demo.days import Day
 from tyre_lightning.evaluation.predictions import read_about, read_predictions
-from tyre_lightning.line.queue import Queue
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ def tell(chapters: Sequence[Chapter], lake: Path, truth: Path, tracking_uri: str
     client = connect(tracking_uri)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    days = [_day(chapter, lake, truth, client) for chapter in chapters]
+    rates = _windows(client, "line.kind", "rates")
+    days = [_day(chapter, lake, truth, client, run) for chapter, run in zip(chapters, rates, strict=True)]
     versions = sorted(client.search_model_versions(f"name = '{model}'"), key=lambda version: int(version.version))
     models = [_model(client, version) for version in versions]
     page = Path(PAGE)
@@ -95,11 +95,10 @@ def tell(chapters: Sequence[Chapter], lake: Path, truth: Path, tracking_uri: str
     return page
 
 
-def _day(chapter: Chapter, lake: Path, truth: Path, client: MlflowClient) -> dict[str, Any]:
+def _day(chapter: Chapter, lake: Path, truth: Path, client: MlflowClient, rates: Run) -> dict[str, Any]:
     found = Truth.of(chapter, truth)
     path = chapter.place / "predictions.parquet"
-    measured = _newest(client, "line.kind", "rates", Queue.read(chapter.place / "queue.parquet").time).data.metrics
-    watched = _newest(client, "watch.input", f"s3://line/{chapter.day.name}", None)
+    measured, watched = rates.data.metrics, _windows(client, "watch.input", f"s3://line/{chapter.day.name}")[-1]
     return {
         "name": chapter.day.name.replace("-", " "),
         "about": chapter.day.about,
@@ -127,14 +126,12 @@ def _model(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
     }
 
 
-def _newest(client: MlflowClient, tag: str, value: str, window: str | None) -> Run:
-    """The run of a window that a command has recorded last."""
+def _windows(client: MlflowClient, tag: str, value: str) -> list[Run]:
+    """What commands have recorded of windows, the oldest first."""
     experiment = client.get_experiment_by_name("tyre-line")
     assert experiment is not None
-    wanted = {tag: value} | ({"line.window": window} if window else {})
-    query = " and ".join(f"tags.`{name}` = '{one}'" for name, one in wanted.items())
-    found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])
-    return found[0]
+    place, query = [experiment.experiment_id], f"tags.`{tag}` = '{value}'"
+    return [*client.search_runs(place, query, order_by=["attributes.start_time ASC"])]
 
 
 def _pictures(folder: Path) -> list[str]:
