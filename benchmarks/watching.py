@@ -10,7 +10,8 @@ Prints, for baselines and windows of several sizes, clean windows that alarm in 
 how many windows changes are seen. Naive tests are printed beside it: a Kolmogorov-Smirnov or binomial test of each
 signal by itself, at the same 1 %.
 
-Without a lake, traits are those of drawn tyres.
+Without a lake, traits are those of drawn tyres. ``--dump FOLDER`` writes such pairs of windows for
+``benchmarks/watching_rival.py`` instead.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.stats import binomtest, ks_2samp
 
@@ -166,10 +168,10 @@ def of_validation(population: Population, tyres: int, windows: int) -> None:
         print(f"validation, {tyres} good tyres, {count} of the line: {rate(hits, windows)}", flush=True)
 
 
-def power(population: Population, windows: int) -> None:
-    """Of windows with a change, those in which it is seen, and after how many it has been seen with 95 %."""
+def changes_of(population: Population) -> dict[str, Callable[[int, np.random.Generator], Table]]:
+    """What may change, by name: each draws a window."""
     first = population.defects[0]
-    changes: dict[str, Callable[[int, np.random.Generator], Table]] = {
+    return {
         "a lamp of 10 % less light": lambda count, random: dimmed(population.draw(count, random)),
         "edges of 15 % less strength": lambda count, random: blurred(population.draw(count, random)),
         f"twice as many {first} ({OLD / len(population.defects):.1%} before)": lambda count, random: population.draw(
@@ -177,7 +179,11 @@ def power(population: Population, windows: int) -> None:
         ),
         f"a new defect in {NEW:.0%}": lambda count, random: population.draw(count, random, new=NEW),
     }
-    for name, change in changes.items():
+
+
+def power(population: Population, windows: int) -> None:
+    """Of windows with a change, those in which it is seen, and after how many it has been seen with 95 %."""
+    for name, change in changes_of(population).items():
         for count in WINDOWS:
             random, hits, said = np.random.default_rng(count), 0, dict[str, int]()
             for _ in range(windows):
@@ -192,6 +198,20 @@ def power(population: Population, windows: int) -> None:
             print(f"{name}, {count} tyres: seen in {share:.0%}; until seen {until} windows; {by}", flush=True)
 
 
+def dump(population: Population, baseline: int, clean: int, changed: int, folder: Path) -> None:
+    """Write pairs of windows as ``<what>/<tyres>/<number>-before.parquet`` and ``-after.parquet``."""
+    quiet: Callable[[int, np.random.Generator], Table] = population.draw
+    wanted = {"nothing": (quiet, baseline, clean)}
+    wanted |= {name: (change, 2000, changed) for name, change in changes_of(population).items()}
+    for name, (change, before, windows) in wanted.items():
+        for count in WINDOWS:
+            random, place = np.random.default_rng(count), folder / name / str(count)
+            place.mkdir(parents=True)
+            for number in range(windows):
+                pq.write_table(pa.table(population.draw(before, random)), place / f"{number:03d}-before.parquet")
+                pq.write_table(pa.table(change(count, random)), place / f"{number:03d}-after.parquet")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", nargs="?", type=Path, help="<class>/<picture> below it")
@@ -204,6 +224,7 @@ def main() -> None:
         help="of them, for naive tests and for validation",
     )
     parser.add_argument("--changed", type=int, default=20, help="windows of each size with each change")
+    parser.add_argument("--dump", type=Path, help="a new folder for pairs of windows, --naive clean ones of each size")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.lake is None:
@@ -211,6 +232,9 @@ def main() -> None:
         population = Population(given.lake or Path(folder, "line"))
     counts = ", ".join(f"{name} {len(pool)}" for name, pool in population.traits.items())
     print(f"traits of {counts} pictures")
+    if given.dump is not None:
+        dump(population, given.baselines[0], given.naive, given.changed, given.dump)
+        return
     level(population, given.baselines, given.windows, given.naive)
     of_validation(population, given.baselines[0], given.naive)
     power(population, given.changed)
