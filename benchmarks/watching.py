@@ -201,7 +201,7 @@ def power(population: Population, windows: int) -> None:
 def dump(population: Population, baseline: int, clean: int, changed: int, folder: Path) -> None:
     """Write pairs of windows as ``<what>/<tyres>/<number>-before.parquet`` and ``-after.parquet``."""
     quiet: Callable[[int, np.random.Generator], Table] = population.draw
-    wanted = {"nothing": (quiet, baseline, clean)}
+    wanted = {f"nothing, baseline {baseline}": (quiet, baseline, clean), "nothing": (quiet, 2000, changed)}
     wanted |= {name: (change, 2000, changed) for name, change in changes_of(population).items()}
     for name, (change, before, windows) in wanted.items():
         for count in WINDOWS:
