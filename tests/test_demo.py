@@ -2,11 +2,13 @@
 
 import csv
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import ClassVar
 
@@ -142,9 +144,19 @@ class Few(Shell):
 long_tests = [*browser_tests, pytest.mark.slow, pytest.mark.long]
 
 
+@pytest.fixture
+def own_fork_server() -> Iterator[None]:
+    """One for what a test starts: others would get its environment and its folder too."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined] # which Python's own tests do likewise
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    multiprocessing.set_forkserver_preload(["__main__"])
+
+
 class TestWeek:
     pytestmark = long_tests
 
+    @pytest.mark.usefixtures("own_fork_server")
     def test_a_small_week_goes_the_whole_way(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:

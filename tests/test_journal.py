@@ -224,6 +224,29 @@ def test_a_run_that_is_gone_is_set_aside_once_and_for_all(
     assert not caplog.text
 
 
+@pytest.mark.parametrize("moment", ["begin", "mend"])
+def test_a_run_that_is_just_beginning_is_not_taken_for_one_whose_process_is_gone(
+    moment: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sweep's runs that begin at once, each looks for what others have left."""
+    if moment == "mend":
+        broken_off(uri, tmp_path / "out" / "run")
+    done: Callable[..., None] = getattr(Journal, moment)
+
+    def others_look(journal: Journal, *values: Any) -> None:
+        done(journal, *values)
+        monkeypatch.undo()
+        assert len(unsent(tmp_path / "out")) == 1
+        send_left(tmp_path / "out", uri)
+
+    monkeypatch.setattr(Journal, moment, others_look)
+    config = LoggerConfig(uri, "sweep", system_metrics=False)
+    with tracked_run(config, tmp_path / "out" / "run", "run", {}, go_on=moment == "mend") as run:
+        assert run.journal.status() is None
+        assert MlflowClient(uri).get_run(run.id).info.status == "RUNNING"
+    assert MlflowClient(uri).get_run(run.id).info.status == "FINISHED"
+
+
 def test_a_run_is_not_set_aside_for_a_wrong_address(uri: str, tmp_path: Path) -> None:
     run_id = broken_off(uri, tmp_path / "out" / "run")
     lay_database(tmp_path / "other.db")

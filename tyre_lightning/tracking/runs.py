@@ -25,7 +25,7 @@ from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.pages import furnish
 from tyre_lightning.tracking.refusals import why_gone
-from tyre_lightning.tracking.sender import Sender, UnderWay
+from tyre_lightning.tracking.sender import Sender, UnderWay, hold
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
 from tyre_lightning.tracking.system import SystemMonitor
 from tyre_lightning.tracking.tables import EPOCHS_TABLE, METRICS_TABLE, epochs_table, metrics_table
@@ -127,15 +127,16 @@ class Run:
         client: connected to the server that has the run.
         config: what the run was asked to log to.
         journal: of this run.
+        lock: what :func:`tyre_lightning.tracking.sender.hold` gave.
     """
 
-    def __init__(self, id: str, client: MlflowClient, config: LoggerConfig, journal: Journal) -> None:
+    def __init__(self, id: str, client: MlflowClient, config: LoggerConfig, journal: Journal, lock: FileLock) -> None:
         self.id = id
         self.client = client
         self.config = config
         self.journal = journal
         _ask_once()  # the sender repeats what failed, and looks before it creates
-        self._sender = Sender(journal, client, id)
+        self._sender = Sender(journal, client, id, lock)
 
     @property
     def version(self) -> str | None:
@@ -311,8 +312,10 @@ def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, 
     journal = Journal(folder / FOLDER)
     try:
         put_aside(folder)
-        journal.begin(run_id, hide_passwords(name), hide_passwords(config.tracking_uri))
-        return Run(run_id, client, config, journal)
+        lock = hold(journal)  # before others can find the journal, and take the run for one whose process is gone
+        with _let_go(lock):
+            journal.begin(run_id, hide_passwords(name), hide_passwords(config.tracking_uri))
+        return Run(run_id, client, config, journal, lock)
     except UserError:
         with suppress(Exception):
             client.set_terminated(run_id, "FAILED")
@@ -325,15 +328,26 @@ def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
 
     journal = Journal(folder / FOLDER)
     run_id: str = journal.run()["run_id"]
-    try:
-        client.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
-        way = "restore it in MLflow, or train anew"
-        raise UserError(f"run {run_id} of {folder} cannot go on ({first_line(error)}): {way}") from error
-    journal.mend()
-    run = Run(run_id, client, config, journal)
+    with _let_go(lock := hold(journal)):
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            way = "restore it in MLflow, or train anew"
+            raise UserError(f"run {run_id} of {folder} cannot go on ({first_line(error)}): {way}") from error
+        journal.mend()
+    run = Run(run_id, client, config, journal, lock)
     log.info("run %s goes on", run_id)
     return run
+
+
+@contextmanager
+def _let_go(lock: FileLock) -> Iterator[None]:
+    """Inside, a failure lets a lock go."""
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _finish(journal: Journal, status: str) -> None:
@@ -367,8 +381,9 @@ def resend(journal: Journal, tracking_uri: str | None = None) -> None:
     client = connect(uri)
     if hide_passwords(uri) != about["tracking_uri"] and (gone := why_gone(client, about["run_id"])):
         raise UserError(f"{hide_passwords(uri)}: {gone}: give the address of the server that has it")
-    journal.mend()
-    run = Run(about["run_id"], client, config, journal)
+    with _let_go(lock := hold(journal)):
+        journal.mend()
+    run = Run(about["run_id"], client, config, journal, lock)
     try:
         if journal.status() is None:
             _finish(journal, "KILLED")

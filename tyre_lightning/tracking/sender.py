@@ -34,22 +34,37 @@ class UnderWay(UserError):
     """Another process sends this journal."""
 
 
+def hold(journal: Journal) -> FileLock:
+    """Be the one process that sends a journal; others can see whose run it is only once this holds it.
+
+    Raises:
+        UnderWay: another process sends it.
+        UserError: it cannot be written.
+    """
+    lock = FileLock(journal.folder / "lock", timeout=0, thread_local=False)
+    try:
+        journal.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UnderWay(f"{journal.folder} belongs to a run that is under way") from None
+    except OSError as error:
+        raise UserError(f"cannot write in {journal.folder}: {error.strerror or error}") from error
+    return lock
+
+
 class Sender:
     """Sends what a journal has, in order, each record at least once; MLflow knows those that come twice as one.
 
     What MLflow will never take is set aside in the journal's folder, so that nothing waits for it.
 
     Args:
-        journal: of the run; no other process may send it at the same time.
+        journal: of the run.
         client: connected to the server of the run.
         run_id: MLflow's.
-
-    Raises:
-        UnderWay: another process sends this journal.
-        UserError: it cannot be written.
+        lock: what :func:`hold` gave; it is let go at the end.
     """
 
-    def __init__(self, journal: Journal, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, journal: Journal, client: MlflowClient, run_id: str, lock: FileLock) -> None:
         self._journal = journal
         self._client = client
         self._run_id = run_id
@@ -61,13 +76,7 @@ class Sender:
         self._wake = threading.Event()
         self._moved = threading.Condition()
         self._closing = False
-        self._lock = FileLock(journal.folder / "lock", timeout=0, thread_local=False)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise UnderWay(f"{journal.folder} belongs to a run that is under way") from None
-        except OSError as error:
-            raise UserError(f"cannot write in {journal.folder}: {error.strerror or error}") from error
+        self._lock = lock
         self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
         self._thread.start()
 
