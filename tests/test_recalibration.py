@@ -71,6 +71,8 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
         for usage in ("val", "test"):
             shutil.copy(path, folder / "v2" / usage / path.parent.name)
         path.unlink()
+    write_lake(folder / "more", {"val": 1}, size=48, seed=4, clear=True)
+    (folder / "more" / "val" / "crack").rename(folder / "v2" / "val" / "scuff")  # which the model does not know
     return Plant(folder, folder / "v2", frozenset(path.name for path in learnt))
 
 
@@ -98,7 +100,7 @@ def test_the_promise_is_made_by_tyres_that_are_new_to_the_network(plant: Plant, 
     """And is the one that the rule gives on what the registered model says of them."""
     found = Scores.read(again.folder / SCORES / "val.parquet")
     names = {key.rpartition("/")[2] for key in found.keys}
-    there = {path.name for path in (plant.root / "val").glob("*/*.jpg")}
+    there = {path.name for path in (plant.root / "val").glob("*/*.jpg") if path.parent.name != "scuff"}
     assert plant.learnt and names == there - plant.learnt
     inspector = plant.inspector(2)
     good = inspector.classes.index("good")
@@ -127,10 +129,13 @@ def test_it_asks_to_become_the_champion_and_the_gate_knows_what_its_weights_have
     assert "the weights of the challenger learnt from pictures of these tyres" in caplog.text
 
 
-def test_another_promise_may_be_asked_for(plant: Plant, again: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_promise_may_be_asked_for(
+    plant: Plant, again: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of a version that was recalibrated already, too: what its weights have learnt is still known."""
     monkeypatch.chdir(plant.folder)
     plant.recalibrate(f"model=models:/{NAME}/2", "operating_point.max_escape_rate=0.5")
+    assert "the network does not know 'scuff': their pictures do not count" in caplog.text
     looser, before = plant.inspector(3), plant.inspector(2)
     assert looser.point and before.point and looser.point.threshold > before.point.threshold
     assert len(looser.validation.texts("key")) == len(before.validation.texts("key"))  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ to it, its temperature, its threshold. That takes one pass over the images in th
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tyre_lightning.judging import Trained, find_shared, hand_over, settle
 from tyre_lightning.lake.pinned import load as load_pinned
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.names import one_form
 from tyre_lightning.opening import open_data
 from tyre_lightning.progress import say
 from tyre_lightning.promote.unseen import Past, unseen
@@ -35,6 +37,8 @@ from tyre_lightning.tracking.versions import ORIGIN, find_version, version_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 
 @disk_errors()
@@ -71,6 +75,7 @@ def judge_anew(cfg: DictConfig, inspector: Inspector, version: ModelVersion, lea
     """
     config, uri = to_train_config(cfg), version_uri(version)
     data = open_data(config)
+    warn_of_strangers(data, inspector)
     keep_new(data, learnt, config)
     catalogs = data.tagged()
     setup = describe(cfg, data, catalogs, 0)
@@ -130,6 +135,17 @@ def fetch_learnt(client: MlflowClient, version: ModelVersion, folder: Path) -> P
     run = client.get_run(str(version.run_id))
     found = fetch_artifact(client, run.info.run_id, LEARNT if ORIGIN in run.data.tags else CATALOG, folder)
     return found.rename(folder / LEARNT)
+
+
+def warn_of_strangers(data: TyreDataModule, inspector: Inspector) -> None:
+    """Name the classes that a network does not know: nothing is promised of them."""
+    usages = data.config.usage.train, data.config.usage.val, data.config.usage.test
+    there = {one_form(name) for usage in usages for name in data.store.prefixes(usage)}
+    if strangers := sorted(there - {*inspector.classes}):
+        log.warning(
+            "the network does not know %s: their pictures do not count, and nothing is promised of them",
+            ", ".join(f"'{name}'" for name in strangers),
+        )
 
 
 def keep_new(data: TyreDataModule, learnt: Path, config: TrainConfig) -> None:
