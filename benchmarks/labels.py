@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
-import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,25 +45,24 @@ def main() -> None:
             for row in one_seed(lake, seed, overrides):
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                 rows.append(row)
-    means = pd.DataFrame(rows).groupby(["labels", "chosen"])[["f1", "auroc", "escape"]].agg(["mean", statistics.stdev])
+    means = pd.DataFrame(rows).groupby(["labels", "chosen"])[["f1", "auroc", "escape"]].agg(["mean", "std"])
     print(means.round(3).to_string())
 
 
-def one_seed(lake: Path, seed: int, overrides: Sequence[str]) -> list[dict[str, object]]:
+def one_seed(lake: Path, seed: int, overrides: Sequence[str]) -> Iterator[dict[str, object]]:
     """The trainings of a seed."""
     files = np.array(sorted((lake / "train").glob("*/*")))
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(files))
     labelled, waiting = files[order[:START]], files[order[START:]]
     first = learn(lake, [*labelled], seed, overrides)
-    rows = [{"seed": seed, "labels": START, "chosen": "at the start", **worth(first)}]
+    yield {"seed": seed, "labels": START, "chosen": "at the start", **worth(first)}
     window = Window.of(first.model.predict([str(path) for path in waiting]), str(first.model.inspector.good_class), "")
     for size in SIZES:
         chosen = [place for tyre in pick(window, np.arange(len(window)), size) for place in window.places[tyre]]
         for name, more in (("selected", waiting[chosen]), ("at random", rng.permutation(waiting)[:size])):
             found = worth(learn(lake, [*labelled, *more], seed, overrides))
-            rows.append({"seed": seed, "labels": START + size, "chosen": name, **found})
-    return rows
+            yield {"seed": seed, "labels": START + size, "chosen": name, **found}
 
 
 def learn(lake: Path, labelled: Sequence[Path], seed: int, overrides: Sequence[str]) -> tl.Result:
