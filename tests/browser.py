@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,26 +10,15 @@ from typing import Any
 
 import pytest
 
-browser_tests = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="apt-get install --no-install-recommends chromium chromium-driver",
-    ),
-]
+from tyre_lightning.demo import person
+
+browser_tests = [pytest.mark.browser, pytest.mark.skipif(not person.has_chromium(), reason=person.INSTALL)]
 
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Any]:
     """Chromium without a window, which keeps what pages log and ask for."""
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    options = ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+    driver = person.chromium(str(profile), logs=True)
     driver.get("about:blank")  # so that no page of Chromium's own is still loading
     yield driver
     driver.quit()

@@ -276,6 +276,10 @@ class OtherOperatingPointConfig:
     max_overkill_rate: float | None = None  # with it, a person reviews what lies between
     max_novel_rate: float | None = None  # a person reviews what is more unlike good tyres than all but so few of them
 
+    def asked(self) -> dict[str, float]:
+        """What is not to stay as the model has it."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
+
 
 @dataclass
 class LoggerConfig:

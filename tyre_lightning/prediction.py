@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import starmap
 from pathlib import Path
@@ -310,7 +310,7 @@ def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
 
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
     """Where another promise is asked for, make it; what is not said stays as the model has it."""
-    changes = {name: value for name, value in asdict(asked).items() if value is not None}
+    changes = asked.asked()
     if asked.max_novel_rate is not None and inspector.reference is None:
         raise UserError(
             f"operating_point.max_novel_rate={asked.max_novel_rate:g} cannot be kept: the model does not know what "

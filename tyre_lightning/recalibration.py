@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,6 @@ def settings(
             found = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
         except OmegaConfBaseException as error:
             raise UserError(f"the config of run {version.run_id} cannot be used: {first_line(error)}") from error
-    promised = {name: value for name, value in asdict(config.operating_point).items() if value is not None}
     here: dict[str, Any] = {
         "data": {
             "root": config.root, "bucket": None, "prefix": None, "catalog": None, "from_run": None, "folds": None,
@@ -118,7 +117,7 @@ def settings(
         },
         "trainer": {"accelerator": config.accelerator, "devices": 1},
         "logger": {"tracking_uri": config.tracking_uri, "registered_model": version.name, "run_name": None},
-        "operating_point": promised,
+        "operating_point": config.operating_point.asked(),
         "s3": config.s3,
     }  # fmt: skip
     merged = OmegaConf.merge(found, here)

@@ -15,7 +15,31 @@ from tyre_lightning.errors import UserError
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
+INSTALL = "apt-get install --no-install-recommends chromium chromium-driver"
 _PATIENCE = 20  # seconds for a page to go on
+
+
+def has_chromium() -> bool:
+    """Whether Chromium and its driver are installed."""
+    return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+def chromium(profile: str, *, logs: bool = False) -> Chrome:
+    """Chromium without a window.
+
+    Args:
+        profile: a folder for what it keeps.
+        logs: whether it keeps what pages log and ask for.
+    """
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium") or ""
+    if logs:
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    return Chrome(options, ChromeService(shutil.which("chromedriver")))
 
 
 class Person:
@@ -45,21 +69,13 @@ class Person:
             import selenium  # noqa: F401
         except ImportError as error:
             raise UserError("a person needs a browser: pip install 'tyre-lightning[dev]'") from error
-        if not (shutil.which("chromium") and shutil.which("chromedriver")):
-            raise UserError(
-                "a person needs a browser: apt-get install --no-install-recommends chromium chromium-driver"
-            )
+        if not has_chromium():
+            raise UserError(f"a person needs a browser: {INSTALL}")
 
     def __enter__(self) -> Person:
-        from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        options = ChromeOptions()
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,800"):
-            options.add_argument(argument)
-        options.add_argument(f"--user-data-dir={self._profile.name}")
-        options.binary_location = shutil.which("chromium") or ""
-        self._driver: Chrome = Chrome(options, ChromeService(shutil.which("chromedriver")))
+        self._driver = chromium(self._profile.name)
+        self._driver.set_window_size(1280, 800)
         return self
 
     def __exit__(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from PIL import Image
 
+from tyre_lightning.config import RatesConfig
 from tyre_lightning.decision.operating_point import ACCEPT, REJECT, REVIEW
 from tyre_lightning.demo.days import Day
+from tyre_lightning.evaluation.gallery import jpeg
 from tyre_lightning.evaluation.predictions import read_about, read_predictions
+from tyre_lightning.templates import template
 from tyre_lightning.tracking.runs import connect
 
 if TYPE_CHECKING:
@@ -84,14 +84,12 @@ def tell(chapters: Sequence[Chapter], lake: Path, truth: Path, tracking_uri: str
         model: the registered one.
     """
     client = connect(tracking_uri)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     rates = _windows(client, "line.kind", "rates")
     days = [_day(chapter, lake, truth, client, run) for chapter, run in zip(chapters, rates, strict=True)]
     versions = sorted(client.search_model_versions(f"name = '{model}'"), key=lambda version: int(version.version))
     models = [_model(client, version) for version in versions]
     page = Path(PAGE)
-    page.write_text(environment.get_template(PAGE).render(days=days, models=models), encoding="utf-8")
+    page.write_text(template(Path(__file__).parent, PAGE).render(days=days, models=models), encoding="utf-8")
     return page
 
 
@@ -128,7 +126,7 @@ def _model(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
 
 def _windows(client: MlflowClient, tag: str, value: str) -> list[Run]:
     """What commands have recorded of windows, the oldest first."""
-    experiment = client.get_experiment_by_name("tyre-line")
+    experiment = client.get_experiment_by_name(RatesConfig.mlflow_experiment)
     assert experiment is not None
     place, query = [experiment.experiment_id], f"tags.`{tag}` = '{value}'"
     return [*client.search_runs(place, query, order_by=["attributes.start_time ASC"])]
@@ -140,7 +138,5 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _url(path: Path) -> str:
-    buffer = BytesIO()
     with Image.open(path) as picture:
-        picture.resize((_SIDE, _SIDE)).save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
+        return f"data:image/jpeg;base64,{jpeg(picture.resize((_SIDE, _SIDE)))}"

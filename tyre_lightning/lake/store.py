@@ -63,6 +63,19 @@ class Store(ABC):
     def key(self, path: str) -> str:
         """The key of the object at ``path`` below the root, whether or not it exists."""
 
+    def path_below(self, key: str) -> str:
+        """The path below the root of a key: :meth:`key` undone."""
+        return key[len(self.key("")) :]
+
+    def uri(self, key: str) -> str:
+        """The address of an object, whichever root it was found below."""
+        return f"{self.root}/{self.path_below(key)}"
+
+    def everything(self) -> Iterator[Entry]:
+        """What lies below the root, with paths there in the place of keys."""
+        base = len(self.key(""))
+        return (entry._replace(key=entry.key[base:]) for entry in self.list())
+
     @abstractmethod
     def get(self, key: str, largest: int | None = None) -> Content:
         """One object.

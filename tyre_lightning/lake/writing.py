@@ -64,8 +64,7 @@ class Target(ABC):
     def entries(self) -> Iterator[Entry]:
         """What lies there, with paths below the root in the place of keys."""
         if (store := self.store()) is not None:
-            base = len(store.key(""))
-            yield from (entry._replace(key=entry.key[base:]) for entry in store.list())
+            yield from store.everything()
 
 
 class FolderTarget(Target):

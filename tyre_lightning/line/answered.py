@@ -42,10 +42,6 @@ class Window:
         """A folder's name: the last part of the root."""
         return self.store.root.rpartition("/")[2].lstrip(".") or "window"
 
-    def address(self, key: str) -> str:
-        """Where a picture lies, whichever root it was found below."""
-        return self.store.root + "/" + key[len(self.store.key("")) :]
-
     def smallest(self) -> float:
         """The smallest probability with which a tyre of the window can have been drawn."""
         return min((one.drawn / one.total for one in self.queue.strata.values() if one.drawn), default=math.nan)
@@ -76,7 +72,7 @@ class Picture:
     @property
     def address(self) -> str:
         """Where it lies."""
-        return self.window.address(self.entry.key)
+        return self.window.store.uri(self.entry.key)
 
     @property
     def file(self) -> str:

@@ -239,9 +239,8 @@ def _files(folder: str, s3: S3Config) -> Iterator[tuple[str, bytes]]:
         return
     store = _store(folder, s3)
     keys = [entry.key for entry in store.list(deep=False) if entry.key.endswith(_ENDING)]
-    base = len(store.key(""))
     for key, content in zip(keys, store.get_many(keys), strict=True):
-        yield f"{store.root}/{key[base:]}", content.data
+        yield store.uri(key), content.data
 
 
 def _store(address: str, s3: S3Config) -> S3Store:

@@ -64,9 +64,7 @@ class Contents:
             usage: what the usages are called.
             without: the path of an object that is none of its own.
         """
-        base = len(store.key(""))
-        entries = (entry._replace(key=entry.key[base:]) for entry in store.list())
-        return cls(store, to_table(entry for entry in entries if entry.key != without), usage)
+        return cls(store, to_table(entry for entry in store.everything() if entry.key != without), usage)
 
     def place(self, path: str) -> Place | None:
         """Where a picture of a class lies; None for what is no such picture."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from tyre_lightning.config import WatchConfig
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.evaluation.gallery import jpeg_bytes, thumbnails
@@ -17,6 +15,7 @@ from tyre_lightning.line.pictures import SHOWN, typical
 from tyre_lightning.line.signals import Reading
 from tyre_lightning.line.window import Window
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.templates import template
 
 if TYPE_CHECKING:
     from tyre_lightning.line.watch import Row
@@ -38,9 +37,7 @@ def render(
         rows: a row for each group.
         time: of the window.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("watch.html").render(
+    return template(Path(__file__).parent, "watch.html").render(
         time=time,
         model=hide_passwords(str(config.model)),
         input=hide_passwords(str(config.input)),

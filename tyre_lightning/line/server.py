@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import jinja2
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -25,6 +24,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.line.desk import Desk, Refused, Seat
 from tyre_lightning.line.looks import Looks, Shown
 from tyre_lightning.names import one_form
+from tyre_lightning.templates import template
 
 LONGEST_NAME = 60  # characters of a person's name
 LARGEST_BODY = 64 * 1024  # bytes
@@ -194,9 +194,7 @@ def make_app(desk: Desk, looks: Looks, door: Door, title: str) -> Guard:
         title: of the page.
     """
     app = FastAPI(openapi_url=None)
-    page = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("review.html")
+    page = template(Path(__file__).parent, "review.html")
     about = {"classes": desk.classes, "good": desk.good, "several": desk.multi_label, "longest": LONGEST_NAME}
 
     @app.get("/")

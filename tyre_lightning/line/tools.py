@@ -128,13 +128,13 @@ def _shows(tyre: Tyre, said: Said, found: Mapping[str, Label]) -> list[str]:
 
 def _task(tyre: str, key: str, store: Store) -> dict[str, Any]:
     """A task of Label Studio; a folder's pictures are served by its own local file server."""
-    image = _address(store, key) if store.remote else f"/data/local-files/?d={quote(key)}"
+    image = store.uri(key) if store.remote else f"/data/local-files/?d={quote(key)}"
     return {"data": {"image": image, "tyre": tyre, "key": key}}
 
 
 def _sample(tyre: str, key: str, store: Store) -> dict[str, Any]:
     """A sample of FiftyOne."""
-    return {"filepath": _address(store, key), "tags": [], "tyre": tyre, "key": key, _FIELD: None}
+    return {"filepath": store.uri(key), "tags": [], "tyre": tyre, "key": key, _FIELD: None}
 
 
 def _interface(names: list[str], *, several: bool) -> str:
@@ -212,7 +212,3 @@ def _time(found: Any) -> str:
     """A time as answers have it, of a text, or of MongoDB's milliseconds in JSON."""
     value = found["$date"] if isinstance(found, dict) else found
     return moment(datetime.fromtimestamp(value / 1000, UTC).isoformat() if isinstance(value, int) else value)
-
-
-def _address(store: Store, key: str) -> str:
-    return f"{store.root}/{key[len(store.key('')) :]}"

@@ -155,12 +155,13 @@ def compare(config: PromoteConfig, aliases: Aliases, versions: Versions) -> Outc
     everyone = {CHALLENGER: versions.challenger, **versions.others()}
     inspectors = {name: _inspector(config, version) for name, version in everyone.items()}
     pinned = {name: _pinned(config, version) for name, version in everyone.items()}
-    params = {name: _params(aliases, version) for name, version in everyone.items()}
+    runs = {name: aliases.client.get_run(str(version.run_id)).data for name, version in everyone.items()}
+    params = {name: dict(run.params) for name, run in runs.items()}
     pasts = {name: Past.of(pinned[name], params[name]) for name in everyone}
     pasts |= {
         f"weights of the {name}": Past.of(_pinned(config, version, LEARNT), params[name])
         for name, version in everyone.items()
-        if ORIGIN in aliases.client.get_run(str(version.run_id)).data.tags
+        if ORIGIN in runs[name].tags
     }
     challenger = str(versions.challenger.version)
     test, fingerprint = fetch_test_images(config, challenger, params[CHALLENGER], pasts, inspectors[CHALLENGER])
@@ -255,11 +256,6 @@ def _inspector(config: PromoteConfig, version: ModelVersion) -> Inspector:
             "with a promise that the validation images can keep (operating_point.max_escape_rate=...)"
         )
     return found
-
-
-def _params(aliases: Aliases, version: ModelVersion) -> dict[str, str]:
-    """Those of a version's run, which :func:`_pinned` has found."""
-    return dict(aliases.client.get_run(str(version.run_id)).data.params)
 
 
 def _pinned(config: PromoteConfig, version: ModelVersion, name: str = CATALOG) -> Pinned:

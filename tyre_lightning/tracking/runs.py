@@ -315,7 +315,7 @@ def _begin(client: MlflowClient, config: LoggerConfig, folder: Path, name: str, 
         lock = hold(journal)  # before others can find the journal, and take the run for one whose process is gone
         with _let_go(lock):
             journal.begin(run_id, hide_passwords(name), hide_passwords(config.tracking_uri))
-        return Run(run_id, client, config, journal, lock)
+            return Run(run_id, client, config, journal, lock)
     except UserError:
         with suppress(Exception):
             client.set_terminated(run_id, "FAILED")
@@ -335,7 +335,7 @@ def _go_on(client: MlflowClient, config: LoggerConfig, folder: Path) -> Run:
             way = "restore it in MLflow, or train anew"
             raise UserError(f"run {run_id} of {folder} cannot go on ({first_line(error)}): {way}") from error
         journal.mend()
-    run = Run(run_id, client, config, journal, lock)
+        run = Run(run_id, client, config, journal, lock)
     log.info("run %s goes on", run_id)
     return run
 
@@ -383,7 +383,7 @@ def resend(journal: Journal, tracking_uri: str | None = None) -> None:
         raise UserError(f"{hide_passwords(uri)}: {gone}: give the address of the server that has it")
     with _let_go(lock := hold(journal)):
         journal.mend()
-    run = Run(about["run_id"], client, config, journal, lock)
+        run = Run(about["run_id"], client, config, journal, lock)
     try:
         if journal.status() is None:
             _finish(journal, "KILLED")
