@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -31,7 +30,7 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.memory import keep_freed_memory
-from tyre_lightning.model.averaging import move
+from tyre_lightning.model.averaging import Average
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.weights import load_weights
 
@@ -212,7 +211,7 @@ def plain(fold: Fold, recipe: Plain) -> NDArray[np.float64]:
     model = network(fold)
     size = fold.preprocessing.train_size
     optimizer = recipe.optimizer(model)
-    average = AveragedModel(model, multi_avg_fn=partial(move, recipe.decay), use_buffers=True)
+    average = Average(recipe.decay, model, torch.device("cpu"))
     steps = -(-len(fold.train.labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import Cache, Changed, DataConfig, S3Config, Unreadable, WorkerStart
-from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device, default_start
+from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
 from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.errors import UnreadableImage, UserError

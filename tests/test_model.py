@@ -2,22 +2,20 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from tyre_lightning.config import BACKBONES, DataConfig, S3Config
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.errors import UserError
-from tyre_lightning.model.averaging import move
+from tyre_lightning.model.averaging import Average
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.best_epoch import standard_error
 from tyre_lightning.model.classifier import TyreClassifier, warmup_cosine
@@ -153,26 +151,25 @@ def test_frozen_stages_neither_learn_nor_move_their_statistics() -> None:
 
 
 def test_an_average_follows_at_once_and_then_slowly() -> None:
-    for count, moved in ((1, 10 * 9 / 11), (10_000, 10 * 0.02)):
-        averages = [torch.zeros(1), torch.full((2, 2), 10.0)]
-        move(0.98, averages, [torch.tensor([10.0]), torch.full((2, 2), 10.0)], torch.tensor(count))
-        assert averages[0].item() == pytest.approx(moved)
-        assert averages[1].tolist() == [[10, 10], [10, 10]]
+    for count, moved in ((0, 10), (1, 10 * 9 / 11), (10_000, 10 * 0.02)):
+        network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+        average = Average(0.98, network, torch.device("cpu"))
+        average.n_averaged.fill_(count)
+        for value in average.module.state_dict().values():
+            value.zero_()
+        for value in network.state_dict().values():
+            value.fill_(10)
+        average.update_parameters(network)
+        state = average.module.state_dict()
+        assert state.pop("1.num_batches_tracked") == 10  # a count has no mean
+        assert [value.item() for value in state.values()] == pytest.approx([moved] * len(state))
+        assert average.n_averaged == count + 1
 
 
-def test_a_step_asks_once_how_many_were_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def ask(number: Tensor) -> float:
-        asked.append(1)
-        return float(number.item())
-
-    monkeypatch.setattr(Tensor, "__float__", ask)
-    network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
-    average = AveragedModel(network, multi_avg_fn=partial(move, 0.98))
-    average.update_parameters(network)
-    average.update_parameters(network)
-    assert len(asked) == 1  # of a GPU each is a wait
+def test_how_many_were_averaged_is_known_without_a_gpu() -> None:
+    average = Average(0.98, nn.Linear(2, 2), torch.device("meta"))  # whose numbers cannot be asked for, as a GPU's
+    average.update_parameters(nn.Linear(2, 2, device="meta"))
+    assert average.n_averaged == 1
 
 
 def test_convolutions_stay_precise_in_one_thread_while_others_come_and_go() -> None:

@@ -20,8 +20,10 @@ from tests.conftest import TINY, run_here, run_script, train_here, write_images
 from tyre_lightning.config import Changed, DataConfig, config_folder, register_schemas
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
+from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation import scoring
 from tyre_lightning.evaluation.scores import Scores
-from tyre_lightning.evaluation.scoring import look_at
+from tyre_lightning.evaluation.scoring import Image, look_at
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.model.backbones import preset
@@ -110,6 +112,42 @@ def test_several_devices_share_the_images_and_none_gets_one_twice(lake: Path) ->
     alone = [*look_at([inspector], Reader(store, None, Changed.reread), entries, batch_size=4)]
     ours, theirs = (np.concatenate([part.look.logits for part in parts]) for parts in (seen, alone))
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_processes_that_decode_for_a_gpu_give_what_threads_give(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspector = Inspector.from_classifier(TyreClassifier("efficientnet_lite0", CLASSES, PREPROCESSING, "good"))
+    store = FolderStore(str(lake / "test"))
+    (lake / "test" / "good" / "1.jpg").write_bytes(b"no picture")
+    for path in sorted((lake / "test" / "crack").iterdir())[:2]:
+        path.write_bytes(b"")  # the first batch has none that can be read
+    entries = [
+        entry._replace(etag="listed" if number == 7 else entry.etag) for number, entry in enumerate(store.list())
+    ]
+    found, problems = [], []
+    for quick in (False, True):
+        monkeypatch.setattr(scoring, "_is_quick", lambda _, quick=quick: quick)
+        reader = Reader(store, None, Changed.reread)
+        found.append([*look_at([inspector], reader, entries, batch_size=2, traits=True)])
+        problems.append(reader.problems)
+    assert problems[0] == problems[1] and len(problems[0]) == 1
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.entries == theirs.entries
+        np.testing.assert_array_equal(ours.look.logits, theirs.look.logits)
+        for one, other in zip(ours.images, theirs.images, strict=True):
+            if isinstance(one, Image):
+                assert isinstance(other, Image) and one.traits == other.traits and torch.equal(one.view, other.view)
+            else:
+                assert str(one) == str(other)
+
+
+def test_what_such_a_process_cannot_fetch_is_one_sentence(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspector = Inspector.from_classifier(TyreClassifier("efficientnet_lite0", CLASSES, PREPROCESSING, "good"))
+    store = FolderStore(str(lake / "test"))
+    entries = [*store.list()]
+    monkeypatch.setattr(scoring, "_is_quick", lambda _: True)
+    reader = Reader(store, None, Changed.error)
+    with pytest.raises(UserError, match=r"^image '.*' is not what was listed \(tag .*\): start again[^\n]*$"):
+        [*look_at([inspector], reader, [entries[0]._replace(etag="listed")], batch_size=2)]
 
 
 def assert_predict_agrees(folder: Path, run: Path, lake: Path) -> None:

@@ -154,7 +154,7 @@ class DataConfig:
     eval_views: int = 1  # 1, 2 or 4 mirrored views of an image, whose logits evaluation averages
     sampling: Sampling = Sampling.natural
     batch_size: int = 32  # images per optimiser step, over all devices together
-    num_workers: int | None = None  # DataLoader processes per device; null: the cores, at most 8
+    num_workers: int | None = None  # DataLoader processes per device; null: the cores, at most 8, and 16 for GPUs
     worker_start: WorkerStart = WorkerStart.auto
     unreadable: Unreadable = Unreadable.skip
     changed: Changed = Changed.reread

@@ -33,7 +33,7 @@ from tyre_lightning.config import TrainConfig, TrainerConfig
 from tyre_lightning.epochs import EpochRows
 from tyre_lightning.errors import UserError
 from tyre_lightning.messages import have_logs
-from tyre_lightning.model.averaging import weight_average
+from tyre_lightning.model.averaging import Averaging
 from tyre_lightning.model.best_epoch import BestEpoch
 from tyre_lightning.parts import make_callbacks
 from tyre_lightning.tracking.logger import RunLogger
@@ -152,7 +152,7 @@ def build_callbacks(config: TrainConfig, folder: Path) -> list[L.Callback]:
     if stop.patience is not None:
         found.append(lc.EarlyStopping(stop.monitor, mode=stop.mode, patience=stop.patience))
     if options.ema.decay is not None:
-        found.append(weight_average(options.ema.decay))
+        found.append(Averaging(options.ema.decay))
     return [*found, *make_callbacks(options.extra)]
 
 

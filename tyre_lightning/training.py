@@ -141,6 +141,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         log_priors=priors(config, data),
     )
     model.use(options.loss, options.optimizer.own)
+    model.batch_size = config.data.batch_size
     if pretrained:
         load_weights(model.network, options.backbone, options.weights, config.s3)
     check_export(model.network, options.backbone, data.preprocessing.size)

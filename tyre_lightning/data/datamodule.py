@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch import Tensor
 from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
 from tyre_lightning.data.images import Images, unchanged
+from tyre_lightning.data.stream import default_start
 from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_any_size
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
@@ -282,7 +282,8 @@ class TyreDataModule(L.LightningDataModule):
 
     def _worker_options(self) -> dict[str, Any]:
         count = self.config.num_workers
-        count = min(8, os.cpu_count() or 1) if count is None else count
+        most = 16 if torch.cuda.is_available() else 8
+        count = min(most, os.cpu_count() or 1) if count is None else count
         if count == 0:
             return {}
         start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
@@ -292,17 +293,6 @@ class TyreDataModule(L.LightningDataModule):
 def _extent(image: Tensor) -> Tensor:
     """Height and width of [3, height, width]: all that is to be remembered of an image."""
     return torch.tensor(image.shape[1:])
-
-
-def default_start() -> str | None:
-    """How workers are started: as Python does (None), also where joblib has set its own way, which only it can use.
-
-    A process that was itself spawned, as each of several that train is, would spawn its workers too, and each of them
-    would load PyTorch anew: they are started as they are anywhere else.
-    """
-    chosen, usual = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
-    own = multiprocessing.parent_process() is None and chosen in (None, *usual)
-    return None if own else usual[0]
 
 
 def batch_per_device(batch_size: int, world: int) -> int:

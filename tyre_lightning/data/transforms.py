@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,10 +225,16 @@ def recolour(images: Tensor, colours: Tensor) -> Tensor:
     """
     brightness, contrast, saturation = colours[:, :, None, None, None].unbind(1)
     pixels = images.float()
-    grey = (pixels * pixels.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    grey = (pixels * _luma(pixels.device)).sum(1, keepdim=True)
     level = grey.mean((2, 3), keepdim=True)
     mixed = torch.lerp(grey, pixels, saturation)
     return torch.addcmul(brightness * (1 - contrast) * level, brightness * contrast, mixed)
+
+
+@cache
+def _luma(device: torch.device) -> Tensor:
+    """The weights of red, green and blue, float32 [3, 1, 1]; sent to a GPU once, since it is waited for."""
+    return torch.tensor(_LUMA, device=device)[:, None, None]
 
 
 def random_crop(draw: random.Random, height: int, width: int, min_scale: float) -> tuple[int, int, int, int]:

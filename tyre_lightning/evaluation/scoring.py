@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from tyre_lightning.data.decoding import try_decode
-from tyre_lightning.data.stream import stream
+from tyre_lightning.data.stream import stream, stream_by_processes
 from tyre_lightning.data.traits import measure
+from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
@@ -46,7 +48,8 @@ def look_at(
 ) -> Iterator[Seen]:
     """Fetch, decode and classify a stream of entries, a batch at a time, in order.
 
-    While a network works on one batch, the next is fetched and decoded; no more are in memory.
+    While a network works on one batch, the next is fetched and decoded: for a CPU in threads, and no more are in
+    memory; for a GPU, which would wait for them, in processes.
 
     Args:
         inspectors: the same model on each device that shares the work; each batch goes to one of them.
@@ -60,9 +63,11 @@ def look_at(
         UserError: an object cannot be fetched.
     """
     count, waiting = len(inspectors), deque[Future[Seen]]()
-    look = partial(_read, inspectors[0], pictures, traits)
+    look = partial(_read, inspectors[0].preprocessing, pictures, traits)
+    quick = _is_quick(inspectors[0]) and not pictures
+    batches = _by_processes(reader, look, entries, batch_size) if quick else None
     with ThreadPoolExecutor(count) as devices:
-        for number, (batch, images) in enumerate(stream(reader.read, entries, look, batch_size)):
+        for number, (batch, images) in enumerate(batches or stream(reader.read, entries, look, batch_size)):
             waiting.append(devices.submit(_see, inspectors[number % count], batch, images))
             if len(waiting) == count:  # each device has one; the next is being decoded meanwhile
                 yield waiting.popleft().result()
@@ -74,11 +79,37 @@ def _see(inspector: Inspector, batch: list[Entry], images: list[Image | Unreadab
     return Seen(batch, images, inspector.look([one.view for one in images if isinstance(one, Image)]))
 
 
+def _is_quick(inspector: Inspector) -> bool:
+    """Whether it answers sooner than one process decodes."""
+    return inspector.network.mean.device.type != "cpu"
+
+
+Shown = Image | UnreadableImage
+Packed = tuple[Tensor, list[Any], list[str]]  # all views, all else of each image, and what the user should hear of
+
+
+def _by_processes(
+    reader: Reader, look: Callable[[bytes | UnreadableImage, Entry], Shown], entries: Iterable[Entry], size: int
+) -> Iterator[tuple[list[Entry], list[Shown]]]:
+    for batch, (views, rest, problems) in stream_by_processes(partial(_packed, reader, look), entries, size):
+        reader.problems += problems
+        each = iter(views)
+        yield batch, [one._replace(view=next(each)) if isinstance(one, Image) else one for one in rest]
+
+
+def _packed(reader: Reader, look: Callable[[Any, Entry], Shown], entries: list[Entry]) -> Packed:
+    images = [*map(look, reader.read(entries), entries)]
+    problems, reader.problems[:] = [*reader.problems], []
+    views = [one.view for one in images if isinstance(one, Image)]
+    rest: list[Any] = [one._replace(view=None) if isinstance(one, Image) else one for one in images]  # type: ignore[arg-type]
+    return torch.stack(views) if views else torch.zeros(0), rest, problems
+
+
 def _read(
-    inspector: Inspector, whole: bool, traits: bool, data: bytes | UnreadableImage, entry: Entry
-) -> Image | UnreadableImage:
+    preprocessing: Preprocessing, whole: bool, traits: bool, data: bytes | UnreadableImage, entry: Entry
+) -> Shown:
     picture = try_decode(data, entry.key)
     if isinstance(picture, UnreadableImage):
         return picture
     measured = measure(picture) if traits else None
-    return Image(picture if whole else None, inspector.preprocessing(picture), measured)
+    return Image(picture if whole else None, preprocessing(picture), measured)

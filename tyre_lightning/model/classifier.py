@@ -22,6 +22,8 @@ from tyre_lightning.errors import Diverged, UserError
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.examples import EXAMPLES
+from tyre_lightning.model.from_timm import is_timm
+from tyre_lightning.model.graph import Graph
 from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
@@ -91,7 +93,10 @@ class TyreClassifier(L.LightningModule):
         self._unreadable: dict[str, int] = {"train": 0, "val": 0}
         # Of this epoch so far: the sum over images, and how many they are.
         self._loss: tuple[Tensor | float, int] = (0.0, 0)
-        self._before: Tensor | None = None  # the loss of the batch before
+        self._latest: Tensor | None = None  # the loss of the last batch
+        self._due: tuple[Tensor, torch.cuda.Event | None] | None = None  # one that is to be looked at when it is there
+        self._graph: Graph | None = None
+        self.batch_size: int | None = None  # of full batches, where that is known
         self._warned: set[str] = set()
         self.judgement: dict[str, Any] = {}  # that a finished training adds to its best checkpoint
         self.reference: dict[str, Tensor] = {}  # likewise: what good tyres look like to it
@@ -138,8 +143,8 @@ class TyreClassifier(L.LightningModule):
         Raises:
             Diverged: the loss is no number, and what was saved before is worth more.
         """
-        if self._before is not None:
-            self._check(self._before)
+        if self._latest is not None:
+            self._check(self._latest)
         loss, images = self._loss
         checkpoint[MADE_AS] = FORMAT if self.hparams["multi_label"] else _SINGLE
         checkpoint[OPTIMIZER] = self.optimizer_name
@@ -188,6 +193,26 @@ class TyreClassifier(L.LightningModule):
             loss = make_loss(self._own_loss)
             # Its method, since of a module that were this one's checkpoints would hold the tensors.
             self._criterion = loss.to(self.device).__call__ if isinstance(loss, nn.Module) else loss
+        if self._can_be_graphed:
+            self._make_graph()
+
+    @property
+    def _can_be_graphed(self) -> bool:
+        """Whether one GPU learns all of a network that is known to make a graph, from one batch at a time.
+
+        Of several batches the gradients would overwrite each other.
+        """
+        alone = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
+        known = not is_timm(self.hparams["name"]) and not self.hparams["freeze_epochs"]
+        return self.device.type == "cuda" and alone and known and self.batch_size is not None
+
+    def _make_graph(self) -> None:
+        self._freeze()
+        self.train()
+        side = self.preprocessing.train_size
+        with self.trainer.precision_plugin.forward_context():
+            self._graph = Graph(self.network, torch.zeros(self.batch_size or 1, 3, side, side, device=self.device))
+        super().train()  # Lightning would warn of what is frozen
 
     def on_train_start(self) -> None:
         """A training that goes on within an epoch does not start one."""
@@ -197,6 +222,10 @@ class TyreClassifier(L.LightningModule):
         """Freeze or unfreeze the backbone."""
         self._freeze()
         self.train()
+
+    def on_train_end(self) -> None:
+        """Give the graph's memory back."""
+        self._graph = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by the batch and the process, so that a resumed training goes on as if it had not stopped."""
@@ -212,9 +241,7 @@ class TyreClassifier(L.LightningModule):
         usual = self._binary_cross_entropy if self.hparams["multi_label"] else self._cross_entropy
         labels = batch.label.float() if self.hparams["multi_label"] else batch.label
         loss = (self._criterion or usual)(self._learn(recolour(batch.image, batch.colour)), labels)
-        if self._before is not None:  # this batch's loss a GPU may still have to compute
-            self._check(self._before)
-        self._before = loss.detach()
+        self._watch(loss.detach())
         self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
         self.log("train/loss_step", loss)
         return loss
@@ -239,7 +266,7 @@ class TyreClassifier(L.LightningModule):
     def _learn(self, images: Tensor) -> Tensor:
         """Logits of training images."""
         try:
-            return self.forward(images).float()
+            return (self._graph or self.forward)(images).float()
         except ValueError as error:
             if len(images) > 1:
                 raise
@@ -247,6 +274,19 @@ class TyreClassifier(L.LightningModule):
                 f"BatchNorm cannot learn from a batch of one image of {images.shape[-1]} pixels: give another "
                 "data.batch_size, so that no image is left over, or a larger data.image_size"
             ) from error
+
+    def _watch(self, loss: Tensor) -> None:
+        """Look at losses, one at a time, when a GPU has them: no step waits for it."""
+        self._latest = loss
+        if self._due is not None:
+            value, there = self._due
+            if there is not None and not there.query():  # type: ignore[no-untyped-call]
+                return
+            self._check(value)
+        there = None if loss.device.type == "cpu" else torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._due = loss.to("cpu", non_blocking=True), there
+        if there is not None:
+            there.record()
 
     def _check(self, loss: Tensor | float) -> None:
         if not math.isfinite(loss):
@@ -281,11 +321,25 @@ class TyreClassifier(L.LightningModule):
             *_decayed(self.network.head, options["head_lr"], options["weight_decay"], "head"),
         ]
         own = self._own_optimizer
-        optimizer = make_optimizer(own, groups) if own else torch.optim.AdamW(groups)
+        optimizer = make_optimizer(own, groups) if own else torch.optim.AdamW(groups, fused=self._fused or None)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(steps, options["warmup_fraction"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def _fused(self) -> bool:
+        """Whether a GPU makes each of AdamW's steps in a few kernels; not where float16's gradients are scaled."""
+        return self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm of all gradients; Lightning itself would not where the optimiser is fused."""
+        if gradient_clip_val and self._fused:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def metric(self, usage: str) -> InspectionMetrics:
         """The metrics of a usage: val, the only one that training looks at."""
