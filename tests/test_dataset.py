@@ -21,6 +21,7 @@ from tyre_lightning.config import Cache, Changed, DataConfig, S3Config, Unreadab
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
 from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
 from tyre_lightning.data.images import Images, unchanged
+from tyre_lightning.data.stream import default_start
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.reader import Reader, open_store
