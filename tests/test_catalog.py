@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import pickle
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ import pytest
 from tests.conftest import write_files
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.catalog import Lake
+from tyre_lightning.lake import mapped
+from tyre_lightning.lake.catalog import Catalog, Lake
 from tyre_lightning.lake.listing import good_class, read_catalog, read_lake
 from tyre_lightning.lake.reader import open_store
 
@@ -190,3 +194,28 @@ def test_a_configured_good_class() -> None:
     with pytest.raises(UserError) as caught:
         good_class(("crack", "fine"), "fin")
     assert str(caught.value) == "data.good_class='fin' is not a class: choose from 'fine', 'crack'"
+
+
+def test_other_processes_map_a_large_catalog_and_its_file_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path, "train/good/1.jpg", "train/bad/2.jpg", "train/bad/3.jpg")
+    monkeypatch.setattr(mapped, "LARGE", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    catalog = read(tmp_path).train
+    sent = pickle.dumps(catalog)
+    assert pickle.dumps(catalog) == sent and catalog.key(0).encode() not in sent
+    (file,) = (tmp_path / "temporary").iterdir()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(keys_of, (catalog,)) == (catalog.keys(), catalog.counts())
+    assert file.exists()  # whoever has mapped it does not end it
+    received = pickle.loads(sent)
+    del catalog
+    gc.collect()
+    assert not file.exists()
+    assert received.labels() == ["bad", "bad", "good"]
+
+
+def keys_of(catalog: Catalog) -> tuple[list[str], dict[str, int]]:
+    return catalog.keys(), catalog.counts()

@@ -183,17 +183,21 @@ class TyreDataModule(L.LightningDataModule):
         paths = set() if self.provenance is None else self.provenance.selected()
         selected = {self.store.key(path) for path in paths}
         if self.config.folds is not None and self.config.fold is not None:
-            folds, groups = (self.config.folds, self.config.fold), self.grouping.groups(train)
+            folds, groups = (self.config.folds, self.config.fold), self._groups(train)
             train, test = split_fold(train, *folds, self.seed, groups, selected)
         if val is not None:
             return train, val, test
-        groups = self.grouping.groups(train)
+        groups = self._groups(train)
         return *split_validation(train, self.config.val_fraction, self.seed, groups, selected), test
+
+    def _groups(self, catalog: Catalog) -> list[str] | None:
+        """What no split may divide; None where every image is a group of its own."""
+        return None if self.grouping.trivial else self.grouping.groups(catalog)
 
     def _check_pattern(self, catalogs: Sequence[Catalog | None]) -> None:
         """Say how many tyres the pattern tells apart, before any image is looked at."""
-        keys = [key for catalog in catalogs if catalog is not None for key in catalog.keys()]
         if self.config.group_pattern is not None:
+            keys = [key for catalog in catalogs if catalog is not None for key in catalog.keys()]
             count = count_tyres(keys, self.config.group_pattern)
             log.info("%s tyres in %s pictures, by data.group_pattern", f"{count:,}", f"{len(keys):,}")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tyre_lightning.lake.mapped import receive, share
 from tyre_lightning.lake.store import Entry
 
 ALSO, COPIES = "also", "copies"  # columns of a catalog with pictures that lie in several class folders
@@ -20,9 +23,10 @@ class Catalog:
     """Labelled images, as columns, so that ten million fit and forked processes share them.
 
     Args:
-        table: columns key (string), label (dictionary of ``classes``), size (int64, bytes) and etag (string). Where
-            pictures lie in several class folders (:func:`tyre_lightning.lake.several.merged`), also (list of int32,
-            places in ``classes``) and copies (list of string, keys): the other folders, one for each of its copies.
+        table: columns key (large_string, since those of ten million are more than 2 GiB), label (dictionary of
+            ``classes``), size (int64, bytes) and etag (large_string). Where pictures lie in several class folders
+            (:func:`tyre_lightning.lake.several.merged`), also (list of int32, places in ``classes``) and copies (list
+            of large_string, keys): the other folders, one for each of its copies.
         classes: all class names, in the order of the model's outputs; a class may have no image.
         ignored: how many stored objects are not images (text, folder markers, hidden files).
     """
@@ -33,6 +37,10 @@ class Catalog:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process, see :mod:`tyre_lightning.lake.mapped`."""
+        return _received, (share(self, self.table), self.classes, self.ignored)
 
     def key(self, index: int) -> str:
         """The key of image ``index``."""
@@ -129,6 +137,17 @@ class Catalog:
         """The position in ``classes`` of every image, shape (N,)."""
         chunks = [chunk.indices.to_numpy() for chunk in self.table["label"].chunks]
         return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
+
+
+def _received(table: pa.Table | Path, classes: tuple[str, ...], ignored: int) -> Catalog:
+    return Catalog(receive(table), classes, ignored)
+
+
+def compact(table: pa.Table) -> pa.Table:
+    """A table whose columns lie in one piece each, made column by column: all at once would be twice the memory."""
+    for place, name in enumerate(table.column_names):
+        table = table.set_column(place, name, pa.chunked_array([table[name].combine_chunks()], table[name].type))
+    return table
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ def fingerprint(catalogs: Sequence[Catalog]) -> str:
     Catalogs are to have content tags (see :func:`with_content_tags`), so that a bucket and its copy on a disk agree.
     An image that lies in several class folders counts as it was listed, once for each.
     """
-    rows = pa.concat_arrays([_rows(catalog.apart()) for catalog in catalogs])
-    text = rows.take(pc.sort_indices(rows))
+    rows = pa.chunked_array([_rows(catalog.apart()) for catalog in catalogs]).combine_chunks()
+    order = pc.sort_indices(rows)
     digest = blake2b(digest_size=16)
-    for start in range(0, len(text), _BATCH):
-        digest.update("".join(text[start : start + _BATCH].to_pylist()).encode())
+    for start in range(0, len(rows), _BATCH):  # all of them in order would be as much memory again
+        digest.update("".join(rows.take(order[start : start + _BATCH]).to_pylist()).encode())
     return digest.hexdigest()
 
 

@@ -53,6 +53,11 @@ class Grouping:
         joined = {key: group for key, group in zip(keys, groups, strict=True) if group in bound}
         return cls(pattern, copies, conflicts, joined)
 
+    @property
+    def trivial(self) -> bool:
+        """Whether every image is a tyre and a group of its own, so that nothing need be kept of any."""
+        return self.pattern is None and not self.joined
+
     def groups(self, catalog: Catalog) -> list[str]:
         """The group of every image of a catalog."""
         names = groups_of(catalog.keys(), self.pattern)
@@ -60,10 +65,13 @@ class Grouping:
 
     def shown(self, catalog: Catalog) -> Shown:
         """Which tyres the images show, and which tyres cannot be told apart, as near-copies were found."""
-        tyres = {key: tyre_of(key, self.pattern) for key in catalog.keys()}
-        groups = dict(zip(catalog.keys(), self.groups(catalog), strict=True))
+        tyres: dict[str, str] = {}
+        groups: dict[str, str] = {}
+        if not self.trivial:
+            for key, group in zip(catalog.keys(), self.groups(catalog), strict=True):
+                tyres[key], groups[key] = tyre_of(key, self.pattern), group
         for key, copy in catalog.copies():
-            tyres[copy], groups[copy] = tyres[key], groups[key]
+            tyres[copy], groups[copy] = tyres.get(key, key), groups.get(key, key)
         return Shown(tyres, groups)
 
     def count(self, catalog: Catalog) -> int:
@@ -72,7 +80,7 @@ class Grouping:
 
     def shared(self, catalog: Catalog, others: Iterable[Catalog]) -> list[str]:
         """Keys of images of tyres of which other catalogs have other images, sorted."""
-        if not self.joined and self.pattern is None:
+        if self.trivial:
             return []
         seen = {group for other in others for group in self.groups(other)}
         return sorted(key for key, group in zip(catalog.keys(), self.groups(catalog), strict=True) if group in seen)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from tyre_lightning.config import DataConfig
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.catalog import Catalog, Lake
+from tyre_lightning.lake.catalog import Catalog, Lake, compact
 from tyre_lightning.lake.formats import IMAGE_SUFFIXES
 from tyre_lightning.lake.store import THREADS, Entry, Store
 from tyre_lightning.names import mlflow_name, one_form
@@ -102,7 +102,7 @@ def read_catalog(store: Store, usage: str, classes: Sequence[str], *, strict: bo
     for name, table in zip(classes, tables, strict=True):
         if strict and not table.num_rows:
             raise UserError(f"class '{name}' has no images in '{store.root}/{usage}/{name}': add some or remove it")
-    catalog = Catalog(pa.concat_tables(tables).combine_chunks(), tuple(classes), sum(ignored) + more)
+    catalog = Catalog(compact(pa.concat_tables(tables)), tuple(classes), sum(ignored) + more)
     del tables
     pa.default_memory_pool().release_unused()  # as much again as the catalog, which Arrow would keep
     return catalog
@@ -215,10 +215,10 @@ def _table(entries: list[Entry], classes: Sequence[str], code: int) -> pa.Table:
     codes = pa.array(np.full(len(entries), code, np.int32))
     return pa.table(
         {
-            "key": pa.array([entry.key for entry in entries], pa.string()),
+            "key": pa.array([entry.key for entry in entries], pa.large_string()),
             "label": pa.DictionaryArray.from_arrays(codes, pa.array(classes, pa.string())),
             "size": pa.array([entry.size for entry in entries], pa.int64()),
-            "etag": pa.array([entry.etag for entry in entries], pa.string()),
+            "etag": pa.array([entry.etag for entry in entries], pa.large_string()),
         }
     )
 

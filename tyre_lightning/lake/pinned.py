@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tyre_lightning.config import Changed, S3Config
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.catalog import Catalog, compact
 from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.reader import open_store
@@ -28,6 +29,7 @@ _COLUMNS = ("usage", "key", "label", "size", "etag")
 _NAMES = ("tyre", "group")
 _ABOUT = b"tyre_lightning"
 _NAMED = 5  # keys in a message
+_TOGETHER = 100_000  # rows
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +73,9 @@ def save(path: Path, root: str, catalogs: Mapping[str, Catalog], shown: Mapping[
     tables = []
     for usage, catalog in ((usage, catalog.apart()) for usage, catalog in catalogs.items()):
         table = catalog.table.add_column(0, "usage", pa.repeat(usage, len(catalog)))
-        for name, values in zip(_NAMES, (shown or {}).get(usage, Shown()).names(catalog.keys()), strict=True):
-            table = table.append_column(name, pa.array(values, pa.string()))
+        found = (shown or {}).get(usage, Shown())
+        for name, values in zip(_NAMES, found.columns(catalog.table["key"]), strict=True):
+            table = table.append_column(name, values)
         tables.append(table)
     about = json.dumps({"format": FORMAT, "root": root, "classes": classes})
     pq.write_table(pa.concat_tables(tables).replace_schema_metadata({_ABOUT: about}), path, compression="zstd")
@@ -88,31 +91,32 @@ def load(address: str, s3: S3Config) -> Pinned:
     store = open_store(folder if "://" in folder else os.path.dirname(os.path.abspath(address)), s3)
     data = store.get(store.key(name)).data
     try:
-        table = pq.read_table(pa.BufferReader(data))
-        about = json.loads(table.schema.metadata[_ABOUT])
-        shown = _shown(table)
-        table = table.select(_COLUMNS)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        about = json.loads(file.schema_arrow.metadata[_ABOUT])
+        shown = _shown(file)
+        usages = pc.unique(file.read(["usage"])["usage"]).to_pylist()
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise UserError(f"data.catalog={address} is not a catalog: give the catalog.parquet of a run") from error
     if (made := about.get("format", 1)) > FORMAT:
         raise UserError(f"data.catalog={address} has format {made}, and this version knows up to {FORMAT}: update")
     classes = tuple(about["classes"])  # as an older version may have spelt them
-    catalogs = {
-        usage: _catalog(table.filter(pc.equal(table["usage"], usage)).drop_columns("usage"), classes)
-        for usage in table["usage"].unique().to_pylist()
-    }
+    catalogs = {usage: _catalog(file, usage, classes) for usage in usages}
     return Pinned(about["root"], tuple(map(one_form, classes)), catalogs, shown)
 
 
-def _shown(table: pa.Table) -> dict[str, Shown]:
+def _shown(file: pq.ParquetFile) -> dict[str, Shown]:
     """The tyres in a catalog's file, by usage; nothing in one of format 1."""
-    if any(name not in table.column_names for name in _NAMES):
+    if any(name not in file.schema_arrow.names for name in _NAMES):
         return {}
-    tyres: dict[str, dict[str, str]] = {}
-    groups: dict[str, dict[str, str]] = {}
-    for usage, key, tyre, group in zip(*table.select(("usage", "key", *_NAMES)).to_pydict().values(), strict=True):
-        tyres.setdefault(usage, {})[key], groups.setdefault(usage, {})[key] = tyre, group
-    return {usage: Shown(tyres[usage], groups[usage]) for usage in tyres}
+    found: dict[str, Shown] = {}
+    for batch in file.iter_batches(_TOGETHER, columns=["usage", "key", *_NAMES]):
+        for usage in batch["usage"].unique().to_pylist():
+            found.setdefault(usage, Shown({}, {}))
+        own = pc.and_(*(pc.equal(batch["key"], batch[name]) for name in _NAMES))
+        for usage, key, tyre, group in zip(*batch.filter(pc.invert(own)).to_pydict().values(), strict=True):
+            cast(dict[str, str], found[usage].tyres)[key] = tyre
+            cast(dict[str, str], found[usage].groups)[key] = group
+    return found
 
 
 def check(pinned: Pinned, store: Store, changed: Changed, memory: Path) -> Pinned:
@@ -177,10 +181,21 @@ def _tags(catalog: Catalog) -> zip[tuple[str, str]]:
     return zip(catalog.keys(), catalog.table["etag"].to_pylist(), strict=True)
 
 
-def _catalog(table: pa.Table, classes: tuple[str, ...]) -> Catalog:
-    """Labels again as places in ``classes``, whatever way parquet keeps them."""
-    codes = pc.index_in(table["label"].cast(pa.string()), value_set=pa.array(classes)).combine_chunks()
-    names = tuple(map(one_form, classes))
-    label = pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string()))
-    table = table.set_column(table.schema.get_field_index("label"), "label", label)
-    return Catalog(table.combine_chunks(), names)
+def _catalog(file: pq.ParquetFile, usage: str, classes: tuple[str, ...]) -> Catalog:
+    """The rows of a usage; labels again as places in ``classes``, whatever way parquet keeps them."""
+    names, kinds = tuple(map(one_form, classes)), pa.array(classes)
+    parts = []
+    for batch in file.iter_batches(_TOGETHER, columns=[*_COLUMNS]):
+        own = batch.filter(pc.equal(batch["usage"], usage))
+        codes = pc.index_in(own["label"].cast(pa.string()), value_set=kinds)
+        parts.append(
+            pa.table(
+                {
+                    "key": own["key"].cast(pa.large_string()),  # an older version wrote texts
+                    "label": pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string())),
+                    "size": own["size"],
+                    "etag": own["etag"].cast(pa.large_string()),
+                }
+            )
+        )
+    return Catalog(compact(pa.concat_tables(parts)), names)

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 
 Ints = NDArray[np.int64]
+
+_TOGETHER = 10_000  # names
 
 
 def split_validation(
@@ -45,7 +49,7 @@ def split_validation(
     held_out = np.zeros(len(grouped.names), dtype=bool)
     for index, name in enumerate(catalog.classes):
         members = grouped.of_class(index, name, 2, "train and val")
-        held_out[members] = _choose(grouped.names[members], grouped.sizes[members], fraction, seed)
+        held_out[members] = _choose(grouped.named(members), grouped.sizes[members], fraction, seed)
     return _divide(catalog, held_out[grouped.group_of])
 
 
@@ -76,7 +80,7 @@ def split_fold(
     place = np.full(len(grouped.names), -1)
     for index, name in enumerate(catalog.classes):
         members = grouped.of_class(index, name, folds, f"{folds} folds")
-        ranked = members[np.argsort(_hashes(grouped.names[members], seed), kind="stable")]
+        ranked = members[np.argsort(_hashes(grouped.named(members), seed), kind="stable")]
         filled = np.zeros(folds, dtype=np.int64)
         for member in ranked[np.argsort(-grouped.sizes[ranked], kind="stable")]:  # the largest while all have room
             place[member] = filled.argmin()
@@ -86,20 +90,24 @@ def split_fold(
 
 @dataclass(frozen=True)
 class _Groups:
-    """Groups of images, in the order of their names."""
+    """Groups of images."""
 
-    names: NDArray[np.object_]
+    names: pa.Array  # texts
     group_of: Ints  # of every image
     sizes: Ints  # images in each group
     label: Ints  # the class that most images of a group have
     has: NDArray[np.bool_]  # [groups, classes]: whether it has an image that shows a class
     trains: NDArray[np.bool_]  # which groups are never held out
 
+    def named(self, members: Ints) -> pa.Array:
+        """The names of some groups."""
+        return self.names.take(pa.array(members))
+
     def of_class(self, index: int, name: str, least: int, into: str) -> Ints:
         """The groups that count as of a class and may be held out; others' images of it stay where their groups are."""
         count = int(self.has[:, index].sum())
         if 0 < count < least and not (self.has[:, index] & self.trains).any():
-            single = len(self.names[self.has[:, index]]) == 1
+            single = count == 1
             images = int(self.sizes[self.has[:, index]].sum())
             what = ("a single image" if images == 1 else "a single group of images") if single else f"{count} groups"
             raise UserError(
@@ -110,17 +118,21 @@ class _Groups:
 
 
 def _group(catalog: Catalog, groups: Sequence[str] | None, selected: Collection[str]) -> _Groups:
-    names = np.asarray(catalog.keys() if groups is None else groups, dtype=object)
-    labels = catalog.rarest()
-    found, group_of, sizes = np.unique(names, return_inverse=True, return_counts=True)
-    counts = np.zeros((len(found), len(catalog.classes)), dtype=np.int64)
+    keys = catalog.table["key"].combine_chunks()
+    found, group_of, labels = keys, np.arange(len(keys)), catalog.rarest()
+    if groups is not None:
+        named = pa.array(groups, pa.large_string()).dictionary_encode()
+        found, group_of = named.dictionary, named.indices.to_numpy()
+    sizes = np.bincount(group_of, minlength=len(found))
+    counts = np.zeros((len(found), len(catalog.classes)), dtype=np.int32)
     np.add.at(counts, (group_of, labels), 1)
     has, (rows, further) = counts > 0, catalog.further()
     has[group_of[rows], catalog.codes({name: index for index, name in enumerate(catalog.classes)})[rows]] = True
     has[group_of[rows], further] = True
     trains = np.zeros(len(found), bool)
     if selected:
-        trains[group_of[[place for place, key in enumerate(catalog.keys()) if key in selected]]] = True
+        chosen = pc.is_in(keys, value_set=pa.array([*selected], keys.type))
+        trains[group_of[chosen.to_numpy(zero_copy_only=False)]] = True
     return _Groups(found, group_of, sizes, counts.argmax(axis=1), has, trains)
 
 
@@ -128,7 +140,7 @@ def _divide(catalog: Catalog, held_out: NDArray[np.bool_]) -> tuple[Catalog, Cat
     return catalog.take(np.flatnonzero(~held_out)), catalog.take(np.flatnonzero(held_out))
 
 
-def _choose(names: NDArray[np.object_], sizes: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
+def _choose(names: pa.Array, sizes: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
     """Which groups of one class are held out; shape (groups,)."""
     chosen = np.zeros(len(names), dtype=bool)
     if len(names) < 2:
@@ -144,6 +156,9 @@ def _choose(names: NDArray[np.object_], sizes: Ints, fraction: float, seed: int)
     return chosen
 
 
-def _hashes(groups: NDArray[np.object_], seed: int) -> NDArray[np.uint64]:
-    digests = [blake2b(f"{seed}/{group}".encode(), digest_size=8).digest() for group in groups]
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+def _hashes(names: pa.Array, seed: int) -> NDArray[np.uint64]:
+    parts = []
+    for start in range(0, len(names), _TOGETHER):  # of which there are Python objects at one time
+        part = names[start : start + _TOGETHER].to_pylist()
+        parts.append(b"".join(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in part))
+    return np.frombuffer(b"".join(parts), dtype="<u8")

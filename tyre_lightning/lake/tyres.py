@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -35,6 +36,13 @@ class Shown:
         return tyres, np.array(
             [self.groups.get(key, tyre) for key, tyre in zip(keys, tyres, strict=True)], dtype=object
         )
+
+    def columns(self, keys: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """:meth:`names` of a column of keys, as columns; where nothing is known of any, that column itself, twice."""
+        if not self.tyres and not self.groups:
+            return keys, keys
+        tyres, groups = self.names(keys.to_pylist())
+        return pa.chunked_array([pa.array(tyres, keys.type)]), pa.chunked_array([pa.array(groups, keys.type)])
 
 
 def find_tyre(key: str, pattern: str | None) -> str | None:

@@ -22,6 +22,11 @@ class Averaging(WeightAveraging):
         super().__init__()
         self._decay = decay
 
+    @property
+    def state_key(self) -> str:
+        """As older versions' checkpoints have it."""
+        return WeightAveraging.__qualname__
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin on the device that is trained on; Lightning's own would be on the CPU, where the model comes from."""
         if stage == "fit":
