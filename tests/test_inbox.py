@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,7 +69,11 @@ def line(place: Path | str, held: Held, **options: Any) -> Iterator[Line]:
     models = Models("x", "sqlite:////dev/null/none.db")
     models.held = held
     with open_workers() as workers:
-        yield Line(Inbox(config, open_place(str(place), config.output, S3Config()), models, workers), models)
+        work = Inbox(config, open_place(str(place), config.output, S3Config()), models, workers)
+        try:
+            yield Line(work, models)
+        finally:
+            work.end()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -82,21 +85,19 @@ def times(folder: Path) -> Mapping[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("[!.]*.json")}
 
 
-def test_a_picture_gets_its_verdict_within_a_second(tmp_path: Path, held_alone: Held) -> None:
+def test_a_picture_gets_its_verdict_beside_it(tmp_path: Path, held_alone: Held) -> None:
     (tmp_path / "day" / "cam1").mkdir(parents=True)
     with line(tmp_path, held_alone) as work:
         work.steps(3)
         (tmp_path / "day" / "cam1" / "T1.jpg").write_bytes(JPEG)
         (tmp_path / "notes.txt").write_bytes(b"x")
-        begun = time.monotonic()
         work.until((verdict := tmp_path / "day" / "cam1" / "T1.jpg.json").exists)
-        took = time.monotonic() - begun
     row = read(verdict)
     assert row["key"] == row["tyre"] == f"{tmp_path.name}/day/cam1/T1.jpg" and row["error"] is None
     assert list(row) == ["key", "tyre", "class", "decision", "picture_decision", "reason", "novelty", "p_crack",
                          "p_good", "error", "model"]  # fmt: skip
     assert row["model"] == "models:/tyres/1"
-    assert [path.name for path in (tmp_path / "day" / "cam1").iterdir()] == ["T1.jpg", "T1.jpg.json"] or took
+    assert {path.name for path in (tmp_path / "day" / "cam1").iterdir()} == {"T1.jpg", "T1.jpg.json"}
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -138,7 +139,7 @@ def test_a_file_that_is_still_written_is_waited_for(
         (tmp_path / "cut.jpg").write_bytes(JPEG[:-200])
         (tmp_path / "empty.jpg").touch()
         work.until(lambda: len(times(tmp_path)) == 3)
-        assert "truncated" in read(tmp_path / "cut.jpg.json")["error"] or read(tmp_path / "cut.jpg.json")["error"]
+        assert read(tmp_path / "cut.jpg.json")["error"] and read(tmp_path / "cut.jpg.json")["class"] is None
         assert read(tmp_path / "empty.jpg.json")["error"] == "the file is empty"
 
 
@@ -170,11 +171,11 @@ def test_a_name_that_comes_back_is_a_new_picture(tmp_path: Path, held_alone: Hel
 def test_verdicts_may_go_elsewhere(tmp_path: Path, held: Held) -> None:
     (box := tmp_path / "box" / "a").mkdir(parents=True)
     (box / "T1_a.jpg").write_bytes(JPEG)
-    for _ in range(2):
+    for judged in (1, 0):
         with line(tmp_path / "box", held, output=str(tmp_path / "out"), wait=0.01) as work:
             work.until((tmp_path / "out" / "T1.tyre.json").exists)
             work.steps(3)
-            assert work.work.judged == (1 if _ == 0 else 0)
+            assert work.work.judged == judged
     assert [path.name for path in box.iterdir()] == ["T1_a.jpg"]
     assert (tmp_path / "out" / "a" / "T1_a.jpg.json").exists()
 
@@ -341,9 +342,8 @@ def test_a_store_that_is_away_is_asked_again(bucket: Path, held: Held, monkeypat
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("plant")
 def test_the_command_outlives_kills_and_ends_by_ctrl_c(
-    tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tmp_path: Path, plant: Plant  # noqa: F811
 ) -> None:  # fmt: skip
     """It is killed in the midst of many pictures, and started again; each has one verdict, which is whole."""
     (box := tmp_path / "box").mkdir()
@@ -402,4 +402,3 @@ def test_a_promoted_model_takes_over(tmp_path: Path, plant: Plant, monkeypatch: 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         open_place(str(tmp_path / "none"), None, S3Config())
-    assert SimpleNamespace()

@@ -50,7 +50,7 @@ def inspector(seed: int, pattern: str | None = r"^(T\d+)_") -> Inspector:
     chosen = preset(LITE)
     network = Network(LITE, 2, chosen.mean, chosen.std).eval()
     load_weights(network, LITE, "imagenet", S3Config())
-    torch.nn.init.normal_(network.head[-1].weight, std=0.3)
+    torch.nn.init.normal_(dict(network.named_parameters())["head.1.weight"], std=0.3)
     prep = Preprocessing.of(chosen, DataConfig(image_size=96))
     return Inspector(network, LITE, ["crack", "good"], prep, "good", group_pattern=pattern)
 

@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,11 @@ from tyre_lightning.model.inspector import decide_on_tyres, nothing_seen
 from tyre_lightning.progress import say
 from tyre_lightning.serving.models import Held, Models
 from tyre_lightning.serving.places import VERDICT, FolderPlace, S3Place, open_place
-from tyre_lightning.serving.tyres import Tyres
+from tyre_lightning.serving.tyres import Tyres, Waiting
 from tyre_lightning.tracking.asked import Row, look, open_workers, shown
 
 _RETRY_SECONDS = 1.0  # after which what a disk or a store did not take is tried again
+_READERS = 8  # threads that ask for what a run before has left
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def inbox(cfg: DictConfig) -> None:
                     work.step()
         finally:
             models.end()
+            work.end()
             workers.shutdown(cancel_futures=True)
     say(f"\n{work.judged} pictures got their verdicts")
 
@@ -79,6 +81,8 @@ class Inbox:
         self._tyres = Tyres(place, config.pictures, config.wait)
         self._queue = deque[str]()
         self._busy: dict[Future[Judged | None], str] = {}
+        self._readers = ThreadPoolExecutor(_READERS, "read")
+        self._opened: dict[Future[Waiting], tuple[str, list[str]]] = {}  # tyres of a run before, and their pictures
         self._later: list[tuple[float, Callable[[], object]]] = []
         self._most = 2 * (os.cpu_count() or 1)  # pictures that are read, written or looked at at a time
         self._told = ""
@@ -88,8 +92,7 @@ class Inbox:
         """Look once for what is new, and work until it is time to look again."""
         with self._patient():
             self._queue.extend(self._place.ready())
-        for path in self._place.take_done():
-            self._do(partial(self._tyres.restore, path, self._held))
+        self._recall()
         until = time.monotonic() + self._place.pause
         while (left := until - time.monotonic()) > 0:
             self._begin()
@@ -102,6 +105,26 @@ class Inbox:
                     log.info("%s: %s", said["tyre"], said["decision"])
             if not self._busy and not self._queue:
                 time.sleep(min(max(until - time.monotonic(), 0), 0.05))
+
+    def end(self) -> None:
+        """Ask for nothing any more."""
+        self._readers.shutdown(cancel_futures=True)
+
+    def _recall(self) -> None:
+        """Ask for the verdicts on the tyres of a run before, and go on with those that lack one."""
+        pattern, tyres = self._held.inspector.group_pattern, defaultdict[str, list[str]](list)
+        for path in self._place.take_done():
+            if (name := find_tyre(path, pattern)) is not None:
+                tyres[name].append(path)
+        for name, paths in tyres.items():
+            self._opened[self._readers.submit(self._tyres.open, name)] = name, paths
+        for future in [one for one in self._opened if one.done()]:
+            name, paths = self._opened.pop(future)
+            self._do(partial(self._resume, name, paths, future))
+
+    def _resume(self, name: str, paths: list[str], future: Future[Waiting]) -> None:
+        known = self._tyres.open(name) if future.exception() else future.result()
+        self._tyres.restore(name, known, paths, self._held)
 
     @property
     def _held(self) -> Held:

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 VERDICT = ".json"  # follows a picture's whole name
 SETTLED_SECONDS = 5.0  # that a file has not changed for, when it is said of it that it cannot be read
 _COARSE_SECONDS = 3.0  # within which a folder's time may not tell that something was added
-_SHARE = 0.2  # of the time, at most, goes into looking
+_PAUSE = 0.15  # seconds between two looks
+_SHARE = 0.25  # of the time, at most, goes into listing a folder
 _TAILS = 8  # folders of a bucket whose ends are looked at each time
 _ALL_SHARE = 0.2  # of the time, at most, goes into listing all of a bucket
 
@@ -98,6 +99,7 @@ class _Folder:
     known: set[str] = field(default_factory=set)
     time: int = -1  # of the last change, in ns
     since: float = 0.0  # when it was first seen with that
+    next: float = 0.0  # before which it is not listed again, so that listing takes no more than a share of the time
 
 
 class FolderPlace(Place):
@@ -110,7 +112,6 @@ class FolderPlace(Place):
     def __init__(self, store: FolderStore, target: Target) -> None:
         super().__init__(store, target)
         self._lock = threading.Lock()
-        self._took = 0.0  # seconds for the last look
         self._folders = {"": _Folder()}
         self._files: dict[str, _File] = {}  # of which a verdict is due
         self._given: dict[str, _File] = {}  # that are being looked at
@@ -118,8 +119,8 @@ class FolderPlace(Place):
 
     @property
     def pause(self) -> float:
-        """See :meth:`Place.pause`; so long that looking takes no more than a share of the time."""
-        return max(0.15, self._took / _SHARE)
+        """See :meth:`Place.pause`."""
+        return _PAUSE
 
     def ready(self) -> Iterator[str]:
         """See :meth:`Place.ready`."""
@@ -130,7 +131,6 @@ class FolderPlace(Place):
             found = [path for path, file in [*self._files.items()] if self._whole(path, file, begun)]
             found.sort(key=lambda path: self._files[path].stat[1])  # the oldest first
             self._given |= {path: self._files.pop(path) for path in found}
-        self._took = time.monotonic() - begun
         return iter(found)
 
     def counts(self, path: str, *, readable: bool) -> bool:
@@ -149,9 +149,10 @@ class FolderPlace(Place):
         folder, place = self._folders[path], os.path.join(self.store.root, path)
         try:
             changed = os.stat(place).st_mtime_ns
-            if changed == folder.time and now - folder.since > _COARSE_SECONDS:
+            if now < folder.next or (changed == folder.time and now - folder.since > _COARSE_SECONDS):
                 return
-            names = {*os.listdir(place)}
+            begun = time.monotonic()
+            names = os.listdir(place)
         except OSError as error:
             if not path:
                 raise UserError(f"cannot list '{place}': {error.strerror}") from error
@@ -159,10 +160,13 @@ class FolderPlace(Place):
             return
         if changed != folder.time:
             folder.time, folder.since = changed, now
-        first = not folder.known
-        folder.known &= names  # a name that comes back is a new picture
-        for name in names - folder.known:
-            self._take(path, folder, name, names if first else set())
+        first, new = not folder.known, [name for name in names if name not in folder.known]
+        if len(folder.known) > len(names) - len(new):
+            folder.known.intersection_update(names)  # a name that comes back is a new picture
+        old = {*names} if first else set[str]()
+        for name in new:
+            self._take(path, folder, name, old)
+        folder.next = now + (time.monotonic() - begun) / _SHARE
 
     def _take(self, path: str, folder: _Folder, name: str, old: set[str]) -> None:
         """Take note of a name, and of the verdicts among those that were there before."""

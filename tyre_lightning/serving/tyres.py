@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ _STRICTNESS = (None, "accept", "review", "reject")
 
 
 @dataclass
-class _Waiting:
+class Waiting:
     """What is known of a tyre until its verdict."""
 
     before: dict[str, Any] | None  # the verdict that it has
@@ -52,25 +52,45 @@ class Tyres:
 
     def __init__(self, place: Place, pictures: int | None, wait: float) -> None:
         self._place, self._pictures, self._wait = place, pictures, wait
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, Waiting] = {}
 
     def add(self, path: str, row: Row, held: Held) -> None:
         """Count one more picture, whose verdict is written."""
         if (name := find_tyre(path, held.inspector.group_pattern)) is None:
             return  # it is a tyre of its own, on which is decided
         if name not in self._waiting:
-            self._waiting[name] = self._open(name)
+            self._waiting[name] = self.open(name)
         one = self._waiting[name]
         one.rows[path], one.last = row, time.monotonic()
 
-    def restore(self, path: str, held: Held) -> None:
-        """Go on with a picture that a run before has judged, unless the verdict on its tyre knows of it."""
-        if (name := find_tyre(path, held.inspector.group_pattern)) is None:
-            return
-        one = self._waiting.get(name) or self._open(name)
-        if one.before is None or path not in one.before["pictures"]:
-            self._waiting[name] = one
-            one.rows[path], one.last = self._row(path, held), time.monotonic()
+    def restore(self, name: str, known: Waiting, paths: Iterable[str], held: Held) -> None:
+        """Go on with pictures that a run before has judged, unless the verdict on their tyre knows of them.
+
+        Args:
+            name: of the tyre.
+            known: what :meth:`open` gave of it.
+            paths: of the pictures.
+            held: the model in use.
+
+        Raises:
+            UserError: their rows cannot be read now.
+        """
+        told = known.before["pictures"] if known.before else ()
+        if missing := [path for path in paths if path not in told]:
+            one = self._waiting.setdefault(name, known)
+            one.rows |= {path: self._row(path, held) for path in missing}
+            one.last = time.monotonic()
+
+    def open(self, name: str) -> Waiting:
+        """A tyre with the last verdict that it has; where a file system takes T1 for t1, not that of the other.
+
+        Raises:
+            UserError: it cannot be read now.
+        """
+        found, number = None, 1
+        while (more := self._find(verdict_file(name, number))) is not None:
+            found, number = (more if more.get("tyre") == name else found), number + 1
+        return Waiting(found, number)
 
     def decide(self, held: Held) -> Iterator[dict[str, Any]]:
         """Write the verdicts that are due; gives them.
@@ -84,7 +104,7 @@ class Tyres:
                 yield self._write(name, one, held)
                 del self._waiting[name]
 
-    def _write(self, name: str, one: _Waiting, held: Held) -> dict[str, Any]:
+    def _write(self, name: str, one: Waiting, held: Held) -> dict[str, Any]:
         sighting = Sighting()
         for path in one.paths:
             sighting.add(held.inspector, self._of_version(path, one.rows.get(path), held))
@@ -114,13 +134,6 @@ class Tyres:
             return nothing_seen(error.reason) | about
         except UserError as error:  # it is gone
             return nothing_seen(str(error)) | about
-
-    def _open(self, name: str) -> _Waiting:
-        """A tyre with the last verdict that it has; where a file system takes T1 for t1, not that of the other."""
-        found, number = None, 1
-        while (more := self._find(verdict_file(name, number))) is not None:
-            found, number = (more if more.get("tyre") == name else found), number + 1
-        return _Waiting(found, number)
 
     def _find(self, path: str) -> dict[str, Any] | None:
         store = self._place.target.store()
