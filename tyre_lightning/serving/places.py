@@ -28,7 +28,8 @@ VERDICT = ".json"  # follows a picture's whole name
 SETTLED_SECONDS = 5.0  # that a file has not changed for, when it is said of it that it cannot be read
 _COARSE_SECONDS = 3.0  # within which a folder's time may not tell that something was added
 _PAUSE = 0.15  # seconds between two looks
-_SHARE = 0.25  # of the time, at most, goes into listing a folder
+_SHARE = 0.25  # of a core, at most, works at listing a folder
+_WALL_SHARE = 0.5  # of the time, at most, passes meanwhile: a folder may lie on another machine
 _TAILS = 8  # folders of a bucket whose ends are looked at each time
 _ALL_SHARE = 0.2  # of the time, at most, goes into listing all of a bucket
 
@@ -151,7 +152,7 @@ class FolderPlace(Place):
             changed = os.stat(place).st_mtime_ns
             if now < folder.next or (changed == folder.time and now - folder.since > _COARSE_SECONDS):
                 return
-            begun = time.monotonic()
+            begun = time.monotonic(), time.thread_time()
             names = os.listdir(place)
         except OSError as error:
             if not path:
@@ -166,7 +167,8 @@ class FolderPlace(Place):
         old = {*names} if first else set[str]()
         for name in new:
             self._take(path, folder, name, old)
-        folder.next = now + (time.monotonic() - begun) / _SHARE
+        wall, worked = time.monotonic() - begun[0], time.thread_time() - begun[1]
+        folder.next = now + max(worked / _SHARE, wall / _WALL_SHARE)
 
     def _take(self, path: str, folder: _Folder, name: str, old: set[str]) -> None:
         """Take note of a name, and of the verdicts among those that were there before."""

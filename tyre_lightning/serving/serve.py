@@ -118,8 +118,8 @@ def check_token(config: ServeConfig) -> str | None:
     token = given_token(TOKEN)
     if token is None and not (config.open or is_here(config.host)):
         raise UserError(
-            f"host={config.host} lets other machines ask: set {TOKEN} to what they must show (Authorization: Bearer "
-            "...), or give open=true where all who reach the address may ask"
+            f"host={config.host} lets other machines ask: set {TOKEN} to the bearer token that they must show, or give "
+            "open=true where all who reach the address may ask"
         )
     return token
 
