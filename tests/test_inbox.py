@@ -353,17 +353,23 @@ def test_the_command_outlives_kills_and_ends_by_ctrl_c(
     command = [sys.executable, "-m", "tyre_lightning.inbox", *options]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    @contextmanager
+    def start() -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        try:
+            yield process
+        finally:
+            process.kill()  # where the test has failed
+            process.communicate()
 
     with start() as first:
         while len(times(box)) < 20:
             assert first.poll() is None
             time.sleep(0.005)
         first.kill()
-        first.communicate()
+        first.wait()
     before = times(box)
     assert 20 <= len(before) < 160
     with start() as second:
