@@ -100,14 +100,20 @@ def time_calls(inspector: Inspector, images: Sequence[Tensor], files: Sequence[b
         print(f"{name}: {value:.1f} ms, {best['network, plain'] / value:.2f}")
 
 
+def free_port() -> int:
+    """A port at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
+
+
 @contextlib.contextmanager
 def server(inspector: Inspector, folder: Path) -> Iterator[str]:
     """``mlflow models serve``; gives the address."""
     inspector.save(folder / "inspector")
     _save_pyfunc(folder / "model", folder / "inspector", inspector)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve = ["mlflow", "models", "serve", "-m", str(folder / "model"), "--env-manager", "local", "-p", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(

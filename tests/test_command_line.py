@@ -150,6 +150,8 @@ MISTAKES = {
     "rates": (("queue=none.parquet",), "queue=none.parquet is no file"),
     "accept": (("from=none", "to=x"), "there is no folder 'none'"),
     "watch": (("input=x",), "model is not set"),
+    "serve": (("model=none.ckpt", "port=0"), "model=none.ckpt is neither"),
+    "inbox": (("model=x", "input=none"), "there is no folder 'none'"),
 }
 
 

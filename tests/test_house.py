@@ -12,7 +12,7 @@ import pytest
 import tyre_lightning
 
 PACKAGE = Path(tyre_lightning.__file__).parent
-ROOMS = ("lake", "decision", "data", "model", "evaluation", "audit", "tracking", "promote", "demo", "line")
+ROOMS = ("lake", "decision", "data", "model", "evaluation", "audit", "tracking", "promote", "demo", "line", "serving")
 
 
 def modules() -> dict[str, Path]:

@@ -32,6 +32,8 @@ MISTAKES = {
     "rates": ("confidence=1", "confidence=1.0 must be between 0 and 1"),
     "accept": ("val=2", "from is not set: give from=... of the version before"),
     "watch": ("tyres=1", "model is not set: give model=... and input=..."),
+    "serve": ("queue=0", "model is not set: give model=models:/NAME@ALIAS"),
+    "inbox": ("model=x", "input is not set: give model=... and input=..."),
 }
 
 

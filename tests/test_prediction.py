@@ -274,7 +274,7 @@ def test_the_served_model_answers_with_predict_s_numbers(trained: Trained, tmp_p
 def test_a_served_model_refuses_a_file_that_is_too_large(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow.set_tracking_uri(trained.tracking_uri)
     served = mlflow.pyfunc.load_model(trained.model).unwrap_python_model()
-    monkeypatch.setitem(type(served)._row.__globals__, "_LARGEST", 100)
+    monkeypatch.setattr("tyre_lightning.tracking.asked.LARGEST", 100)
     table = served.predict(None, pd.DataFrame({"image": [b"x" * 101, b"x"]}))
     assert list(table["error"]) == ["101 bytes are more than the 100 that a file may have", "it is not an image file"]
 

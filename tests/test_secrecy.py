@@ -205,8 +205,10 @@ COMMANDS = {
     "rates": ["-m", "tyre_lightning.rates", "confidence=1"],
     "accept": ["-m", "tyre_lightning.accept", "val=2"],
     "watch": ["-m", "tyre_lightning.watch", "batch_size=0"],
+    "serve": ["-m", "tyre_lightning.serve", "port=-1"],
+    "inbox": ["-m", "tyre_lightning.inbox", "wait=0"],
 }
-LEAVE_NOTHING = ("export", "resend", "select", "review", "rates", "accept")
+LEAVE_NOTHING = ("export", "resend", "select", "review", "rates", "accept", "serve", "inbox")
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

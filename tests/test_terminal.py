@@ -34,7 +34,8 @@ from tyre_lightning.telling import near
 from tyre_lightning.tracking.leaderboard import table
 
 UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
-WITHOUT_FILES = ("export", "resend", "select", "review", "rates", "accept")  # verbs that leave nothing of their own
+# Verbs that leave nothing of their own.
+WITHOUT_FILES = ("export", "resend", "select", "review", "rates", "accept", "serve", "inbox")
 OURS, THEIRS = "tyre_lightning.training", "lightning.pytorch"
 
 

@@ -29,6 +29,7 @@ from tyre_lightning.config import (
     AcceptConfig,
     AuditConfig,
     ExportConfig,
+    InboxConfig,
     PredictConfig,
     PromoteConfig,
     RatesConfig,
@@ -36,11 +37,13 @@ from tyre_lightning.config import (
     ResendConfig,
     ReviewConfig,
     SelectConfig,
+    ServeConfig,
     TrainConfig,
     WatchConfig,
     to_accept_config,
     to_audit_config,
     to_export_config,
+    to_inbox_config,
     to_predict_config,
     to_promote_config,
     to_rates_config,
@@ -48,6 +51,7 @@ from tyre_lightning.config import (
     to_resend_config,
     to_review_config,
     to_select_config,
+    to_serve_config,
     to_train_config,
     to_watch_config,
     unknown_key,
@@ -72,6 +76,8 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
     RatesConfig: to_rates_config,
     AcceptConfig: to_accept_config,
     WatchConfig: to_watch_config,
+    ServeConfig: to_serve_config,
+    InboxConfig: to_inbox_config,
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders

@@ -179,6 +179,22 @@ def _watch(cfg: DictConfig) -> None:
         sys.exit(ALARM)
 
 
+def _serve(cfg: DictConfig) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see _predict
+    with loading():
+        from tyre_lightning.serving.serve import serve
+
+    serve(cfg)
+
+
+def _inbox(cfg: DictConfig) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see _predict
+    with loading():
+        from tyre_lightning.serving.inbox import inbox
+
+    inbox(cfg)
+
+
 COMMANDS = {
     "train": Command(
         _train,
@@ -298,5 +314,25 @@ COMMANDS = {
             ),
         ),
         words={"accept": "accept=true"},
+    ),
+    "serve": Command(
+        _serve,
+        Usage(
+            "answer requests by HTTP, under load, and follow the champion",
+            (
+                "serve model=models:/tyre-defects@champion",
+                "serve model=models:/tyre-defects@champion host=0.0.0.0 port=8080",
+            ),
+        ),
+    ),
+    "inbox": Command(
+        _inbox,
+        Usage(
+            "give each picture that a camera puts into a folder its verdict",
+            (
+                "inbox model=models:/tyre-defects@champion input=/line/camera",
+                "inbox model=models:/tyre-defects@champion input=s3://line/camera pictures=4 wait=5",
+            ),
+        ),
     ),
 }

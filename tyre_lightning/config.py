@@ -349,6 +349,31 @@ class ExportConfig:
 
 
 @dataclass
+class ServeConfig:
+    """``python -m tyre_lightning.serve``."""
+
+    model: str | None = None  # models:/NAME@ALIAS, which is followed, or any that predict.py takes
+    host: str = "127.0.0.1"  # the address to listen at; 0.0.0.0: all of this machine, and a token is needed
+    port: int = 8080  # 0: any that is free
+    open: bool = False  # whoever reaches the address may ask, without a token
+    queue: int | None = None  # pictures that may wait, before more are refused; null: 512 a core
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+
+
+@dataclass
+class InboxConfig:
+    """``python -m tyre_lightning.inbox``."""
+
+    model: str | None = None  # models:/NAME@ALIAS, which is followed, or any that predict.py takes
+    input: str | None = None  # where a camera puts its pictures: a folder, or s3://bucket/prefix
+    output: str | None = None  # another folder, or s3://bucket/prefix, for the verdicts; null: beside the pictures
+    pictures: int | None = None  # of a tyre, on which is decided as soon as they are there; null: it is not known
+    wait: float = 10.0  # seconds after a tyre's last picture, when no more of it is expected
+    tracking_uri: str = DEFAULT_TRACKING_URI  # a server's address, or a database's
+    s3: S3Config = field(default_factory=S3Config)
+
+
+@dataclass
 class RecalibrateConfig:
     """``python -m tyre_lightning.recalibrate``."""
 
@@ -503,6 +528,8 @@ SCHEMAS: dict[str, type] = {
     "rates": RatesConfig,
     "accept": AcceptConfig,
     "watch": WatchConfig,
+    "serve": ServeConfig,
+    "inbox": InboxConfig,
 }
 
 
@@ -636,6 +663,29 @@ def to_export_config(cfg: Any) -> ExportConfig:
     if not config.model:
         raise UserError("model is not set: give model=models:/NAME/VERSION, a checkpoint or a saved folder")
     _check_place("output", config.output)
+    return config
+
+
+def to_serve_config(cfg: Any) -> ServeConfig:
+    """Like :func:`to_train_config`, for the server of a model."""
+    config = _typed(cfg)
+    assert isinstance(config, ServeConfig)
+    if not config.model:
+        raise UserError("model is not set: give model=models:/NAME@ALIAS, or another that predict.py takes")
+    _require("port", config.port, 0 <= config.port <= 65535, "from 0 to 65535")
+    _require("queue", config.queue, config.queue is None or config.queue >= 1, "at least 1")
+    return config
+
+
+def to_inbox_config(cfg: Any) -> InboxConfig:
+    """Like :func:`to_train_config`, for the folder of a camera."""
+    config = _typed(cfg)
+    assert isinstance(config, InboxConfig)
+    for key in ("model", "input"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is not set: give model=... and input=...")
+    _require("pictures", config.pictures, config.pictures is None or config.pictures >= 1, "at least 1")
+    _require("wait", config.wait, 0 < config.wait < math.inf, "more than 0")
     return config
 
 

@@ -119,6 +119,18 @@ class S3Store(Store):
         with self._explained("write", self._parent + key):
             self._connection().client.put_object(Bucket=self._bucket, Key=self._parent + key, Body=data)
 
+    def list_after(self, prefix: str, last: str) -> Iterator[Entry]:
+        """What :meth:`list` gives of a folder beyond a key, which need not be there; nothing before it is asked for.
+
+        Raises:
+            UserError: as for :meth:`list`.
+        """
+        folder = self._base + as_folder(prefix)
+        with self._explained("list", folder):
+            for page in self._pages(folder, self._parent + last):
+                for entry in page.entries():
+                    yield Entry(entry.key.removeprefix(self._parent), entry.size, entry.etag)
+
     def copy_from(self, other: S3Store, entry: Entry, to: str) -> None:
         """Have the service copy another bucket's or prefix's object, as it was listed there, to ``to`` here.
 

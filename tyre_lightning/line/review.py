@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 from urllib.parse import quote
 
-import uvicorn
 from omegaconf import DictConfig
 
 from tyre_lightning.config import ReviewConfig, to_review_config
@@ -19,15 +17,15 @@ from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.line.answers import latest, open_sink
 from tyre_lightning.line.desk import Desk
+from tyre_lightning.line.listening import Server, given_token, is_here, listen
 from tyre_lightning.line.looks import Looks
 from tyre_lightning.line.queue import Queue
-from tyre_lightning.line.server import Door, Guard, is_here, make_app
+from tyre_lightning.line.server import Door, Guard, make_app
 from tyre_lightning.line.tools import export_tasks, import_answers
 from tyre_lightning.names import terminal_text
 from tyre_lightning.progress import say
 
 TOKEN = "TYRE_REVIEW_TOKEN"  # the environment variable that may hold one
-_SHORTEST = 16  # characters of a token
 _GRACE = 3  # seconds for what is being answered when the server ends
 
 
@@ -48,7 +46,7 @@ def review(cfg: DictConfig) -> None:
 
 
 def _serve(config: ReviewConfig, queue: Queue) -> None:
-    with _listening(config) as listening:
+    with listen(config.host, config.port) as listening:
         port = listening.getsockname()[1]
         desk, door, app = prepare(config, queue, port)
 
@@ -59,24 +57,10 @@ def _serve(config: ReviewConfig, queue: Queue) -> None:
             print(terminal_text(f"open {_address(config, port, door)}  (Ctrl-C ends it)"), flush=True)
 
         with suppress(KeyboardInterrupt):  # by which uvicorn, once it has ended in good order, says why
-            _Server(app, tell).run(sockets=[listening])
+            Server(app, tell, _GRACE).run(sockets=[listening])
     found = desk.progress()
     left = found.total - found.done
     say(f"\n{left} of {found.total} tyres are left" + ("; to go on, give the same command again" if left else ""))
-
-
-class _Server(uvicorn.Server):
-    """Tells something once requests are answered, and Ctrl-C is heeded."""
-
-    def __init__(self, app: Guard, tell: Callable[[], None]) -> None:
-        options: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False, "lifespan": "off"}
-        super().__init__(uvicorn.Config(app, **options, server_header=False, timeout_graceful_shutdown=_GRACE))
-        self._tell = tell
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        await super().startup(sockets)
-        self._tell()
 
 
 def prepare(config: ReviewConfig, queue: Queue, port: int) -> tuple[Desk, Door, Guard]:
@@ -118,25 +102,8 @@ def _root(queue: Queue, config: ReviewConfig) -> str:
 
 def _token(config: ReviewConfig) -> str | None:
     """What a browser must show; none where only this machine can ask, and no proxy for others, unless it is set."""
-    given = os.environ.get(TOKEN)
-    if given is not None and len(given) < _SHORTEST:
-        raise UserError(f"{TOKEN} has fewer than {_SHORTEST} characters: set a longer one, or none")
-    return given or (None if is_here(config.host) and config.name is None else secrets.token_urlsafe(32))
-
-
-def _listening(config: ReviewConfig) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        server = socket.create_server((config.host, config.port), family=family, backlog=128)
-    except OSError as error:
-        why = str(error.strerror).partition(" (while")[0]  # the address follows, once more
-        raise UserError(
-            f"cannot listen at {config.host}, port {config.port}: {why}: give another port=... or host=..."
-        ) from error
-    server.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # else an answer waits 40 ms for the last one's receipt
-    return server
+    alone = is_here(config.host) and config.name is None
+    return given_token(TOKEN) or (None if alone else secrets.token_urlsafe(32))
 
 
 def _address(config: ReviewConfig, port: int, door: Door) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
 import socket
 from base64 import b64encode
@@ -22,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.line.desk import Desk, Refused, Seat
+from tyre_lightning.line.listening import is_here, is_ip
 from tyre_lightning.line.looks import Looks, Shown
 from tyre_lightning.names import one_form
 from tyre_lightning.templates import template
@@ -86,7 +86,7 @@ class Door:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        return name in self.names or (self.anywhere and _is_ip(name))
+        return name in self.names or (self.anywhere and is_ip(name))
 
     def fault(self, request: Request) -> tuple[int, str] | None:
         """Why a request is refused: a status and a sentence; None where it is not."""
@@ -306,16 +306,3 @@ def _body_fault(request: Request) -> tuple[int, str] | None:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         return 415, "the body must be application/json"
     return None
-
-
-def is_here(address: str) -> bool:
-    """Whether only this machine can reach an address."""
-    return address == "localhost" or (_is_ip(address) and ipaddress.ip_address(address).is_loopback)
-
-
-def _is_ip(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

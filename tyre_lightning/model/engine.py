@@ -32,6 +32,8 @@ class Engine:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        # Threads that spin while they wait for the next layer take the cores from decoding, and from other pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: Any = onnxruntime.InferenceSession(
             to_onnx(network, size), options, providers=["CPUExecutionProvider"]
         )

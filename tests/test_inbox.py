@@ -1,0 +1,410 @@
+"""``tyre inbox``: each picture that a camera puts down gets its verdict, once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.conftest import PROJECT, Trained
+from tests.images import encode, picture
+from tests.test_serve import Plant, inspector, plant  # noqa: F401 (a fixture)
+from tyre_lightning.config import InboxConfig, S3Config, config_folder, register_schemas
+from tyre_lightning.errors import StoreUnavailable, Unwritable, UserError
+from tyre_lightning.lake.writing import FolderTarget
+from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.serving import models as models_module
+from tyre_lightning.serving import places
+from tyre_lightning.serving.inbox import Inbox
+from tyre_lightning.serving.models import Held, Models
+from tyre_lightning.serving.places import FolderPlace, S3Place, open_place
+from tyre_lightning.tracking.asked import open_workers, warmed
+
+JPEG = encode(picture(0), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def held() -> Held:
+    return Held(warmed(inspector(1)), "models:/tyres/1")
+
+
+@pytest.fixture(scope="module")
+def held_alone() -> Held:
+    return Held(warmed(inspector(1, None)), "models:/tyres/1")
+
+
+@dataclass
+class Line:
+    """A camera's place, and what works on it in this thread."""
+
+    work: Inbox
+    models: Models
+
+    def until(self, holds: Callable[[], object], seconds: float = 60) -> None:
+        """Work until something holds; fails where it does not come to."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end
+            self.work.step()
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.work.step()
+
+
+@contextmanager
+def line(place: Path | str, held: Held, **options: Any) -> Iterator[Line]:
+    config = InboxConfig(model="x", input=str(place), **options)
+    models = Models("x", "sqlite:////dev/null/none.db")
+    models.held = held
+    with open_workers() as workers:
+        work = Inbox(config, open_place(str(place), config.output, S3Config()), models, workers)
+        try:
+            yield Line(work, models)
+        finally:
+            work.end()
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def times(folder: Path) -> Mapping[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("[!.]*.json")}
+
+
+def test_a_picture_gets_its_verdict_beside_it(tmp_path: Path, held_alone: Held) -> None:
+    (tmp_path / "day" / "cam1").mkdir(parents=True)
+    with line(tmp_path, held_alone) as work:
+        work.steps(3)
+        (tmp_path / "day" / "cam1" / "T1.jpg").write_bytes(JPEG)
+        (tmp_path / "notes.txt").write_bytes(b"x")
+        work.until((verdict := tmp_path / "day" / "cam1" / "T1.jpg.json").exists)
+    row = read(verdict)
+    assert row["key"] == row["tyre"] == f"{tmp_path.name}/day/cam1/T1.jpg" and row["error"] is None
+    assert list(row) == ["key", "tyre", "class", "decision", "picture_decision", "reason", "novelty", "p_crack",
+                         "p_good", "error", "model"]  # fmt: skip
+    assert row["model"] == "models:/tyres/1"
+    assert {path.name for path in (tmp_path / "day" / "cam1").iterdir()} == {"T1.jpg", "T1.jpg.json"}
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_its_verdict_is_predict_s(trained: Trained, tmp_path: Path) -> None:
+    from tyre_lightning.prediction import predict
+
+    register_schemas()
+    images = sorted((trained.local / "test").rglob("*.jpg"))[::5]
+    (tmp_path / "box").mkdir()
+    for number, image in enumerate(images):
+        (tmp_path / "box" / f"{number}.jpg").write_bytes(image.read_bytes())
+    (tmp_path / "box" / "bad.jpg").write_bytes(b"<html>")
+    output, uri = tmp_path / "rows.jsonl", f"tracking_uri={trained.tracking_uri}"
+    with initialize_config_dir(str(config_folder("predict")), version_base="1.3"):
+        options = [f"model={trained.model}", f"input={tmp_path}/box", f"output={output}", uri, "accelerator=cpu"]
+        predict(compose("predict", overrides=options))
+    expected = {row["key"]: row for row in map(json.loads, output.read_text().splitlines())}
+    models = Models(trained.model, trained.tracking_uri)
+    with line(tmp_path / "box", models.load()) as work:
+        work.until(lambda: len(times(tmp_path)) == len(expected))
+    found = [read(path) for path in (tmp_path / "box").glob("*.json")]
+    assert all(row.pop("model") == trained.model for row in found)
+    assert {row["key"]: row for row in found} == expected
+
+
+def test_a_file_that_is_still_written_is_waited_for(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SETTLED_SECONDS", 1.5)
+    with line(tmp_path, held_alone) as work, (tmp_path / "slow.jpg").open("wb", 0) as file:
+        begun = time.monotonic()
+        file.write(JPEG[: len(JPEG) // 2])
+        while time.monotonic() < begun + 0.8:  # in which a picture would have its verdict
+            work.steps(1)
+        assert not times(tmp_path)
+        file.write(JPEG[len(JPEG) // 2 :])
+        work.until((verdict := tmp_path / "slow.jpg.json").exists)
+        assert read(verdict)["error"] is None
+        (tmp_path / "cut.jpg").write_bytes(JPEG[:-200])
+        (tmp_path / "empty.jpg").touch()
+        work.until(lambda: len(times(tmp_path)) == 3)
+        assert read(tmp_path / "cut.jpg.json")["error"] and read(tmp_path / "cut.jpg.json")["class"] is None
+        assert read(tmp_path / "empty.jpg.json")["error"] == "the file is empty"
+
+
+def test_a_picture_that_changes_while_it_is_looked_at_is_looked_at_again(tmp_path: Path, held: Held) -> None:
+    place = open_place(str(tmp_path), None, S3Config())
+    assert isinstance(place, FolderPlace)
+    (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+    while not [*place.ready()]:
+        pass
+    (tmp_path / "T1_a.jpg").write_bytes(JPEG + b"more")
+    assert not place.counts("T1_a.jpg", readable=True)
+    found: list[str] = []
+    while not found:
+        found = [*place.ready()]
+    assert found == ["T1_a.jpg"] and place.counts("T1_a.jpg", readable=True)
+
+
+def test_a_name_that_comes_back_is_a_new_picture(tmp_path: Path, held_alone: Held) -> None:
+    with line(tmp_path, held_alone) as work:
+        (tmp_path / "1.jpg").write_bytes(JPEG)
+        work.until((verdict := tmp_path / "1.jpg.json").exists)
+        before = read(verdict)["p_good"]
+        (tmp_path / "1.jpg").rename(tmp_path / "elsewhere")
+        work.steps(2)
+        (tmp_path / "1.jpg").write_bytes(encode(picture(9), "JPEG"))
+        work.until(lambda: read(verdict)["p_good"] != before)
+
+
+def test_verdicts_may_go_elsewhere(tmp_path: Path, held: Held) -> None:
+    (box := tmp_path / "box" / "a").mkdir(parents=True)
+    (box / "T1_a.jpg").write_bytes(JPEG)
+    for judged in (1, 0):
+        with line(tmp_path / "box", held, output=str(tmp_path / "out"), wait=0.01) as work:
+            work.until((tmp_path / "out" / "T1.tyre.json").exists)
+            work.steps(3)
+            assert work.work.judged == judged
+    assert [path.name for path in box.iterdir()] == ["T1_a.jpg"]
+    assert (tmp_path / "out" / "a" / "T1_a.jpg.json").exists()
+
+
+def test_a_tyre_s_verdict_comes_with_its_last_picture_or_after_a_while(tmp_path: Path, held: Held) -> None:
+    with line(tmp_path, held, pictures=2, wait=60) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+        work.steps(2)
+        assert not (tmp_path / "T1.tyre.json").exists()
+        assert read(tmp_path / "T1_a.jpg.json")["decision"] is None
+        (tmp_path / "T1_b.jpg").write_bytes(encode(picture(1), "JPEG"))
+        work.until((tmp_path / "T1.tyre.json").exists)
+    said = read(tmp_path / "T1.tyre.json")
+    assert said["tyre"] == "T1" and said["n_pictures"] == 2 and said["pictures"] == ["T1_a.jpg", "T1_b.jpg"]
+    assert said["p_defective"] == max(1 - read(tmp_path / f"T1_{view}.jpg.json")["p_good"] for view in "ab")
+    with line(tmp_path, held, wait=0.3) as work:
+        (tmp_path / "T2_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T2.tyre.json").exists)
+
+
+def test_a_tyre_of_many_folders_is_one_and_its_name_is_safe(tmp_path: Path) -> None:
+    held = Held(warmed(inspector(1, "^(.*)_")), "m")
+    for cam in "ab":
+        (tmp_path / cam).mkdir()
+        (tmp_path / cam / f"x..\\T:1_{cam}.jpg").write_bytes(JPEG)
+    with line(tmp_path, held, pictures=2) as work:
+        work.until(lambda: len(times(tmp_path)) == 3)
+    (verdict,) = tmp_path.glob("*.tyre.json")
+    assert read(verdict)["tyre"] == "x..\\T:1" and len(read(verdict)["pictures"]) == 2
+
+
+class _Strict(Inspector):
+    """Says what it is told to."""
+
+    said = "accept"
+
+    def verdict(self, sighting: Any) -> Any:
+        from tyre_lightning.model.inspector import Verdict
+
+        return Verdict(self.said, None)
+
+
+def test_a_late_picture_makes_a_verdict_no_less_strict(tmp_path: Path, held: Held) -> None:
+    strict = _Strict(**{item.name: getattr(held.inspector, item.name) for item in fields(held.inspector)})
+    own = Held(strict, "models:/tyres/1")
+    for number, (said, expected) in enumerate([("review", "review"), ("accept", "review"), ("reject", "reject")], 1):
+        strict.said = said
+        with line(tmp_path, own, wait=0.1) as work:
+            (tmp_path / f"T1_{number}.jpg").write_bytes(encode(picture(number), "JPEG"))
+            name = "T1.tyre.json" if number == 1 else f"T1.tyre-{number}.json"
+            work.until((tmp_path / name).exists)
+        found = read(tmp_path / name)
+        assert (found["decision"], found["verdict"], found["n_pictures"]) == (expected, number, number)
+
+
+def test_what_a_killed_run_has_done_is_not_done_again(tmp_path: Path, held: Held) -> None:
+    """Of one tyre the second picture's verdict was written, and not the tyre's; another was judged and told."""
+    with line(tmp_path, held, pictures=1) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1.tyre.json").exists)
+    with line(tmp_path, held, wait=600) as work:
+        for name in ("T1_b", "T2_a"):
+            (tmp_path / f"{name}.jpg").write_bytes(JPEG)
+            work.until((tmp_path / f"{name}.jpg.json").exists)
+    before = times(tmp_path)
+    with line(tmp_path, held, wait=0.1) as work:
+        work.until((tmp_path / "T1.tyre-2.json").exists)
+        work.until((tmp_path / "T2.tyre.json").exists)
+        work.steps(3)
+        assert work.work.judged == 0
+    assert {path: time for path, time in times(tmp_path).items() if path in before} == before
+    assert len(times(tmp_path)) == len(before) + 2
+
+
+def test_a_tyre_s_verdict_is_of_one_version(tmp_path: Path, held: Held) -> None:
+    other = Held(warmed(inspector(2)), "models:/tyres/2")
+    with line(tmp_path, held, pictures=2) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+        work.models.held = other
+        (tmp_path / "T1_b.jpg").write_bytes(JPEG)  # the same picture
+        work.until((tmp_path / "T1.tyre.json").exists)
+    said, second = read(tmp_path / "T1.tyre.json"), read(tmp_path / "T1_b.jpg.json")
+    assert read(tmp_path / "T1_a.jpg.json")["model"] == "models:/tyres/1"
+    assert said["model"] == second["model"] == "models:/tyres/2"
+    assert said["p_defective"] == 1 - second["p_good"]
+
+
+def test_a_disk_that_is_full_is_tried_again(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, full = FolderTarget.put, [True]
+
+    def put(target: FolderTarget, path: str, data: bytes) -> None:
+        if full[0]:
+            raise Unwritable("cannot write: the disk is full")
+        real(target, path, data)
+
+    monkeypatch.setattr(FolderTarget, "put", put)
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    with line(tmp_path, held_alone) as work:
+        work.until(lambda: caplog.records)
+        full[0] = False
+        work.until((tmp_path / "1.jpg.json").exists)
+    assert [record.getMessage() for record in caplog.records] == ["cannot write: the disk is full; trying again"]
+
+
+def test_a_bucket_is_an_inbox_too(bucket: Path, held: Held) -> None:
+    for name in ("a/T0_a.jpg", "b/T0_b.jpg"):
+        (bucket / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (bucket / "in" / name).write_bytes(JPEG)
+    with line(f"s3://{bucket.name}/in", held, pictures=2) as work:
+        work.until((bucket / "in" / "T0.tyre.json").exists)
+        for name in ("b/T1_a.jpg", "a/T1_b.jpg", "c/T2_a.jpg", "c/T2_b.jpg"):  # also before what was last
+            (bucket / "in" / name).parent.mkdir(exist_ok=True)
+            (bucket / "in" / name).write_bytes(JPEG)
+        work.until((bucket / "in" / "T1.tyre.json").exists)
+        work.until((bucket / "in" / "T2.tyre.json").exists)
+        (bucket / "in" / "0.jpg").write_bytes(b"<html>")  # of no tyre, and before all others: by the whole listing
+        work.until((bucket / "in" / "0.jpg.json").exists)
+    before = times(bucket)
+    assert len(before) == 7 + 3
+    with line(f"s3://{bucket.name}/in", held, wait=0.1) as work:
+        work.steps(5)
+        assert work.work.judged == 0
+    assert times(bucket) == before
+
+
+def test_a_bucket_s_new_end_is_found_by_one_request(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        (bucket / f"{number:03}.jpg").write_bytes(JPEG)
+    place = open_place(f"s3://{bucket.name}", None, S3Config())
+    assert isinstance(place, S3Place) and len([*place.ready()]) == 30
+    asked: list[dict[str, str]] = []
+    real = place._store._answers
+
+    def answers(folder: str, **options: str) -> Any:
+        asked.append(options)
+        return real(folder, **options)
+
+    monkeypatch.setattr(place._store, "_answers", answers)
+    (bucket / "030.jpg").write_bytes(JPEG)
+    assert [*place.ready()] == ["030.jpg"]
+    assert [one for one in asked if one] == [{"StartAfter": "029.jpg"}]
+
+
+def test_a_store_that_is_away_is_asked_again(bucket: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    with line(f"s3://{bucket.name}", held) as work:
+        place, left = work.work._place, [3]
+        real = place.read
+
+        def away(path: str) -> bytes:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise StoreUnavailable("the endpoint does not answer")
+            return real(path)
+
+        monkeypatch.setattr(place, "read", away)
+        monkeypatch.setattr("tyre_lightning.serving.inbox._RETRY_SECONDS", 0.05)
+        (bucket / "x.jpg").write_bytes(JPEG)
+        work.until((bucket / "x.jpg.json").exists)
+        assert left[0] < 0
+
+
+@pytest.mark.long
+def test_the_command_outlives_kills_and_ends_by_ctrl_c(
+    tmp_path: Path, plant: Plant  # noqa: F811
+) -> None:  # fmt: skip
+    """It is killed in the midst of many pictures, and started again; each has one verdict, which is whole."""
+    (box := tmp_path / "box").mkdir()
+    for number in range(120):
+        (box / f"T{number // 3}_{number}.jpg").write_bytes(encode(picture(number), "JPEG"))
+    options = [f"input={box}", "pictures=3", f"tracking_uri={plant.uri}", "model=models:/tyres@champion"]
+    command = [sys.executable, "-m", "tyre_lightning.inbox", *options]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+
+    @contextmanager
+    def start() -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            yield process
+        finally:
+            process.kill()  # where the test has failed
+            process.communicate()
+
+    with start() as first:
+        while len(times(box)) < 20:
+            assert first.poll() is None
+            time.sleep(0.005)
+        first.kill()
+        first.wait()
+    before = times(box)
+    assert 20 <= len(before) < 160
+    with start() as second:
+        while len(times(box)) < 160:
+            assert second.poll() is None
+            time.sleep(0.05)
+        second.send_signal(signal.SIGINT)
+        said, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    after = times(box)
+    assert {path: after[path] for path in before} == before
+    rows = [read(path) for path in box.glob("*.jpg.json")]
+    assert len(rows) == 120 and all(row["error"] is None for row in rows)
+    assert all(len(read(path)["pictures"]) == 3 for path in box.glob("*.tyre.json"))
+    assert f"{120 - sum('.jpg.json' in path for path in before)} pictures got their verdicts" in said
+
+
+def test_a_promoted_model_takes_over(tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(models_module, "POLL_SECONDS", 0.05)
+    plant.promote(1)
+    models = Models("models:/tyres@champion", plant.uri)
+    with line(tmp_path, models.load()) as work:
+        work.work._models = models
+        models.follow()
+        plant.promote(2)
+        number = 0
+        while number == 0 or read(tmp_path / f"T{number}_a.jpg.json")["model"] != "models:/tyres/2":
+            number += 1
+            (tmp_path / f"T{number}_a.jpg").write_bytes(JPEG)
+            work.until((tmp_path / f"T{number}_a.jpg.json").exists)
+            assert number < 100
+        models.end()
+    plant.promote(1)
+
+
+def test_a_place_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        open_place(str(tmp_path / "none"), None, S3Config())

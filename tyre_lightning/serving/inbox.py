@@ -1,0 +1,205 @@
+"""The inbox, top to bottom: find what is new, look at it, write its verdict beside it, and decide on tyres."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from omegaconf import DictConfig
+
+from tyre_lightning.config import InboxConfig, to_inbox_config
+from tyre_lightning.errors import StoreUnavailable, UnreadableImage, UserError
+from tyre_lightning.lake.tyres import find_tyre, tyre_of
+from tyre_lightning.memory import memory_errors
+from tyre_lightning.model.inspector import decide_on_tyres, nothing_seen
+from tyre_lightning.progress import say
+from tyre_lightning.serving.models import Held, Models
+from tyre_lightning.serving.places import VERDICT, FolderPlace, S3Place, open_place
+from tyre_lightning.serving.tyres import Tyres, Waiting
+from tyre_lightning.tracking.asked import Row, look, open_workers, shown
+
+_RETRY_SECONDS = 1.0  # after which what a disk or a store did not take is tried again
+_READERS = 8  # threads that ask for what a run before has left
+
+log = logging.getLogger(__name__)
+
+
+@memory_errors("number of pictures at a time, by OMP_NUM_THREADS")
+def inbox(cfg: DictConfig) -> None:
+    """Give each picture of a place its verdict, once, until Ctrl-C.
+
+    Raises:
+        UserError: the model or the place cannot be used.
+    """
+    config = to_inbox_config(cfg)
+    place = open_place(str(config.input), config.output, config.s3)
+    models = Models(str(config.model), config.tracking_uri)
+    held = models.load()
+    models.follow()
+    say(f"{held.name} looks at what comes to {place.store.root}; verdicts go to {place.target.root}  (Ctrl-C ends it)")
+    with open_workers() as workers:
+        work = Inbox(config, place, models, workers)
+        try:
+            with suppress(KeyboardInterrupt):
+                while True:
+                    work.step()
+        finally:
+            models.end()
+            work.end()
+            workers.shutdown(cancel_futures=True)
+    say(f"\n{work.judged} pictures got their verdicts")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A picture that has its verdict, by which model."""
+
+    row: Row
+    held: Held
+
+
+class Inbox:
+    """What is to be done, and what is being done.
+
+    Args:
+        config: of the verb.
+        place: of the pictures.
+        models: the model in use.
+        workers: threads that look at pictures.
+    """
+
+    def __init__(self, config: InboxConfig, place: FolderPlace | S3Place, models: Models, workers: Executor) -> None:
+        self._place, self._models, self._workers = place, models, workers
+        self._tyres = Tyres(place, config.pictures, config.wait)
+        self._queue = deque[str]()
+        self._busy: dict[Future[Judged | None], str] = {}
+        self._readers = ThreadPoolExecutor(_READERS, "read")
+        self._opened: dict[Future[Waiting], tuple[str, list[str]]] = {}  # tyres of a run before, and their pictures
+        self._later: list[tuple[float, Callable[[], object]]] = []
+        self._most = 2 * (os.cpu_count() or 1)  # pictures that are read, written or looked at at a time
+        self._told = ""
+        self.judged = 0
+
+    def step(self) -> None:
+        """Look once for what is new, and work until it is time to look again."""
+        with self._patient():
+            self._queue.extend(self._place.ready())
+        self._recall()
+        until = time.monotonic() + self._place.pause
+        while (left := until - time.monotonic()) > 0:
+            self._begin()
+            done, _ = wait(self._busy, min(left, 0.1), FIRST_COMPLETED) if self._busy else (set(), None)
+            for future in done:
+                self._end(self._busy.pop(future), future)
+            self._repeat()
+            with self._patient():
+                for said in self._tyres.decide(self._held):
+                    log.info("%s: %s", said["tyre"], said["decision"])
+            if not self._busy and not self._queue:
+                time.sleep(min(max(until - time.monotonic(), 0), 0.05))
+
+    def end(self) -> None:
+        """Ask for nothing any more."""
+        self._readers.shutdown(cancel_futures=True)
+
+    def _recall(self) -> None:
+        """Ask for the verdicts on the tyres of a run before, and go on with those that lack one."""
+        pattern, tyres = self._held.inspector.group_pattern, defaultdict[str, list[str]](list)
+        for path in self._place.take_done():
+            if (name := find_tyre(path, pattern)) is not None:
+                tyres[name].append(path)
+        for name, paths in tyres.items():
+            self._opened[self._readers.submit(self._tyres.open, name)] = name, paths
+        for future in [one for one in self._opened if one.done()]:
+            name, paths = self._opened.pop(future)
+            self._do(partial(self._resume, name, paths, future))
+
+    def _resume(self, name: str, paths: list[str], future: Future[Waiting]) -> None:
+        known = self._tyres.open(name) if future.exception() else future.result()
+        self._tyres.restore(name, known, paths, self._held)
+
+    @property
+    def _held(self) -> Held:
+        assert self._models.held is not None
+        return self._models.held
+
+    def _begin(self) -> None:
+        while self._queue and len(self._busy) < self._most:
+            path = self._queue.popleft()
+            self._busy[self._workers.submit(judge, self._place, path, self._held)] = path
+
+    def _end(self, path: str, future: Future[Judged | None]) -> None:
+        """Take note of a verdict; what could not be read or written is tried again."""
+        try:
+            found = future.result()
+        except UserError as error:
+            self._tell(error)
+            self._later.append((time.monotonic() + _RETRY_SECONDS, partial(self._queue.append, path)))
+            return
+        if found is not None:
+            self.judged += 1
+            self._do(partial(self._tyres.add, path, found.row, found.held))
+
+    def _do(self, work: Callable[[], object]) -> None:
+        """Do something with the store; where it does not answer, later."""
+        try:
+            work()
+        except StoreUnavailable as error:
+            self._tell(error)
+            self._later.append((time.monotonic() + _RETRY_SECONDS, work))
+
+    def _repeat(self) -> None:
+        now, later = time.monotonic(), self._later
+        self._later = [one for one in later if one[0] > now]
+        for moment, work in later:
+            if moment <= now:
+                self._do(work)
+
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        """Inside, a place that does not answer, or a disk that is full, is told of once, and asked again."""
+        try:
+            yield
+        except UserError as error:
+            self._tell(error)
+
+    def _tell(self, error: UserError) -> None:
+        if str(error) != self._told:
+            self._told = str(error)
+            log.warning("%s; trying again", error)
+
+
+def judge(place: FolderPlace | S3Place, path: str, held: Held) -> Judged | None:
+    """Write the verdict on a picture; None where it is not whole yet, or gone.
+
+    Raises:
+        UserError: it cannot be read or written now.
+    """
+    key = place.store.key(path)
+    try:
+        row = look(held.inspector, {"image": place.read(path)}, key)
+    except StoreUnavailable:
+        raise
+    except UnreadableImage as error:
+        row = nothing_seen(error.reason)
+    except UserError as error:  # it is gone, or not ours to read
+        row = nothing_seen(str(error))
+    if not place.counts(path, readable=row["error"] is None):
+        return None
+    pattern = held.inspector.group_pattern
+    row["tyre"] = tyre_of(key, pattern)
+    if pattern is None:
+        row["decision"] = row["picture_decision"]
+    elif find_tyre(key, pattern) is None:
+        decide_on_tyres(held.inspector, [row])  # it is a tyre of its own; else more pictures of it may come
+    row = {"key": key, **shown(held.inspector, row), "model": held.name}
+    place.target.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
+    return Judged(row, held)

@@ -1,0 +1,313 @@
+"""Where a camera puts its pictures: what is new there and whole, found again and again without much work.
+
+A picture whose verdict is there is done: the verdicts themselves are the record, also after a kill.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from tyre_lightning.config import S3Config
+from tyre_lightning.errors import UserError
+from tyre_lightning.lake.listing import is_image
+from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.s3 import S3Store
+from tyre_lightning.lake.store import FolderStore, Store
+from tyre_lightning.lake.writing import Target, open_target
+from tyre_lightning.tracking.asked import LARGEST
+
+log = logging.getLogger(__name__)
+
+VERDICT = ".json"  # follows a picture's whole name
+SETTLED_SECONDS = 5.0  # that a file has not changed for, when it is said of it that it cannot be read
+_COARSE_SECONDS = 3.0  # within which a folder's time may not tell that something was added
+_PAUSE = 0.15  # seconds between two looks
+_SHARE = 0.25  # of a core, at most, works at listing a folder
+_WALL_SHARE = 0.5  # of the time, at most, passes meanwhile: a folder may lie on another machine
+_TAILS = 8  # folders of a bucket whose ends are looked at each time
+_ALL_SHARE = 0.2  # of the time, at most, goes into listing all of a bucket
+
+
+class Place(ABC):
+    """Finds pictures. Paths are those below the root.
+
+    Args:
+        store: where they lie.
+        target: where verdicts go; it may be the same place.
+    """
+
+    def __init__(self, store: Store, target: Target) -> None:
+        self.store, self.target = store, target
+        self.apart = target.root != store.root
+        self._done: list[str] = []
+
+    def take_done(self) -> list[str]:
+        """The pictures that were found with their verdicts since this was asked last: those of a run before."""
+        found, self._done = self._done, []
+        return found
+
+    @property
+    @abstractmethod
+    def pause(self) -> float:
+        """Seconds until the next look."""
+
+    @abstractmethod
+    def ready(self) -> Iterator[str]:
+        """Pictures that may be looked at now, each once, unless :meth:`counts` denies it."""
+
+    @abstractmethod
+    def counts(self, path: str, *, readable: bool) -> bool:
+        """Whether what was seen of a picture counts; if not, it is given once more, when there is more to see.
+
+        Args:
+            path: of one that was ready.
+            readable: whether it was a picture at all.
+        """
+
+    def read(self, path: str) -> bytes:
+        """A picture's file.
+
+        Raises:
+            UnreadableImage: it is too large.
+            UserError: it cannot be had.
+        """
+        return self.store.get(self.store.key(path), LARGEST).data
+
+    def verdicts(self) -> Iterator[str]:
+        """The paths of what lies where verdicts go."""
+        return (entry.key for entry in self.target.entries())
+
+
+@dataclass
+class _File:
+    """What is known of a file that is no picture yet: size and time, and since when it has had them."""
+
+    stat: tuple[int, int]
+    since: float
+    tried: bool = False
+
+
+@dataclass
+class _Folder:
+    """What is known of a folder: the names in it that ask for nothing any more, and the time that it had."""
+
+    known: set[str] = field(default_factory=set)
+    time: int = -1  # of the last change, in ns
+    since: float = 0.0  # when it was first seen with that
+    next: float = 0.0  # before which it is not listed again, so that listing takes no more than a share of the time
+
+
+class FolderPlace(Place):
+    """A folder, with all below it.
+
+    A file is whole when it has had one size and time at two looks. One that was not can at most be unreadable then,
+    which is believed after :data:`SETTLED_SECONDS` only. A folder whose time has not changed is not listed.
+    """
+
+    def __init__(self, store: FolderStore, target: Target) -> None:
+        super().__init__(store, target)
+        self._lock = threading.Lock()
+        self._folders = {"": _Folder()}
+        self._files: dict[str, _File] = {}  # of which a verdict is due
+        self._given: dict[str, _File] = {}  # that are being looked at
+        self._old = {*self.verdicts()} if self.apart else set[str]()  # of a run before
+
+    @property
+    def pause(self) -> float:
+        """See :meth:`Place.pause`."""
+        return _PAUSE
+
+    def ready(self) -> Iterator[str]:
+        """See :meth:`Place.ready`."""
+        begun = time.monotonic()
+        with self._lock:
+            for path in [*self._folders]:
+                self._look(path, begun)
+            found = [path for path, file in [*self._files.items()] if self._whole(path, file, begun)]
+            found.sort(key=lambda path: self._files[path].stat[1])  # the oldest first
+            self._given |= {path: self._files.pop(path) for path in found}
+        return iter(found)
+
+    def counts(self, path: str, *, readable: bool) -> bool:
+        """See :meth:`Place.counts`: it is still what it was and, if it is no picture, has been so for long."""
+        with self._lock:
+            if (file := self._given.pop(path, None)) is None:
+                return True  # it has been said before
+            settled = readable or time.monotonic() - file.since >= SETTLED_SECONDS
+            if settled and self._stat(path) == file.stat:
+                return True
+            self._files[path] = replace(file, tried=not readable)
+            return False
+
+    def _look(self, path: str, now: float) -> None:
+        """List a folder, unless nothing can have been added."""
+        folder, place = self._folders[path], os.path.join(self.store.root, path)
+        try:
+            changed = os.stat(place).st_mtime_ns
+            if now < folder.next or (changed == folder.time and now - folder.since > _COARSE_SECONDS):
+                return
+            begun = time.monotonic(), time.thread_time()
+            names = os.listdir(place)
+        except OSError as error:
+            if not path:
+                raise UserError(f"cannot list '{place}': {error.strerror}") from error
+            self._folders.pop(path)  # it is gone
+            return
+        if changed != folder.time:
+            folder.time, folder.since = changed, now
+        first, new = not folder.known, [name for name in names if name not in folder.known]
+        if len(folder.known) > len(names) - len(new):
+            folder.known.intersection_update(names)  # a name that comes back is a new picture
+        old = {*names} if first else set[str]()
+        for name in new:
+            self._take(path, folder, name, old)
+        wall, worked = time.monotonic() - begun[0], time.thread_time() - begun[1]
+        folder.next = now + max(worked / _SHARE, wall / _WALL_SHARE)
+
+    def _take(self, path: str, folder: _Folder, name: str, old: set[str]) -> None:
+        """Take note of a name, and of the verdicts among those that were there before."""
+        folder.known.add(name)
+        if not name.isascii() and not _is_text(name):
+            log.warning("the file name %a is not UTF-8, so that nothing looks at it: rename it", name)
+            return
+        whole = f"{path}/{name}" if path else name
+        if is_image(whole):
+            if f"{whole}{VERDICT}" in self._old if self.apart else f"{name}{VERDICT}" in old:
+                self._done.append(whole)
+            else:
+                self._files.setdefault(whole, _File((-1, -1), 0.0))
+            return
+        below = os.path.join(self.store.root, whole)
+        if not name.startswith(".") and os.path.isdir(below) and not os.path.islink(below):  # which may lead in circles
+            self._folders.setdefault(whole, _Folder())
+
+    def _whole(self, path: str, file: _File, now: float) -> bool:
+        stat = self._stat(path)
+        if stat is None:  # it is gone
+            self._files.pop(path)
+            return False
+        if stat != file.stat:
+            self._files[path] = _File(stat, now)
+            return False
+        return (stat[0] > 0 and not file.tried) or now - file.since >= SETTLED_SECONDS
+
+    def _stat(self, path: str) -> tuple[int, int] | None:
+        try:
+            found = os.stat(os.path.join(self.store.root, path))
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+
+class S3Place(Place):
+    """A prefix of a bucket, whose objects are always whole.
+
+    Listing a full day takes seconds. So each look asks only for what follows the last key of the folders in which
+    something was new lately; all is listed again in a thread, for names that do not ascend.
+    """
+
+    def __init__(self, store: S3Store, target: Target) -> None:
+        super().__init__(store, target)
+        self._store = store
+        self._known: set[str] = set()  # paths of pictures that are taken or done
+        self._last: dict[str, str] = {"": store.key("")}  # by folder, the greatest key; the newest folder last
+        self._lock = threading.Lock()
+        self._found: list[str] = []  # by the thread
+        self._trouble: UserError | None = None
+        old, pictures = {*self.verdicts()} if self.apart else None, self._all()
+        for path in pictures:
+            done = f"{path}{VERDICT}" in (self._beside if old is None else old)
+            (self._done if done else self._found).append(path)
+        self._over = threading.Event()
+        threading.Thread(target=self._go_on, name="list", daemon=True).start()
+
+    @property
+    def pause(self) -> float:
+        """See :meth:`Place.pause`."""
+        return 0.3
+
+    def ready(self) -> Iterator[str]:
+        """See :meth:`Place.ready`."""
+        for folder in [*self._last][-_TAILS:] + ([""] if len(self._last) > _TAILS else []):
+            self._found += self._new(entry.key for entry in self._store.list_after(folder, self._last[folder]))
+        with self._lock:
+            found, self._found = self._found, []
+            if self._trouble is not None:
+                raise self._trouble
+        return iter(found)
+
+    def counts(self, path: str, *, readable: bool) -> bool:
+        """See :meth:`Place.counts`."""
+        return True
+
+    def _new(self, keys: Iterable[str]) -> list[str]:
+        """The pictures among keys that were not known."""
+        found = []
+        base = len(self._store.key(""))
+        for key in keys:
+            path = key[base:]
+            folder = path.rpartition("/")[0]
+            with self._lock:
+                for place in ("", folder):
+                    if key > self._last.get(place, ""):
+                        self._last[place] = key
+                if is_image(path) and path not in self._known:
+                    self._known.add(path)
+                    found.append(path)
+                    self._last[folder] = self._last.pop(folder)  # the newest last
+        return found
+
+    def _all(self) -> list[str]:
+        self._beside = set[str]()
+
+        def keys() -> Iterator[str]:
+            base = len(self._store.key(""))
+            for entry in self._store.list():
+                if entry.key.endswith(VERDICT):
+                    self._beside.add(entry.key[base:])
+                yield entry.key
+
+        return self._new(keys())
+
+    def _go_on(self) -> None:
+        took = 0.0
+        while not self._over.wait(max(1.0, took / _ALL_SHARE)):
+            begun = time.monotonic()
+            try:
+                found = self._all()
+            except UserError as error:
+                with self._lock:
+                    self._trouble = error
+                continue
+            with self._lock:
+                self._trouble = None
+                self._found += found
+            took = time.monotonic() - begun
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def open_place(root: str, output: str | None, s3: S3Config) -> FolderPlace | S3Place:
+    """The place of a camera's pictures, and that of their verdicts.
+
+    Raises:
+        UserError: it is not there, or cannot be asked.
+    """
+    store = open_store(root, s3)
+    target = open_target(output or store.root, s3)
+    if isinstance(store, S3Store):
+        return S3Place(store, target)
+    assert isinstance(store, FolderStore)
+    return FolderPlace(store, target)

@@ -1,0 +1,154 @@
+"""Verdicts on tyres of which pictures come one after another."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.lake.tyres import find_tyre
+from tyre_lightning.model.inspector import Sighting, nothing_seen
+from tyre_lightning.names import file_name
+from tyre_lightning.prediction import tyre_row
+from tyre_lightning.serving.models import Held
+from tyre_lightning.serving.places import VERDICT, Place
+from tyre_lightning.tracking.asked import Row, look
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,99}")  # names that every system takes as they are
+_STRICTNESS = (None, "accept", "review", "reject")
+
+
+@dataclass
+class Waiting:
+    """What is known of a tyre until its verdict."""
+
+    before: dict[str, Any] | None  # the verdict that it has
+    number: int  # of its next verdict
+    rows: dict[str, Row] = field(default_factory=dict)  # of new pictures, by path
+    last: float = 0.0  # when the last picture came
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all its pictures."""
+        return sorted({*self.rows, *(self.before["pictures"] if self.before else ())})
+
+
+class Tyres:
+    """Decides on a tyre when all its pictures are there, or none has come for a while.
+
+    A picture that comes later gives one more verdict, with a number, on all pictures. It is never less strict than the
+    one before, on which the line has acted. The verdict is of one version of the model: pictures that another has
+    judged are looked at again.
+
+    Args:
+        place: of the pictures and the verdicts.
+        pictures: of a tyre; None: it is not known.
+        wait: seconds after the last picture.
+    """
+
+    def __init__(self, place: Place, pictures: int | None, wait: float) -> None:
+        self._place, self._pictures, self._wait = place, pictures, wait
+        self._waiting: dict[str, Waiting] = {}
+
+    def add(self, path: str, row: Row, held: Held) -> None:
+        """Count one more picture, whose verdict is written."""
+        if (name := find_tyre(path, held.inspector.group_pattern)) is None:
+            return  # it is a tyre of its own, on which is decided
+        if name not in self._waiting:
+            self._waiting[name] = self.open(name)
+        one = self._waiting[name]
+        one.rows[path], one.last = row, time.monotonic()
+
+    def restore(self, name: str, known: Waiting, paths: Iterable[str], held: Held) -> None:
+        """Go on with pictures that a run before has judged, unless the verdict on their tyre knows of them.
+
+        Args:
+            name: of the tyre.
+            known: what :meth:`open` gave of it.
+            paths: of the pictures.
+            held: the model in use.
+
+        Raises:
+            UserError: their rows cannot be read now.
+        """
+        told = known.before["pictures"] if known.before else ()
+        if missing := [path for path in paths if path not in told]:
+            one = self._waiting.setdefault(name, known)
+            one.rows |= {path: self._row(path, held) for path in missing}
+            one.last = time.monotonic()
+
+    def open(self, name: str) -> Waiting:
+        """A tyre with the last verdict that it has; where a file system takes T1 for t1, not that of the other.
+
+        Raises:
+            UserError: it cannot be read now.
+        """
+        found, number = None, 1
+        while (more := self._find(verdict_file(name, number))) is not None:
+            found, number = (more if more.get("tyre") == name else found), number + 1
+        return Waiting(found, number)
+
+    def decide(self, held: Held) -> Iterator[dict[str, Any]]:
+        """Write the verdicts that are due; gives them.
+
+        Raises:
+            UserError: one cannot be written; it is still due then.
+        """
+        for name, one in [*self._waiting.items()]:
+            complete = self._pictures is not None and len(one.paths) >= self._pictures
+            if complete or time.monotonic() - one.last >= self._wait:
+                yield self._write(name, one, held)
+                del self._waiting[name]
+
+    def _write(self, name: str, one: Waiting, held: Held) -> dict[str, Any]:
+        sighting = Sighting()
+        for path in one.paths:
+            sighting.add(held.inspector, self._of_version(path, one.rows.get(path), held))
+        said = tyre_row(held.inspector, name, sighting)
+        if one.before is not None and _strict(one.before["decision"]) > _strict(said["decision"]):
+            said |= {key: one.before[key] for key in ("decision", "reason")}
+        said |= {"model": held.name, "verdict": one.number, "pictures": one.paths}
+        self._place.target.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
+        return said
+
+    def _of_version(self, path: str, row: Row | None, held: Held) -> Row:
+        """A picture's row by this version of the model."""
+        row = self._row(path, held) if row is None else row
+        return row if row.get("model") == held.name else self._look(path, held)
+
+    def _row(self, path: str, held: Held) -> Row:
+        """A picture's row, as it was written, or anew where that is gone."""
+        data = self._find(f"{path}{VERDICT}")
+        return self._look(path, held) if data is None else data
+
+    def _look(self, path: str, held: Held) -> Row:
+        key = self._place.store.key(path)
+        about = {"key": key, "model": held.name}
+        try:
+            return look(held.inspector, {"image": self._place.read(path)}, key) | about
+        except UnreadableImage as error:
+            return nothing_seen(error.reason) | about
+        except UserError as error:  # it is gone
+            return nothing_seen(str(error)) | about
+
+    def _find(self, path: str) -> dict[str, Any] | None:
+        store = self._place.target.store()
+        data = None if store is None else store.find(store.key(path))
+        try:
+            return None if data is None else dict(json.loads(data))
+        except ValueError:  # it is none that was written here
+            return None
+
+
+def verdict_file(name: str, number: int) -> str:
+    """Where the verdict on a tyre lies: no picture's is called so, since ``.tyre`` is no suffix of one."""
+    ending = f".tyre{VERDICT}" if number == 1 else f".tyre-{number}{VERDICT}"
+    return name + ending if _PLAIN.fullmatch(name) else file_name(name, ending)
+
+
+def _strict(decision: str | None) -> int:
+    return _STRICTNESS.index(decision)
