@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tyre_lightning.config import ROW_FILES
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.overlays import NEAREST
 from tyre_lightning.files import whole
@@ -115,11 +116,25 @@ def open_writer(output: str, columns: Sequence[str], about: Mapping[str, str] | 
     """
     kind = _WRITERS.get(Path(output).suffix.lower())
     if kind is None:
-        raise UserError(f"output={output} must end in one of {', '.join(_WRITERS)}")
+        raise UserError(f"output={output} must end in one of {', '.join(ROW_FILES)}")
     with whole(output) as unfinished, open(unfinished, "wb") as file:
         writer = kind(file, columns, about or {})
         yield writer
         writer.close()
+
+
+def to_bytes(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    """Some rows as a parquet file."""
+    file = io.BytesIO()
+    writer = _Parquet(file, columns, {})
+    writer.write(rows)
+    writer.close()
+    return file.getvalue()
+
+
+def from_bytes(data: bytes) -> list[dict[str, Any]]:
+    """The inverse of :func:`to_bytes`."""
+    return list(pq.read_table(pa.BufferReader(data)).to_pylist())
 
 
 def is_predictions(address: str) -> bool:

@@ -16,10 +16,11 @@ from tyre_lightning.evaluation.predictions import is_predictions, read_rows
 from tyre_lightning.evaluation.sampling import Draw, Gathering
 from tyre_lightning.evaluation.scoring import Image, look_at
 from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.source import open_source
 from tyre_lightning.lake.store import Entry, Store
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.prediction import check_names, find_device, open_source, rows_of
+from tyre_lightning.prediction import check_names, find_device, rows_of
 from tyre_lightning.progress import progress_bar
 
 ALL = ""  # the group of windows that are not divided
