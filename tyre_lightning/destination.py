@@ -15,13 +15,12 @@ from filelock import FileLock, Timeout
 
 from tyre_lightning.config import PredictConfig, is_one_file
 from tyre_lightning.errors import UserError
+from tyre_lightning.evaluation.predictions import SUMMARY
 from tyre_lightning.lake.manifest import FOLDER, Manifest, find_manifest
 from tyre_lightning.lake.place import FolderPlace, Place, open_place
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.progress import say
 from tyre_lightning.summary import Summary, told
-
-SUMMARY = "_summary.json"  # beside the parts, once all are there
 
 
 class Files(NamedTuple):

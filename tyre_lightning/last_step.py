@@ -8,11 +8,10 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tyre_lightning.command_line import sweep_codes
 from tyre_lightning.commands import SOME_UNREADABLE
-from tyre_lightning.config import PredictConfig, to_predict_config
 from tyre_lightning.errors import UserError
 
 
@@ -27,20 +26,19 @@ class LastStep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print what was found in all."""
-        checked = to_predict_config(config)
-        if checked.shards > 1:
-            _tell(checked)
+        if config.shards > 1:
+            _tell(str(config.output), int(config.shards), OmegaConf.to_object(config.s3))
 
 
-def _tell(config: PredictConfig) -> None:
-    from tyre_lightning.destination import SUMMARY
+def _tell(output: str, shards: int, s3: Any) -> None:
+    from tyre_lightning.evaluation.predictions import SUMMARY
     from tyre_lightning.lake.place import open_place
     from tyre_lightning.progress import say
     from tyre_lightning.summary import show_classes
 
-    data = open_place(config.output, config.s3).read(SUMMARY)
+    data = open_place(output, s3).read(SUMMARY)
     if data is None:
-        say(f"not all of the {config.shards} shards are done")
+        say(f"not all of the {shards} shards are done")
         return
     found = json.loads(data)
     show_classes(found["classes"], found["unreadable"])

@@ -144,19 +144,18 @@ def _do(config: PredictConfig, manifest: Manifest, work: Work, look: Look) -> No
 
 def _end(config: PredictConfig, inspector: Inspector, manifest: Manifest, work: Work, there: Destination) -> Summary:
     """Tell what was found; whoever finds all shards done writes the summary of all, the same as any other would."""
-    done = work.done()
-    complete = len(done) == config.shards
-    summary = Summary(config.output, there.tyres if inspector.group_pattern is not None else None)
-    for shard in done if complete else {config.shard}:
-        summary.add(work.counts(int(shard or 0)))
-    if complete:
-        warn_of_few_pictures(inspector, summary)
-        there.finish(manifest, summary, inspector)
-        show(summary, inspector)
-    else:
-        say(f"shard {config.shard} has {summary.images:,} images, of which {summary.unreadable:,} cannot be read")
-        say(f"{len(done)} of {config.shards} shards are done")
-    return summary
+    done, tyres = work.done(), there.tyres if inspector.group_pattern is not None else None
+    if len(done) == config.shards:
+        whole = work.summary(done, config.output, tyres)
+        there.finish(manifest, whole, inspector)
+        if config.shard is None:
+            warn_of_few_pictures(inspector, whole)
+            show(whole, inspector)
+            return whole
+    mine = work.summary({config.shard or 0}, config.output, tyres)
+    say(f"shard {config.shard} has {mine.images:,} images, of which {mine.unreadable:,} cannot be read")
+    say(f"{len(done)} of {config.shards} shards are done")
+    return mine
 
 
 def check_names(inspector: Inspector, source: Source, total: int) -> None:

@@ -60,9 +60,12 @@ class Work:
         noted = {int(Path(name).stem) for name in self._place.names(self._notes) if name.endswith(".json")}
         return noted & self._output.there()
 
-    def counts(self, shard: int) -> dict[str, Any]:
-        """What was found in a shard that is done, as :meth:`Summary.counts` gives it."""
-        return dict(json.loads(self._place.read(self._note(shard)) or b"{}"))
+    def summary(self, shards: Iterable[int], output: str, tyres: str | None) -> Summary:
+        """What was found in some shards that are done; the rows are in ``output`` and, where there are, ``tyres``."""
+        found = Summary(output, tyres)
+        for shard in sorted(shards):
+            found.add(json.loads(self._place.read(self._note(shard)) or b"{}"))
+        return found
 
     def do(self, shard: int, look: Look, advance: Callable[[int], object]) -> None:
         """Do a shard, or what is left of it.

@@ -108,7 +108,7 @@ class FolderPlace(Place):
     def names(self, folder: str) -> set[str]:
         """See :meth:`Place.names`."""
         try:
-            return {*os.listdir(self._at(folder))}
+            return {name for name in os.listdir(self._at(folder)) if name[0] != "."}  # those are being written
         except FileNotFoundError:
             return set()
 
