@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import shlex
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +21,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from tests import warm
@@ -496,3 +503,102 @@ def test_what_cannot_be_is_one_sentence(more: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         predict("m", "i", "rows.csv", *more)
     assert str(error.value).startswith(message)
+
+
+def commands() -> Iterator[str]:
+    """The commands of the page, and the one that Kubernetes starts."""
+    text = (PROJECT / "docs" / "predict.md").read_text(encoding="utf-8")
+    yield from re.findall(r"^python predict\.py .*$", text, re.MULTILINE)
+    job = yaml.safe_load("".join(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["completionMode"] == "Indexed" and container["command"] == ["sh", "-c"]
+    assert f"shards={job['spec']['completions']}" in container["args"][0]
+    yield container["args"][0].strip()
+
+
+def made_local(command: str) -> list[str]:
+    """The arguments of a command of the page, without a launcher, and with fewer shards."""
+    arguments = [one.replace("64", "3") for one in shlex.split(command)[2:] if "launcher" not in one]
+    return [one.replace("s3://plant/found/lake", "out").replace("output=week-48", "output=out/x") for one in arguments]
+
+
+def test_the_commands_of_the_page(model: Path, pictures: dict[str, bytes], trained: Trained, tmp_path: Path) -> None:
+    write(pictures, tmp_path / "line")
+    said = [*commands()]
+    assert len(said) == 6 and "$JOB_COMPLETION_INDEX" in said[-1]
+    assert {*re.findall(r"hydra/launcher=(\w+)", " ".join(said))} == {"joblib", "submitit_slurm", "ray"}
+    whole, sweep, again, *_, indexed = map(made_local, said)
+    real = {"model=": f"model={model}", "input=": "input=line"}
+
+    def run(arguments: list[str], number: int = 0) -> int:
+        given = [real.get(one[: one.find("=") + 1], one) for one in arguments]
+        given = [one.replace("$JOB_COMPLETION_INDEX", str(number)) for one in given]
+        return run_script("predict.py", *given, cwd=tmp_path, environment=trained.environment).returncode
+
+    assert [run(indexed, number) for number in (2, 0)] == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == [
+        "part-00000-of-00003.parquet",
+        "part-00002-of-00003.parquet",
+    ]
+    assert run(sweep) == 3 and run(again) == 3 and run(whole) == 3
+    one, other = rows_of(tmp_path / "out" / "x.parquet"), tmp_path / "out" / "x.parquet"
+    other.unlink()
+    (tmp_path / "out" / "x-tyres.parquet").unlink()
+    same(one, rows_of(tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_every_launcher_starts_shards(
+    model: Path, pictures: dict[str, bytes], trained: Trained, tmp_path: Path, launcher: str
+) -> None:
+    write(pictures, tmp_path / "line")
+    given = [f"model={model}", "input=line", "accelerator=cpu", "output=out", "shards=3", "shard=range(3)"]
+    more = [f"hydra/launcher={launcher}", "-m"]
+    done = run_script("predict.py", *given, *more, cwd=tmp_path, environment=trained.environment)
+    assert done.returncode == 3 and "40 images" in done.stdout, done.stderr
+    assert len(rows_of(tmp_path / "out")) == IMAGES and len(rows_of(tmp_path / "out-tyres")) == TYRES
+
+
+LOGGED = """
+import os, runpy, sys
+from tyre_lightning import prediction
+from tyre_lightning.lake.reader import Reader
+prediction._CHUNK = 4
+read = Reader.read
+def noting(self, entries):
+    with open("looked", "a") as file:
+        file.write("".join(entry.key + chr(10) for entry in entries))
+    return read(self, entries)
+Reader.read = noting
+runpy.run_path({project!r} + "/predict.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_kills_lose_nothing_and_cost_little(
+    model: Path, pictures: dict[str, bytes], trained: Trained, tmp_path: Path
+) -> None:
+    """``kill -9`` when some more pictures have been looked at, six times."""
+    chance, looked = random.Random(0), tmp_path / "looked"
+    write(pictures, tmp_path / "line")
+    predict(model, tmp_path / "line", tmp_path / "whole" / "out", "shards=2")
+    (tmp_path / "logged.py").write_text(LOGGED.format(project=str(PROJECT)))
+    command = [sys.executable, "logged.py", f"model={model}", "input=line", "output=out", "shards=2", "batch_size=2"]
+    looked.touch()
+    for _ in range(6):
+        until = len(looked.read_text().splitlines()) + chance.randint(1, 12)
+        process = subprocess.Popen(command, cwd=tmp_path, env=trained.environment, stdout=-3, stderr=-3)
+        while process.poll() is None and len(looked.read_text().splitlines()) < until:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, cwd=tmp_path, env=trained.environment, stdout=-3, stderr=-3, check=False)
+    assert done.returncode == 3
+    for name in ("out", "out-tyres"):
+        same(rows_of(tmp_path / name), rows_of(tmp_path / "whole" / name))
+    keys = looked.read_text().splitlines()
+    assert len({*keys}) == IMAGES
+    assert len(keys) - IMAGES <= 6 * (CHUNK + 4)  # of each run one chunk, and what was fetched ahead

@@ -213,6 +213,7 @@ COMMANDS = {
             (
                 "predict model=models:/tyre-defects@champion input=s3://plant/new output=predictions.csv",
                 "predict model=models:/tyre-defects/1 input='new/*.jpg' operating_point.max_escape_rate=0.02",
+                "predict -m model=models:/tyre-defects/1 input=s3://plant/new output=s3://plant/all shards=2 shard=0,1",
             ),
         ),
     ),

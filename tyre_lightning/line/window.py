@@ -134,7 +134,7 @@ class _Pictures:
             yield entry.key, tyre_of(entry.key, self._inspector.group_pattern)
 
     def gather(self, drawn: dict[str, Draw], found: dict[str, Gathering], pattern: str | None) -> None:
-        inspector, reader = self._inspector, Reader(self.store, None, Changed.reread)
+        inspector, reader = self._inspector, Reader(self.store, None, Changed.reread, vanishing=True)
         entries = partial(self._entries, drawn, pattern)
         with progress_bar() as progress:
             task = progress.add_task("looking at the line", total=sum(1 for _ in entries()))
