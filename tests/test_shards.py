@@ -329,6 +329,20 @@ def test_who_dies_while_it_lists_is_replaced(tmp_path: Path, monkeypatch: pytest
     assert found.counts == [2] and len(told) == 1 and "another process lists the images" in told[0]
 
 
+def test_what_a_killed_process_has_left_goes_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = FolderPlace(str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.getpid", lambda: dead.pid)
+        left = where.scratch()
+    with where.scratch() as mine:
+        assert Path(left.name).is_dir() and Path(mine).is_dir()
+        monkeypatch.setattr(place, "_OLD", -1)
+        with where.scratch():
+            assert not Path(left.name).exists() and Path(mine).is_dir()
+
+
 def test_who_lists_last_takes_what_is_there(tmp_path: Path) -> None:
     where = FolderPlace(str(tmp_path))
     first = list_some(where, ["a.png"])
@@ -430,6 +444,23 @@ def test_a_folder_that_is_not_mounted_any_more_is_no_row(
 def test_more_shards_than_tyres(model: Path, line: Path, tmp_path: Path) -> None:
     assert predict(model, line, tmp_path / "out", "shards=50").images == IMAGES
     assert len(ds.dataset(str(tmp_path / "out")).files) == 50
+
+
+def test_a_listing_that_is_replaced_splits_nothing(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server may do it that knows no conditional writing."""
+    look = Work._look_at
+
+    def replace_it(self: Work, *given: Any) -> None:
+        look(self, *given)
+        path = tmp_path / "out" / "_shards" / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"id": "another"}))
+
+    monkeypatch.setattr(Work, "_look_at", replace_it)
+    with pytest.raises(UserError, match=r"another process has listed the images of .*out anew"):
+        predict(model, line, tmp_path / "out", "shards=2", "shard=0")
+    assert not [*(tmp_path / "out").glob("part-*")]
 
 
 def test_a_tyre_s_shard_never_changes() -> None:

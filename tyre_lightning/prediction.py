@@ -111,11 +111,10 @@ def _list(
     pattern, size = inspector.group_pattern, config.batch_size
     with there.place.scratch() as folder:
         listing = Listing(source.entries(), pattern, config.shards, Path(folder), beat)
-        total = sum(listing.counts)
-        if not total:
+        if not listing.total:
             raise nothing_in(f"input={config.input}")
         if pattern is not None and not listing.named:
-            raise no_tyre_in(pattern, total, listing.first)
+            raise no_tyre_in(pattern, listing.total, listing.first)
         # A batch never lies in two chunks, so that whoever goes on looks at the same batches: on a GPU a last digit
         # depends on them.
         manifest = listing.manifest(terms, str(config.model), size * -(-_CHUNK // size))

@@ -8,6 +8,7 @@ process, on any machine, goes on where another has died.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice, starmap
@@ -16,9 +17,10 @@ from typing import Any
 
 from tyre_lightning.data.stream import batched
 from tyre_lightning.destination import Output
+from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.predictions import Writer, from_bytes, open_writer, to_bytes, tyre_columns
-from tyre_lightning.lake.manifest import FOLDER, Manifest
+from tyre_lightning.lake.manifest import FOLDER, Manifest, find_manifest
 from tyre_lightning.lake.place import Place
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting
@@ -28,6 +30,8 @@ Rows = list[dict[str, Any]]
 Look = Callable[[Iterable[Entry]], Iterator[Rows]]
 
 _TOGETHER = 4096  # rows in memory at one time
+
+log = logging.getLogger(__name__)
 
 
 class _GoneError(Exception):
@@ -80,12 +84,16 @@ class Work:
         """
         while shard not in self.done():
             self._look_at(shard, look, advance)
+            self._check()
             try:
                 counts = self._join(shard)
             except _GoneError:  # what another process has deleted is done by now; what somebody else has, is done again
                 continue
             self._place.put(self._note(shard), json.dumps(counts, ensure_ascii=False).encode())
-        self._place.remove([self._kept(shard, number) for number in range(self._chunks(shard))])
+        try:
+            self._place.remove([self._kept(shard, number) for number in range(self._chunks(shard))])
+        except UserError as error:  # the part is there
+            log.warning("what was kept of shard %d stays: %s", shard, error)
 
     def kept(self) -> int:
         """How many pictures need not be looked at again."""
@@ -96,6 +104,12 @@ class Work:
             sizes = [self._size(shard, n) for n in range(self._chunks(shard)) if f"{n:06d}.parquet" in names]
             found += count if shard in done else sum(sizes)
         return found
+
+    def _check(self) -> None:
+        """See that the manifest still holds: a server that cannot refuse a second writer may have replaced it."""
+        found = find_manifest(self._place)
+        if found is None or found.id != self._manifest.id:
+            raise UserError(f"another process has listed the images of {self._place.root} anew: give the same again")
 
     def _note(self, shard: int) -> str:
         return f"{self._notes}/{shard:05d}.json"

@@ -12,18 +12,18 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest, xxh3_128
 
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.place import Place
+from tyre_lightning.lake.place import Place, has_died
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.tyres import find_tyre
 
@@ -33,6 +33,7 @@ _FORMAT = 1
 _SCHEMA = pa.schema({"key": pa.string(), "size": pa.int64(), "etag": pa.string(), "tyre": pa.string()})
 _IN_MEMORY = 65_536  # entries while they are listed, of all shards together
 _READ = 4096
+_PAGE = 1000  # entries that a store lists at a time
 _BEAT = 5.0  # seconds between two signs of life of who lists
 _SILENT = 60.0  # seconds without one after which another lists
 _LOOK = 0.5  # seconds between two looks of who waits
@@ -113,7 +114,7 @@ class Listing:
         self, entries: Iterable[Entry], pattern: str | None, shards: int, folder: Path, beat: Callable[[], None]
     ) -> None:
         self._folder, self._beat = folder, beat
-        self.counts, self.named, self.first = [0] * shards, 0, ""
+        self.counts, self.total, self.named, self.first = [0] * shards, 0, 0, ""
         self._digest = xxh3_128()
         self._waiting: list[list[tuple[str, int, str, str]]] = [[] for _ in range(shards)]
         self._most = max(1, _IN_MEMORY // shards)
@@ -153,6 +154,9 @@ class Listing:
 
     def _add(self, entry: Entry, tyre: str | None) -> None:
         self.first = self.first or entry.key
+        if not self.total % _PAGE:
+            self._beat()
+        self.total += 1
         self.named += tyre is not None
         name = entry.key if tyre is None else tyre
         shard = shard_of(name, len(self.counts))
@@ -170,7 +174,6 @@ class Listing:
             ]
             self._writers[shard].write_table(pa.table(columns, schema=_SCHEMA))
             self._waiting[shard] = []
-        self._beat()
 
 
 class Claim:
@@ -198,7 +201,7 @@ class Claim:
             return self._place.put_new(_CLAIM, self._said())
         if found != self._seen:
             self._seen, self._since = found, time.monotonic()
-        if _has_died(found, self._host) or time.monotonic() - self._since > _SILENT:
+        if has_died(*_who(found)) or time.monotonic() - self._since > _SILENT:
             self._place.put(_CLAIM, self._said())
             return True
         return False
@@ -217,13 +220,13 @@ class Claim:
         return json.dumps([self._host, os.getpid(), self._name, self._beats]).encode()
 
 
-def _has_died(claim: bytes, host: str) -> bool:
-    """Whether who made a claim was a process of this machine and is none any more."""
+def _who(claim: bytes) -> tuple[str, str]:
+    """The machine and the process that a claim is of."""
     try:
-        there, process, _, _ = json.loads(claim)
-        return there == host and not psutil.pid_exists(int(process))
-    except (ValueError, TypeError):
-        return False
+        host, process, *_ = json.loads(claim)
+        return str(host), str(process)
+    except ValueError:
+        return "", ""
 
 
 def agree(place: Place, make: Callable[[Callable[[], None]], Manifest], say: Callable[[str], object]) -> Manifest:
@@ -243,7 +246,8 @@ def agree(place: Place, make: Callable[[Callable[[], None]], Manifest], say: Cal
             try:
                 return find_manifest(place) or make(claim.beat)  # it may have come between the two looks
             finally:
-                claim.drop()
+                with suppress(UserError):
+                    claim.drop()
         if not told:
             say(f"another process lists the images: waiting for what it writes to {place.root}/{_FILE}")
             told = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -13,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors, sync, write_whole
@@ -21,6 +25,8 @@ from tyre_lightning.lake.patience import Patience
 T = TypeVar("T")
 
 _PATIENCE_SECONDS = 60  # with a store that stops answering
+_SCRATCH = ".scratch-"
+_OLD = 24 * 3600  # seconds
 _SETTLED = 2.0  # seconds after which all that began at once have written, where a server cannot refuse the second
 
 
@@ -154,9 +160,13 @@ class FolderPlace(Place):
 
     @disk_errors()
     def scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """See :meth:`Place.scratch`. It lies within, so that files need not be copied."""
-        Path(self.root).mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=self.root, prefix=".scratch-", ignore_cleanup_errors=True)
+        """See :meth:`Place.scratch`. It lies within, so that files need not be copied; what a kill has left goes."""
+        root, host = Path(self.root), socket.gethostname()
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f"{_SCRATCH}{host}-*"):
+            _drop_old(left, left.name.removeprefix(f"{_SCRATCH}{host}-").partition("-")[0])
+        prefix = f"{_SCRATCH}{host}-{os.getpid()}-"
+        return tempfile.TemporaryDirectory(dir=root, prefix=prefix, ignore_cleanup_errors=True)
 
     def _at(self, path: str) -> Path:
         return Path(self.root, path)
@@ -247,6 +257,18 @@ class S3Place(Place):
     def scratch(self) -> tempfile.TemporaryDirectory[str]:
         """See :meth:`Place.scratch`."""
         return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
+def _drop_old(scratch: Path, process: str) -> None:
+    """Delete what a process has left a day ago; containers of one name may not see each other's processes."""
+    with suppress(OSError):
+        if has_died(socket.gethostname(), process) and time.time() - scratch.stat().st_mtime > _OLD:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def has_died(host: str, process: str) -> bool:
+    """Whether a process, by its number, was one of this machine and is none any more."""
+    return host == socket.gethostname() and process.isdecimal() and not psutil.pid_exists(int(process))
 
 
 def open_place(root: str, s3: S3Config) -> Place:
