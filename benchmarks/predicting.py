@@ -201,15 +201,14 @@ def rows_of(output: Path) -> Any:
 
 def kills(model: str, source: str, folder: Path) -> None:
     given, log, chance = (model, source), folder / "looked", random.Random(SEED)
-    whole = run("0,1", "counted", str(folder / "undisturbed"), *given, str(folder / "whole"), "shards=3")
+    run("0,1", "counted", str(folder / "undisturbed"), *given, str(folder / "whole"), "shards=3")
+    log.touch()
     for _ in range(KILLS):
         process = start("0,1", "counted", str(log), *given, str(folder / "out"), "shards=3")
-        while process.poll() is None and not log.exists():
-            time.sleep(0.05)
-        before = log.stat().st_size
-        while process.poll() is None and log.stat().st_size == before:  # it has begun to look
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0, whole["wall"] / 4))
+        until = len(log.read_text().splitlines()) + chance.randint(1, 200)
+        while process.poll() is None and len(log.read_text().splitlines()) < until:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.wait()
         print(f"killed with {len(log.read_text().splitlines())} pictures looked at")
@@ -276,9 +275,9 @@ def main() -> None:
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--size", type=int, default=400, help="pixels that the network sees")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
+    folder, count = Path(tempfile.mkdtemp()), IMAGES * (4 if given.what == "kills" else 1)
     try:
-        kinds[given.what](make_model(folder, given.size), make_lake(given.lake, folder, IMAGES), folder)
+        kinds[given.what](make_model(folder, given.size), make_lake(given.lake, folder, count), folder)
     finally:
         shutil.rmtree(folder)
 

@@ -441,6 +441,14 @@ def test_a_folder_that_is_not_mounted_any_more_is_no_row(
     assert predict(model, line, tmp_path / "out", "shards=2").unreadable == 1
 
 
+def test_a_start_that_fails_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for output in ("out", "rows.csv"):
+        with pytest.raises(UserError, match="empty holds no images"):
+            predict(model, tmp_path / "empty", tmp_path / output, f"shards={2 - ('.' in output)}")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 def test_more_shards_than_tyres(model: Path, line: Path, tmp_path: Path) -> None:
     assert predict(model, line, tmp_path / "out", "shards=50").images == IMAGES
     assert len(ds.dataset(str(tmp_path / "out")).files) == 50

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,12 @@ def open_destination(config: PredictConfig) -> Iterator[Destination]:
         tyres = tyres_of(config.output)
         pictures = open_place(config.output, config.s3)
         parts = Parts(pictures, open_place(tyres, config.s3), config.shards)
-        yield Destination(pictures, parts, tyres, alone=False)
+        try:
+            yield Destination(pictures, parts, tyres, alone=False)
+        finally:
+            with suppress(OSError):  # they are not empty: something came of it
+                os.rmdir(Path(pictures.root, FOLDER))
+                os.rmdir(pictures.root)
         return
     path = Path(config.output)
     file = OneFile(config.output, tyres := str(path.with_name(f"{path.stem}-tyres{path.suffix}")))
