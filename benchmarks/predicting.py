@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra import compose, initialize_config_dir
 
 PATTERN = r"^(T\d+)_"
@@ -129,10 +130,16 @@ def ray(model: str, source: str, output: str) -> None:
 
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # two for the actors, one for its own tasks
     DataContext.get_current().enable_progress_bars = False
-    start = time.perf_counter()
+    start, before = time.perf_counter(), cpu_of_all()
     files = ray.data.read_binary_files(source, include_paths=True, file_extensions=["jpg"])
     files.map_batches(Actor, batch_size=32, compute=ActorPoolStrategy(size=2), num_cpus=1).write_parquet(output)
-    print(json.dumps({"wall": time.perf_counter() - start}))
+    print(json.dumps({"wall": time.perf_counter() - start, "cpu": cpu_of_all() - before}))
+
+
+def cpu_of_all() -> float:
+    """Seconds of CPU time of this process and those that it has started, their ended ones too."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in (me, *me.children(recursive=True)))
 
 
 WAYS: dict[str, Callable[..., None]] = {f.__name__: f for f in (predict, counted, bare, million, ray)}
@@ -250,13 +257,14 @@ def engine(model: str, source: str, folder: Path) -> None:
 def against_ray(model: str, source: str, folder: Path) -> None:
     found = []
     for turn in range(3):
-        theirs = run("0,1", "ray", model, source, str(folder / f"ray-{turn}"))["wall"]
+        theirs = run("0,1", "ray", model, source, str(folder / f"ray-{turn}"))
         given = (model, source, str(folder / f"ours-{turn}"), "shards=2")
-        both = [start("0,1", "predict", *given, f"shard={shard}") for shard in range(2)]
-        ours = max(ended(process)["wall"] for process in both)
-        found.append(theirs / ours)
-        print(f"Ray Data {IMAGES / theirs:.1f} images/s, two processes {IMAGES / ours:.1f}", flush=True)
-    print(f"ratio, median {statistics.median(found):.2f}")
+        both = [ended(each) for each in [start("0,1", "predict", *given, f"shard={shard}") for shard in range(2)]]
+        wall, cpu = max(each["wall"] for each in both), sum(each["cpu"] for each in both)
+        found.append((theirs["wall"] / wall, theirs["cpu"] / cpu))
+        print(f"Ray Data {IMAGES / theirs['wall']:.1f} images/s ({IMAGES / theirs['cpu']:.1f} of CPU time), two "
+              f"processes {IMAGES / wall:.1f} ({IMAGES / cpu:.1f})", flush=True)  # fmt: skip
+    print("ratios, medians: wall, CPU", *(f"{statistics.median(values):.2f}" for values in zip(*found, strict=True)))
 
 
 def memory(model: str, source: str, folder: Path) -> None:
