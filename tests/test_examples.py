@@ -25,10 +25,11 @@ from tyre_lightning.evaluation import likeness
 from tyre_lightning.evaluation.likeness import thumbnail
 from tyre_lightning.evaluation.strip import with_strip
 from tyre_lightning.judging import learn_good_tyres
+from tyre_lightning.lake.source import open_source
 from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.model.examples import MOST, Example, Examples
 from tyre_lightning.model.inspector import WEIGHTS_FILE, Inspector
-from tyre_lightning.prediction import open_source, predict_batches
+from tyre_lightning.prediction import predict_batches
 from tyre_lightning.tracking.registry import load_inspector
 
 WIDEST = 2560  # the head of EfficientNet-B7

@@ -31,11 +31,13 @@ from tyre_lightning.decision.calibration import softmax
 from tyre_lightning.decision.operating_point import Calibration
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.predictions import open_writer, read_about
+from tyre_lightning.lake.source import open_source
 from tyre_lightning.lake.store import Entry, FolderStore
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.prediction import Summary, open_source, predict_batches, show
+from tyre_lightning.prediction import predict_batches
+from tyre_lightning.summary import Summary, show
 from tyre_lightning.tracking.registry import load_inspector
 
 PROBABILITIES = ["p_bulge", "p_crack", "p_flat_spot", "p_good"]

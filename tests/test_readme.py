@@ -59,6 +59,7 @@ def check(command: str) -> None:
 
 def sweep(overrides: list[str]) -> list[list[str]]:
     """The runs of a sweep over one key."""
+    overrides = [re.sub(r"=range\((\d+)\)$", lambda n: f"=0,{int(n[1]) - 1}", item) for item in overrides]  # its ends
     (swept,) = [item for item in overrides if "," in item]
     key, _, values = swept.replace("tag(log,interval(", "").replace("))", "").partition("=")
     others = [item for item in overrides if item != swept]

@@ -24,7 +24,8 @@ from tyre_lightning.lake.tyres import count_tyres, find_tyre
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector, Sighting
-from tyre_lightning.prediction import Summary, predict
+from tyre_lightning.prediction import predict
+from tyre_lightning.summary import Summary
 from tyre_lightning.tracking.tables import METRICS_TABLE
 
 CLASSES = ("crack", "good")

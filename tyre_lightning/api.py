@@ -31,11 +31,12 @@ from tyre_lightning.data.stream import batched
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.gallery import contact_sheet, thumbnails
 from tyre_lightning.evaluation.overlays import explained
+from tyre_lightning.lake.source import open_source
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 from tyre_lightning.names import one_form
 from tyre_lightning.opening import open_data as _open_data
-from tyre_lightning.prediction import check_names, open_source, predict_batches
+from tyre_lightning.prediction import check_names, predict_batches
 from tyre_lightning.tracking.registry import load_inspector
 
 _TOGETHER = 32  # pictures

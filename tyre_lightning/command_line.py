@@ -81,6 +81,7 @@ CHECKS: dict[type, Callable[[Any], Any]] = {
 }
 USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders
+sweep_codes: list[int] = []  # exit codes that a sweep's runs would have had
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TOO_NEW = (3, 14)  # for Hydra 1.3, whose command line Python's argparse refuses from there on
 
@@ -112,7 +113,7 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
     finally:
         if not whole:
             del os.environ["HYDRA_FULL_ERROR"]
-    return USER_ERROR if failed_runs else 0
+    return USER_ERROR if failed_runs else max(sweep_codes, default=0)
 
 
 @contextmanager
@@ -168,6 +169,14 @@ def guard(task: Callable[[DictConfig], Any], cfg: DictConfig, code: int = USER_E
         way = way_on()
         drop_empty_folder()
         raise KeyboardInterrupt(way) from None
+
+
+def end(code: int) -> None:
+    """End the process with a code; of a sweep, when its other runs have ended."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        sweep_codes.append(code)
+    else:
+        sys.exit(code)
 
 
 def check_python() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from tyre_lightning.command_line import USER_ERROR, guard, run
+from tyre_lightning.command_line import USER_ERROR, end, guard, run
 from tyre_lightning.config import config_folder, register_schemas
 from tyre_lightning.loading import loading
 from tyre_lightning.telling import tell_start
@@ -78,8 +78,9 @@ def _predict(cfg: DictConfig) -> None:
     with loading():
         from tyre_lightning.prediction import predict
 
-    if predict(cfg).unreadable:
-        sys.exit(SOME_UNREADABLE)
+    unreadable = predict(cfg).unreadable
+    if unreadable and cfg.shard is None:  # who starts a shard again if it fails would do so for ever
+        end(SOME_UNREADABLE)
 
 
 def _audit(cfg: DictConfig) -> None:
@@ -228,6 +229,7 @@ COMMANDS = {
             (
                 "predict model=models:/tyre-defects@champion input=s3://plant/new output=predictions.csv",
                 "predict model=models:/tyre-defects/1 input='new/*.jpg' operating_point.max_escape_rate=0.02",
+                "predict -m model=models:/tyre-defects/1 input=s3://plant/new output=s3://plant/all shards=2 shard=0,1",
             ),
         ),
     ),

@@ -39,6 +39,8 @@ BACKBONES = (
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+ROW_FILES = (".parquet", ".csv", ".jsonl")  # what files of rows end in
+MOST_SHARDS = 500  # a listing is written to as many files at once
 
 
 class EvalCrop(Enum):
@@ -330,7 +332,9 @@ class PredictConfig:
 
     model: str | None = None  # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/..., an inspector folder, a checkpoint
     input: str | None = None  # s3://bucket/prefix, a folder, a file, or a glob
-    output: str = "predictions.parquet"  # .parquet, .csv or .jsonl
+    output: str = "predictions.parquet"  # .parquet, .csv or .jsonl; or a folder or s3://bucket/prefix for parts
+    shards: int = 1  # parts of the whole that processes can do apart; more than one go to a folder or to S3
+    shard: int | None = None  # the part that this process does, from 0 on; null: all that are not done yet
     explain: bool = False  # also draw where on each image the model saw a defect, and what looks most alike in training
     batch_size: int = 32  # images at a time
     accelerator: str = "auto"  # auto, cpu or gpu
@@ -633,7 +637,10 @@ def to_predict_config(cfg: Any) -> PredictConfig:
     config = _typed(cfg)
     assert isinstance(config, PredictConfig)
     _check_looking(config)
-    _check_place("output", config.output)
+    _check_rows_output(config)
+    _require("shards", config.shards, 1 <= config.shards <= MOST_SHARDS, f"from 1 to {MOST_SHARDS}")
+    _require("shard", config.shard, config.shard is None or 0 <= config.shard < config.shards,
+             f"from 0 to {config.shards - 1}, since there are shards={config.shards}")  # fmt: skip
     _check_shares(config.operating_point)
     return config
 
@@ -882,6 +889,30 @@ def _check_name(key: str, name: str, fault: Callable[[str], str | None]) -> None
 def _check_place(key: str, path: str | None) -> None:
     if path is not None and "://" in path:
         raise UserError(f"{key}={path} is an address, and must be a place on this machine")
+
+
+def is_one_file(output: str) -> bool:
+    """Whether rows go to one file, by its ending, rather than to a folder of parts."""
+    return "://" not in output and output.lower().endswith(ROW_FILES)
+
+
+def _check_rows_output(config: PredictConfig) -> None:
+    output, endings = config.output, ", ".join(ROW_FILES)
+    if "://" in output:
+        if not re.fullmatch(r"s3://[^/]+/.*[^/].*", output) or output.lower().endswith(ROW_FILES):
+            raise UserError(
+                f"output={output} must be a place on this machine, or s3://bucket/prefix, below which parts are written"
+            )
+        if config.explain:
+            raise UserError("explain=true draws pictures on this machine: give output=... of a file or folder here")
+    elif is_one_file(output):
+        if config.shards > 1:
+            raise UserError(
+                f"output={output} is one file, and shards={config.shards} write a part each: give output=... of a "
+                "folder, or s3://bucket/prefix"
+            )
+    elif config.shards == 1 and Path(output).suffix and not output.endswith("/") and not os.path.isdir(output):
+        raise UserError(f"output={output} must end in one of {endings}, or in / if it is a folder")
 
 
 def _check_monitor(key: str, options: CheckpointConfig | EarlyStoppingConfig) -> None:

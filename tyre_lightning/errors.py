@@ -61,6 +61,10 @@ class StoreUnavailable(UserError):
     """The store does not answer, or not at present: the same request may succeed later."""
 
 
+class MissingObject(UserError):
+    """What was listed is not there any more, or never was."""
+
+
 class UnreadableImage(UserError):
     """The bytes of one image cannot be decoded.
 

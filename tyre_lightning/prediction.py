@@ -1,151 +1,160 @@
-"""Prediction, top to bottom: list, fetch, decode, classify, write; a batch at a time."""
+"""Prediction, top to bottom: list, fetch, decode, classify, keep, join; a batch at a time."""
 
 from __future__ import annotations
 
-import glob
-import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import starmap
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tyre_lightning.config import (
     Changed,
     OperatingPointConfig,
     OtherOperatingPointConfig,
-    S3Config,
+    PredictConfig,
     to_predict_config,
 )
-from tyre_lightning.data.stream import batched
-from tyre_lightning.decision.operating_point import OperatingPoint
-from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.answer import novelty_terms
-from tyre_lightning.evaluation.ledger import Ledger
+from tyre_lightning.destination import Destination, check_terms, open_destination
+from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.evaluation.overlays import NEAREST, OVERLAY, overlay_folder, write_overlays
-from tyre_lightning.evaluation.predictions import Writer, open_writer, tyre_columns
 from tyre_lightning.evaluation.saliency import check_explainable
 from tyre_lightning.evaluation.scoring import Image, Seen, look_at
 from tyre_lightning.files import disk_errors
 from tyre_lightning.kernels import check_kernels
-from tyre_lightning.lake.formats import IMAGE_SUFFIXES
-from tyre_lightning.lake.listing import is_image
-from tyre_lightning.lake.reader import Reader, open_store
-from tyre_lightning.lake.store import Entry, FolderStore, Store
+from tyre_lightning.lake.manifest import Listing, Manifest, agree, find_manifest
+from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.source import Source, nothing_in, open_source
+from tyre_lightning.lake.store import Entry, Store
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
 from tyre_lightning.memory import memory_errors
-from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting, answer_columns, nothing_seen
+from tyre_lightning.model.inspector import Inspector, answer_columns, nothing_seen
 from tyre_lightning.progress import progress_bar, say
+from tyre_lightning.shards import Look, Rows, Work
+from tyre_lightning.summary import Summary, show, warn_of_few_pictures
 from tyre_lightning.tracking.registry import exact_uri, load_inspector
 
-Rows = list[dict[str, Any]]
-
-_TOGETHER = 4096  # rows in memory at one time
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Summary:
-    """What a prediction run found, and where the rows are.
-
-    Args:
-        output: a row for each picture.
-        tyres_output: a row for each tyre, where the model tells tyres by their file names.
-        classes: pictures by class.
-        decisions: tyres by decision; without a pattern each picture is one.
-        unreadable: pictures.
-    """
-
-    output: str
-    tyres_output: str | None = None
-    classes: Counter[str] = field(default_factory=Counter)
-    decisions: Counter[str | None] = field(default_factory=Counter)
-    unreadable: int = 0
-
-    @property
-    def images(self) -> int:
-        """All images, readable or not."""
-        return self.classes.total() + self.unreadable
-
-
-@dataclass(frozen=True)
-class Source:
-    """The images to predict on: everything below a store's root, or the named keys of it."""
-
-    store: Store
-    only: tuple[str, ...] | None = None
-
-    def entries(self) -> Iterator[Entry]:
-        """The images, as a stream; of named keys neither size nor tag is known."""
-        if self.only is not None:
-            yield from (Entry(key, 0, "") for key in self.only)
-        else:
-            base = len(self.store.key(""))  # a hidden folder above the root hides nothing
-            yield from (entry for entry in self.store.list() if is_image(entry.key[base:]))
-
-    def count(self, name: str) -> int:
-        """How many there are; they are listed twice rather than kept, so that memory does not grow with them.
-
-        Args:
-            name: of the source, for the error.
-
-        Raises:
-            UserError: there are none.
-        """
-        total = sum(1 for _ in self.entries())
-        if not total:
-            raise UserError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        return total
+_CHUNK = 2048  # images, at least, of which what was found is kept together: what a kill can cost
 
 
 @disk_errors()
 @memory_errors("batch_size")
 def predict(cfg: DictConfig) -> Summary:
-    """Predict on a composed config and write a row for each image.
+    """Predict on a composed config and write a row for each image; what is done already is not done again.
+
+    Gives what was found in all, or, while other processes have not done their shards yet, in this one's.
 
     Raises:
         UserError: the model, the images or the output cannot be used.
     """
     config = to_predict_config(cfg)
-    source = open_source(str(config.input), config.s3)
-    total = source.count(f"input={config.input}")
-    device = find_device(config.accelerator)
-    model = exact_uri(str(config.model), config.tracking_uri)
+    source, device = open_source(str(config.input), config.s3), find_device(config.accelerator)
+    with open_destination(config) as there:
+        inspector, manifest = _begin(config, source, there)
+        inspector.network.to(device)
+        work = _work(config, source, inspector, manifest, there)
+        overlays = overlay_folder(config.output) if config.explain else None
+        look = partial(predict_batches, inspector, source.store, batch_size=config.batch_size, overlays=overlays)
+        try:
+            _do(config, manifest, work, look)
+        except KeyboardInterrupt:
+            if kept := work.kept():
+                say(f"{kept:,} of {sum(manifest.counts):,} images are done and kept: the same command goes on")
+            raise
+        return _end(config, inspector, manifest, work, there)
+
+
+def _begin(config: PredictConfig, source: Source, there: Destination) -> tuple[Inspector, Manifest]:
+    """The model, and what is to be done: both are those of the process that came first.
+
+    Raises:
+        UserError: they cannot be had, or are others here.
+    """
+    found = None if there.alone else find_manifest(there.place)
+    asked = str(config.model)
+    same = found is not None and found.asked == asked
+    model = found.terms["model"] if found and same else exact_uri(asked, config.tracking_uri)
     inspector = load_inspector(model, config.tracking_uri)
     _promise(inspector, config.operating_point)
     if config.explain:
         check_explainable(inspector)
-    check_names(inspector, source, total)
-    inspector.network.to(device)
-    summary = Summary(config.output)
-    overlays = overlay_folder(config.output) if config.explain else None
+    terms = {
+        "model": model,
+        "promise": None if inspector.point is None else asdict(inspector.point.promised),
+        "input": source.store.root if source.only is None else hide_passwords(str(config.input)),
+        "shards": config.shards,
+        "explain": config.explain,
+        "weights": inspector.digest(),
+    }
+    make = partial(_list, config, source, inspector, terms, there)
+    if there.alone:
+        return inspector, make(lambda: None)
+    manifest = agree(there.place, make, say)
+    if manifest.asked == asked and manifest.terms["model"] != model:  # the alias has moved in between
+        return _begin(config, source, there)
+    check_terms(manifest.terms, terms, config.output)
+    return inspector, manifest
+
+
+def _list(
+    config: PredictConfig, source: Source, inspector: Inspector, terms: Mapping[str, Any], there: Destination,
+    beat: Callable[[], None],
+) -> Manifest:  # fmt: skip
+    """List the images, and have the listing where all processes find it.
+
+    Raises:
+        UserError: there are none, or their names tell the model no tyre.
+    """
+    pattern, size = inspector.group_pattern, config.batch_size
+    with there.place.scratch() as folder:
+        listing = Listing(source.entries(), pattern, config.shards, Path(folder), beat)
+        if not listing.total:
+            raise nothing_in(f"input={config.input}")
+        if pattern is not None and not listing.named:
+            raise no_tyre_in(pattern, listing.total, listing.first)
+        # A batch never lies in two chunks, so that whoever goes on looks at the same batches: on a GPU a last digit
+        # depends on them.
+        manifest = listing.manifest(terms, str(config.model), size * -(-_CHUNK // size))
+        if there.alone and (kept := there.kept(manifest)) is not None:
+            return kept
+        return listing.publish(there.place, manifest)
+
+
+def _work(config: PredictConfig, source: Source, inspector: Inspector, manifest: Manifest, there: Destination) -> Work:
     said = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
     columns = ["key", *said, *([OVERLAY, NEAREST] if config.explain else [])]
-    about = {"model": model, "root": source.store.root}
-    with open_writer(config.output, columns, about) as writer, progress_bar() as progress:
-        task = progress.add_task("predicting", total=total)
-        batches = predict_batches(inspector, source.store, source.entries(), config.batch_size, overlays)
-        watched = _watch(batches, summary, lambda rows: progress.advance(task, len(rows)))
-        if inspector.group_pattern is None:
-            for rows in watched:
-                summary.decisions.update(row["decision"] for row in rows if row["error"] is None)
-                writer.write(rows)
-        else:
-            _by_tyre(inspector, watched, columns, writer, summary)
-    show(summary, inspector)
-    return summary
+    about = {"model": manifest.terms["model"], "root": source.store.root}
+    return Work(there.place, manifest, there.output, inspector, columns, about)
+
+
+def _do(config: PredictConfig, manifest: Manifest, work: Work, look: Look) -> None:
+    """Do the shard that is asked for, or all, one after another."""
+    shards = range(config.shards) if config.shard is None else [config.shard]
+    with progress_bar() as progress:
+        for shard in shards:
+            which = f" shard {shard} of {config.shards}" if config.shards > 1 else ""
+            task = progress.add_task(f"predicting{which}", total=manifest.counts[shard])
+            work.do(shard, look, partial(progress.advance, task))
+            progress.remove_task(task)
+
+
+def _end(config: PredictConfig, inspector: Inspector, manifest: Manifest, work: Work, there: Destination) -> Summary:
+    """Tell what was found; whoever finds all shards done writes the summary of all, the same as any other would."""
+    done, tyres = work.done(), there.tyres if inspector.group_pattern is not None else None
+    if len(done) == config.shards:
+        whole = work.summary(done, config.output, tyres)
+        there.finish(manifest, whole, inspector)
+        if config.shard is None:
+            warn_of_few_pictures(inspector, whole)
+            show(whole, inspector)
+            return whole
+    mine = work.summary({config.shard or 0}, config.output, tyres)
+    say(f"shard {config.shard} has {mine.images:,} images, of which {mine.unreadable:,} cannot be read")
+    say(f"{len(done)} of {config.shards} shards are done")
+    return mine
 
 
 def check_names(inspector: Inspector, source: Source, total: int) -> None:
@@ -156,75 +165,15 @@ def check_names(inspector: Inspector, source: Source, total: int) -> None:
     """
     pattern = inspector.group_pattern
     if pattern is not None and all(find_tyre(entry.key, pattern) is None for entry in source.entries()):
-        example = next(source.entries()).key.rpartition("/")[2]
-        raise UserError(
-            f"the model tells tyres by data.group_pattern='{pattern}', which finds nothing in any of {total} file "
-            f"names, such as '{example}': name the files as those that it was trained on"
-        )
+        raise no_tyre_in(pattern, total, next(source.entries()).key)
 
 
-def _watch(batches: Iterable[Rows], summary: Summary, advance: Callable[[Rows], None]) -> Iterator[Rows]:
-    """Pass batches of rows on, and count them."""
-    for rows in batches:
-        summary.classes.update(row["class"] for row in rows if row["error"] is None)
-        summary.unreadable += sum(row["error"] is not None for row in rows)
-        advance(rows)
-        yield rows
-
-
-def _by_tyre(
-    inspector: Inspector, batches: Iterable[Rows], columns: Sequence[str], writer: Writer, summary: Summary
-) -> None:
-    """Write pictures with the verdicts on their tyres, and a table of the tyres.
-
-    Pictures of one tyre may lie far apart in a listing, so that no verdict is known before the last picture: rows wait
-    in a file, and what is known of each tyre in a database, both on the disk beside the output. Memory stays bounded.
-    """
-    path = Path(summary.output)
-    summary.tyres_output = str(path.with_name(f"{path.stem}-tyres{path.suffix}"))
-    with TemporaryDirectory(dir=path.absolute().parent, prefix=".tyres-") as folder:
-        waiting = Path(folder, "pictures.parquet")
-        with Ledger(Path(folder, "tyres.db"), inspector) as ledger:
-            with open_writer(str(waiting), columns) as keep:
-                for rows in batches:
-                    ledger.add(rows)
-                    keep.write(rows)
-            for part in pq.ParquetFile(waiting).iter_batches(_TOGETHER):
-                rows = part.to_pylist()
-                sightings = ledger.get([row["tyre"] for row in rows])
-                writer.write(
-                    [row | inspector.verdict(sighting)._asdict() for row, sighting in zip(rows, sightings, strict=True)]
-                )
-            _warn_of_few_pictures(inspector, ledger.mean_pictures())
-            with open_writer(summary.tyres_output, tyre_columns(inspector)) as tyres:
-                for rows in batched(starmap(partial(tyre_row, inspector), ledger.tyres()), _TOGETHER):
-                    summary.decisions.update(row["decision"] for row in rows)
-                    tyres.write(rows)
-
-
-def tyre_row(inspector: Inspector, name: str, sighting: Sighting) -> dict[str, Any]:
-    """What is said of a tyre."""
-    known = sighting.pictures > 0 and inspector.good_class is not None
-    return {
-        "tyre": name,
-        "class": sighting.class_name,
-        **({DEFECTS: sorted(sighting.defects)} if inspector.multi_label else {}),
-        **inspector.verdict(sighting)._asdict(),
-        "p_defective": sighting.score if known else None,
-        NOVELTY: sighting.novelty,
-        "n_pictures": sighting.pictures,
-        "n_unreadable": sighting.unreadable,
-        "key": sighting.key,
-    }
-
-
-def _warn_of_few_pictures(inspector: Inspector, mean: float) -> None:
-    calibration = inspector.calibration
-    if inspector.point is not None and calibration is not None and mean < calibration.mean_pictures * (1 - 1e-9):
-        log.warning(
-            "there are %.3g pictures of a tyre on average, and there were %.3g of the validation tyres: fewer pictures "
-            "show fewer defects, so that more may escape than promised", mean, calibration.mean_pictures,
-        )  # fmt: skip
+def no_tyre_in(pattern: str, total: int, key: str) -> UserError:
+    """That a pattern finds no tyre in any of some file names."""
+    return UserError(
+        f"the model tells tyres by data.group_pattern='{pattern}', which finds nothing in any of {total} file "
+        f"names, such as '{key.rpartition('/')[2]}': name the files as those that it was trained on"
+    )
 
 
 def predict_batches(
@@ -235,77 +184,14 @@ def predict_batches(
     With ``overlays``, a folder, each readable image is drawn there too, with what the model looked at. Its row has the
     path as ``overlay`` and, as ``nearest``, the keys of the training pictures that look most alike to the network.
 
-    While that works on one batch, the next is fetched and decoded.
+    While that works on one batch, the next is fetched and decoded. What was listed and is gone is unreadable.
     """
-    reader = Reader(store, None, Changed.reread)
+    reader = Reader(store, None, Changed.reread, vanishing=True)
     for seen in look_at([inspector], reader, entries, batch_size, pictures=overlays is not None):
         rows = rows_of(inspector, seen)
         if overlays is not None:
             _draw(overlays, inspector, rows, seen)
         yield rows
-
-
-def open_source(address: str, s3: S3Config) -> Source:
-    """The images that an ``s3://`` address, a folder, a file or a glob names.
-
-    Raises:
-        UserError: there is nothing there.
-    """
-    if address.startswith("s3://"):
-        return _s3_source(address, s3)
-    path = os.path.expanduser(address)
-    if os.path.isdir(path):
-        return Source(FolderStore(path))
-    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-    if not files:
-        raise UserError(f"input={address} is no file, folder, glob with a match, or s3:// address")
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    store = FolderStore(root)
-    return Source(store, tuple(store.key(Path(os.path.abspath(f)).relative_to(root).as_posix()) for f in files))
-
-
-def _s3_source(address: str, s3: S3Config) -> Source:
-    """A prefix; or one object, when the address ends like an image."""
-    folder, _, name = address.rpartition("/")
-    if not is_image(name):
-        return Source(open_store(address, s3))
-    store = open_store(folder, s3)
-    return Source(store, (store.key(name),))
-
-
-def show(summary: Summary, inspector: Inspector) -> None:
-    """Print how many images fell into each class."""
-    table = Table(title=f"{summary.images} images")
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("share", justify="right")
-    rows = [(name, summary.classes[name]) for name in inspector.classes]
-    for name, count in [*rows, ("unreadable", summary.unreadable)]:
-        table.add_row(Text(name), str(count), f"{count / max(1, summary.images):.1%}")
-    Console().print(table)
-    point = inspector.point
-    decisions = f"decisions: none, because {inspector.undecided()}" if point is None else _decisions(summary, point)
-    say(decisions)
-    if point is not None:
-        say(_what_decides(inspector, point))
-        if inspector.calibration is not None and inspector.reference is not None:
-            say("  novelty: " + "\n    ".join(novelty_terms(point, inspector.calibration)))
-    say(f"a row for each image is in {summary.output}")
-    if summary.tyres_output is not None:
-        say(f"a row for each tyre is in {summary.tyres_output}")
-
-
-def _decisions(summary: Summary, point: OperatingPoint) -> str:
-    counts = ", ".join(f"{name} {summary.decisions[name]}" for name in ("accept", "review", "reject"))
-    return f"decisions: {counts}\n  {point.sentence()}"
-
-
-def _what_decides(inspector: Inspector, point: OperatingPoint) -> str:
-    """Why class and decision need not agree."""
-    return (
-        "  the class is the most probable one; the decision is by the promise: even what\n"
-        f"  looks most like {inspector.good_class} is not accepted from a P(defective) of {point.threshold:.4g} on"
-    )
 
 
 def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:

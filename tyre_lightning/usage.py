@@ -25,6 +25,10 @@ _SWEEPS = {
     "submitit_slurm or ray runs several at a time",
     "--config-dir DIR": "settings of your own: DIR/experiment/mine.yaml is experiment=mine",
 }
+_SHARDS = {
+    "-m": "with shards=8 'shard=range(8)', a run for each shard; hydra/launcher=joblib, submitit_slurm or ray runs "
+    "several at a time"
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Usage:
         keys = {f"{key}={described[key][0]}": described[key][1] for key in self.keys or described}
         groups = {f"{group}=": ", ".join(found) for group, found in choices(verb).items()}
         short = {word: f"the same as {override}" for word, override in words.items()}
-        sweeps = _SWEEPS if verb == "train" else {}
+        sweeps = {"train": _SWEEPS, "predict": _SHARDS}.get(verb, {})
         parts = [
             f"tyre {verb}: {self.about}",
             "\n".join(f"  tyre {example}" for example in self.examples),

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tyre_lightning.config import ROW_FILES
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.overlays import NEAREST
 from tyre_lightning.files import whole
+from tyre_lightning.lake.manifest import FOLDER
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector
 from tyre_lightning.names import csv_cell, plain_cell
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _TOGETHER = 4096  # rows in memory at one time
+SUMMARY = "_summary.json"  # in a folder of parts, once all are there
 ABOUT = b"tyre_lightning"  # under which a parquet file's metadata has what its rows are about
 
 
@@ -115,35 +118,70 @@ def open_writer(output: str, columns: Sequence[str], about: Mapping[str, str] | 
     """
     kind = _WRITERS.get(Path(output).suffix.lower())
     if kind is None:
-        raise UserError(f"output={output} must end in one of {', '.join(_WRITERS)}")
+        raise UserError(f"output={output} must end in one of {', '.join(ROW_FILES)}")
     with whole(output) as unfinished, open(unfinished, "wb") as file:
         writer = kind(file, columns, about or {})
-        yield writer
-        writer.close()
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def to_bytes(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    """Some rows as a parquet file."""
+    file = io.BytesIO()
+    writer = _Parquet(file, columns, {})
+    writer.write(rows)
+    writer.close()
+    return file.getvalue()
+
+
+def from_bytes(data: bytes) -> list[dict[str, Any]]:
+    """The inverse of :func:`to_bytes`."""
+    return list(pq.read_table(pa.BufferReader(data)).to_pylist())
 
 
 def is_predictions(address: str) -> bool:
-    """Whether an input is a predictions file rather than pictures, by its ending."""
-    return "://" not in address and Path(address).suffix.lower() in _WRITERS
+    """Whether an input is a predictions file, by its ending, or a folder of parts, rather than pictures."""
+    return "://" not in address and (Path(address).suffix.lower() in _WRITERS or Path(address, FOLDER).is_dir())
 
 
 def read_rows(path: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The rows of a predictions file, one at a time, as its writer was given them.
 
     Args:
-        path: of a .parquet, .csv or .jsonl file of predict.py.
+        path: of a .parquet, .csv or .jsonl file of predict.py, or of a folder of its parts.
         wanted: columns that it must have beside those that every model's has.
 
     Raises:
-        UserError: the file is not there, cannot be read, or lacks one of them.
+        UserError: the file is not there, cannot be read, or lacks one of them; or parts are missing.
     """
-    kind, needed = Path(path).suffix.lower(), _ALWAYS | {*wanted}
-    if kind not in _READERS:
+    needed = _ALWAYS | {*wanted}
+    for file in _files(path):
+        yield from _rows_of(file, needed)
+
+
+def _files(path: str) -> list[str]:
+    """A predictions file, or those of a folder of parts, in order.
+
+    Raises:
+        UserError: there is none, or parts are missing.
+    """
+    place = Path(path)
+    if place.is_dir():
+        if not (place / SUMMARY).is_file():
+            raise UserError(f"{path} has no {SUMMARY}: give a folder of predict.py in which all shards are done")
+        return sorted(str(part) for part in place.glob("part-*.parquet"))
+    if place.suffix.lower() not in _READERS:
         raise UserError(f"{path} must end in one of {', '.join(_READERS)}, as predict.py writes them")
-    if not Path(path).is_file():
+    if not place.is_file():
         raise UserError(f"there is no file {path}: give what predict.py wrote")
+    return [path]
+
+
+def _rows_of(path: str, needed: set[str]) -> Iterator[dict[str, Any]]:
     try:
-        for row in _READERS[kind](path):
+        for row in _READERS[Path(path).suffix.lower()](path):
             if missing := sorted(needed - {*row}):
                 names = ", ".join(missing)
                 raise UserError(f"{path} has no column {names}: give what predict.py writes, a row for each picture")
@@ -153,15 +191,16 @@ def read_rows(path: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_about(path: str) -> dict[str, str]:
-    """What a predictions file says of itself: ``model`` and ``root``, if it is one in parquet of this version.
+    """What a predictions file says of itself: ``model`` and ``root``, if it is in parquet of this version.
 
     Raises:
         UserError: it cannot be read.
     """
-    if Path(path).suffix.lower() != ".parquet":
+    first = path if not Path(path).is_dir() else _files(path)[0]
+    if Path(first).suffix.lower() != ".parquet":
         return {}
     try:
-        return dict(json.loads((pq.read_schema(path).metadata or {}).get(ABOUT, "{}")))
+        return dict(json.loads((pq.read_schema(first).metadata or {}).get(ABOUT, "{}")))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as predictions: {first_line(error)}") from error
 

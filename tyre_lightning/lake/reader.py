@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from tyre_lightning.config import Cache, Changed, DataConfig, S3Config
-from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.errors import MissingObject, UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache, cache_folder
 from tyre_lightning.lake.store import Content, Entry, FolderStore, Store
 
 LARGEST = 1 << 30  # bytes that an image file may have
+GONE = "it was listed, and is not there any more"
 
 T = TypeVar("T")
 
@@ -71,12 +72,14 @@ class Reader:
         store: where they lie.
         cache: keeps what the store gave; None: nothing is kept.
         changed: what happens when the store holds something else than was listed.
+        vanishing: whether what was listed and is gone counts as unreadable; else it is an error.
     """
 
-    def __init__(self, store: Store, cache: DiskCache | None, changed: Changed) -> None:
+    def __init__(self, store: Store, cache: DiskCache | None, changed: Changed, *, vanishing: bool = False) -> None:
         self.store = store
         self._cache = cache
         self._changed = changed
+        self._vanishing = vanishing
         self.problems: list[str] = [] if cache is None else cache.problems  # what the user should hear of
 
     def read(self, entries: Sequence[Entry]) -> list[bytes | UnreadableImage]:
@@ -93,11 +96,12 @@ class Reader:
                 found[entry] = kept
         self.forget([*found])  # another process may have put it into the cache since it was named to prefetch
         missing = [entry for entry in entries if entry not in found]
-        contents = self.store.get_many([entry.key for entry in missing])
-        for entry, content in zip(missing, contents, strict=True):
+        contents = self._fetch(missing)
+        there = {e: one for e, one in zip(missing, contents, strict=True) if isinstance(one, Content)}
+        for entry, content in there.items():
             self._compare(entry, content)
-            found[entry] = content.data
-        self._keep(missing, contents)
+        found.update(zip(missing, (c.data if isinstance(c, Content) else c for c in contents), strict=True))
+        self._keep(there)
         return [found[entry] for entry in entries]
 
     def prefetch(self, entries: Sequence[Entry], *, fresh: bool = False) -> None:
@@ -121,9 +125,30 @@ class Reader:
         value = self._cache.get(self.name(entry))
         return None if value is None else bytes(value)
 
-    def _keep(self, entries: Sequence[Entry], contents: Sequence[Content]) -> None:
+    def _fetch(self, entries: Sequence[Entry]) -> Sequence[Content | UnreadableImage]:
+        """What the store has of entries; where one of them is gone, each is asked for by itself."""
+        try:
+            return self.store.get_many([entry.key for entry in entries])
+        except MissingObject:
+            if not self._vanishing:
+                raise
+        found = [self._find(entry) for entry in entries]
+        if not any(isinstance(one, Content) for one in found) and next(self.store.list(), None) is None:
+            raise UserError(f"nothing lies in {self.store.root} any more: is it a folder that should be mounted?")
+        return found
+
+    def _find(self, entry: Entry) -> Content | UnreadableImage:
+        try:
+            (found,) = self.store.get_many([entry.key])
+        except MissingObject:
+            if not entry.etag:  # it was named, not listed
+                raise
+            return UnreadableImage(entry.key, GONE)
+        return found
+
+    def _keep(self, contents: Mapping[Entry, Content]) -> None:
         if self._cache is not None:
-            pairs = zip(entries, contents, strict=True)
+            pairs = contents.items()
             self._cache.put({self.name(e._replace(etag=c.etag)): c.data for e, c in pairs if c.etag})
 
     def _compare(self, entry: Entry, content: Content) -> None:

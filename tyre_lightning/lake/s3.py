@@ -6,19 +6,19 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import StoreUnavailable, UserError, hide_passwords
+from tyre_lightning.errors import MissingObject, StoreUnavailable, UserError, hide_passwords
 from tyre_lightning.lake.fetch import Fetcher, can_serve, may_fetch
 from tyre_lightning.lake.patience import Patience
-from tyre_lightning.lake.s3_errors import is_expiry, is_missing, is_passing, reason
+from tyre_lightning.lake.s3_errors import is_expiry, is_gone, is_missing, is_passing, reason
 from tyre_lightning.lake.s3_listing import PAGE, list_again
 from tyre_lightning.lake.s3_pages import Page, page_of, register
 from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, check_size, in_threads
@@ -27,6 +27,8 @@ ATTEMPTS = 3  # of every S3 request
 CONNECT_SECONDS = 3  # three attempts and the pauses between them stay near ten seconds
 READ_SECONDS = 10  # without a single byte
 PATIENCE_SECONDS = 60  # with a store that has answered before
+
+T = TypeVar("T")
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -116,8 +118,21 @@ class S3Store(Store):
         Raises:
             UserError: it cannot be written.
         """
-        with self._explained("write", self._parent + key):
-            self._connection().client.put_object(Bucket=self._bucket, Key=self._parent + key, Body=data)
+        self.ask("write", key, lambda client, place: client.put_object(**place, Body=data))
+
+    def ask(self, verb: str, key: str, request: Callable[[Any, dict[str, str]], T]) -> T:
+        """What some other request for an object gives.
+
+        Args:
+            verb: what it does, for the error.
+            key: of the object.
+            request: takes boto3's client, and ``Bucket`` and ``Key``.
+
+        Raises:
+            UserError: it fails.
+        """
+        with self._explained(verb, self._parent + key):
+            return request(self._connection().client, {"Bucket": self._bucket, "Key": self._parent + key})
 
     def list_after(self, prefix: str, last: str) -> Iterator[Entry]:
         """What :meth:`list` gives of a folder beyond a key, which need not be there; nothing before it is asked for.
@@ -226,7 +241,7 @@ class S3Store(Store):
         except Exception as error:  # of the credential chain, too: missing files and commands, wrong settings
             endpoint = _configured_endpoint(self._config)
             where = f" at {hide_passwords(endpoint)}" if endpoint else ""
-            kind = StoreUnavailable if is_passing(error) else UserError
+            kind = StoreUnavailable if is_passing(error) else MissingObject if is_gone(error) else UserError
             raise kind(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {reason(error)}") from error
 
 

@@ -19,7 +19,7 @@ _ADVICE = {
     "AuthorizationHeaderMalformed": "the bucket is in another region: set s3.region",
     "SlowDown": "the service asks for fewer requests: give data.num_workers a smaller number, or wait",
 }
-_WRITING = ("CopyObject", "PutObject")
+_WRITING = ("CopyObject", "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 _MAY_NOT_WRITE = "access is denied: the credentials need s3:PutObject there, and s3:GetObject for what is copied"
 _NO_CREDENTIALS = (
     "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with s3.profile"
@@ -38,6 +38,24 @@ def is_missing(error: BaseException | None) -> bool:
     """Whether there is no object of that name; S3 says that access is denied to whoever may not list the bucket."""
     response = getattr(error, "response", None) or {}
     return _code_and_status(response)[0] in ("NoSuchKey", "AccessDenied")
+
+
+def is_gone(error: BaseException | None) -> bool:
+    """Whether there surely is no object of that name."""
+    response = getattr(error, "response", None) or {}
+    return _code_and_status(response)[0] in ("NoSuchKey", "404")
+
+
+def is_there_already(error: BaseException | None) -> bool:
+    """Whether an object was not written because there is, or just then appears, another of that name."""
+    response = getattr(error, "response", None) or {}
+    return _code_and_status(response)[0] in ("PreconditionFailed", "ConditionalRequestConflict")
+
+
+def is_unknown(error: BaseException | None) -> bool:
+    """Whether the server does not know what was asked of it."""
+    response = getattr(error, "response", None) or {}
+    return _code_and_status(response)[0] == "NotImplemented"
 
 
 def is_passing(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.errors import MissingObject, UnreadableImage, UserError
 
 THREADS = 16
 
@@ -86,8 +86,13 @@ class Store(ABC):
 
         Raises:
             UnreadableImage: it is larger; no more of it was read.
-            UserError: it is missing or cannot be read; names the object and the status.
+            MissingObject: it is not there.
+            UserError: it cannot be read; names the object and the status.
         """
+
+    def entry(self, key: str) -> Entry:
+        """An object that is named rather than listed; of one on S3 neither size nor tag is known."""
+        return Entry(key, 0, "")
 
     @abstractmethod
     def find(self, key: str) -> bytes | None:
@@ -171,7 +176,16 @@ class FolderStore(Store):
                 check_size(key, stat.st_size, largest)
                 return Content(file.read(), _tag(stat))
         except OSError as error:
-            raise UserError(f"cannot read '{path}': {error.strerror}") from error
+            kind = MissingObject if isinstance(error, FileNotFoundError) else UserError
+            raise kind(f"cannot read '{path}': {error.strerror}") from error
+
+    def entry(self, key: str) -> Entry:
+        """What a listing would say of a file that is named rather than found; of one that is gone, nothing but that."""
+        try:
+            stat = os.stat(self.path(key))
+        except OSError:
+            return Entry(key, 0, "")
+        return Entry(key, stat.st_size, _tag(stat))
 
 
 def check_size(key: str, size: int, largest: int | None) -> None:

@@ -16,10 +16,11 @@ from tyre_lightning.evaluation.predictions import is_predictions, read_rows
 from tyre_lightning.evaluation.sampling import Draw, Gathering
 from tyre_lightning.evaluation.scoring import Image, look_at
 from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.source import open_source
 from tyre_lightning.lake.store import Entry, Store
 from tyre_lightning.lake.tyres import tyre_of
 from tyre_lightning.model.inspector import Inspector
-from tyre_lightning.prediction import check_names, find_device, open_source, rows_of
+from tyre_lightning.prediction import check_names, find_device, rows_of
 from tyre_lightning.progress import progress_bar
 
 ALL = ""  # the group of windows that are not divided
@@ -133,7 +134,7 @@ class _Pictures:
             yield entry.key, tyre_of(entry.key, self._inspector.group_pattern)
 
     def gather(self, drawn: dict[str, Draw], found: dict[str, Gathering], pattern: str | None) -> None:
-        inspector, reader = self._inspector, Reader(self.store, None, Changed.reread)
+        inspector, reader = self._inspector, Reader(self.store, None, Changed.reread, vanishing=True)
         entries = partial(self._entries, drawn, pattern)
         with progress_bar() as progress:
             task = progress.add_task("looking at the line", total=sum(1 for _ in entries()))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from xxhash import xxh3_128
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
@@ -203,9 +204,7 @@ class Inspector:
         from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)
-        state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        for prefix, tensors in ((NOVELTY, self.reference_tensors()), (EXAMPLES, self.example_tensors())):
-            state |= {f"{prefix}.{name}": part for name, part in tensors.items()}
+        state = self._state()
         try:
             save_file(state, Path(folder, WEIGHTS_FILE))
         except SafetensorError as error:  # the one that it has for a full disk
@@ -235,6 +234,21 @@ class Inspector:
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "operating_point": None if self.point is None else self.point.to_dict(),
         }
+
+    def digest(self) -> str:
+        """What tells it from every inspector that could give another answer."""
+        found = xxh3_128(self.spec().encode())
+        for name, tensor in sorted(self._state().items()):
+            found.update(name.encode())
+            found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+        return found.hexdigest()
+
+    def _state(self) -> dict[str, Tensor]:
+        """All its tensors, by name."""
+        state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
+        for prefix, tensors in ((NOVELTY, self.reference_tensors()), (EXAMPLES, self.example_tensors())):
+            state |= {f"{prefix}.{name}": part for name, part in tensors.items()}
+        return state
 
     def reference_tensors(self) -> dict[str, Tensor]:
         """What good tyres look like, by name; nothing where the model does not know."""
