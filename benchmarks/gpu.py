@@ -47,12 +47,13 @@ from tyre_lightning.data.decoding import decode
 from tyre_lightning.data.transforms import recolour
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.demo.server import S3Server
+from tyre_lightning.lake.source import open_source
 from tyre_lightning.messages import quiet
 from tyre_lightning.model.averaging import Average
 from tyre_lightning.model.graph import Graph
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.opening import open_data
-from tyre_lightning.prediction import open_source, predict_batches
+from tyre_lightning.prediction import predict_batches
 from tyre_lightning.tracking.runs import tracked_run
 from tyre_lightning.trainer import build_trainer
 from tyre_lightning.training import build_model

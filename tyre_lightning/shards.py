@@ -19,11 +19,11 @@ from tyre_lightning.data.stream import batched
 from tyre_lightning.destination import Output
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.ledger import Ledger
-from tyre_lightning.evaluation.predictions import Writer, from_bytes, open_writer, to_bytes, tyre_columns
+from tyre_lightning.evaluation.predictions import Writer, from_bytes, open_writer, to_bytes, tyre_columns, tyre_row
 from tyre_lightning.lake.manifest import FOLDER, Manifest, find_manifest
 from tyre_lightning.lake.place import Place
 from tyre_lightning.lake.store import Entry
-from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting
+from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.summary import Summary
 
 Rows = list[dict[str, Any]]
@@ -181,22 +181,6 @@ class Work:
                     summary.decisions.update(row["decision"] for row in rows)
                     summary.tyres += len(rows)
                     tyres.write(rows)
-
-
-def tyre_row(inspector: Inspector, name: str, sighting: Sighting) -> dict[str, Any]:
-    """What is said of a tyre."""
-    known = sighting.pictures > 0 and inspector.good_class is not None
-    return {
-        "tyre": name,
-        "class": sighting.class_name,
-        **({DEFECTS: sorted(sighting.defects)} if inspector.multi_label else {}),
-        **inspector.verdict(sighting)._asdict(),
-        "p_defective": sighting.score if known else None,
-        NOVELTY: sighting.novelty,
-        "n_pictures": sighting.pictures,
-        "n_unreadable": sighting.unreadable,
-        "key": sighting.key,
-    }
 
 
 def _only(entries: Iterable[Entry], size: int, wanted: set[int]) -> Iterator[Entry]:

@@ -18,7 +18,7 @@ from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.overlays import NEAREST
 from tyre_lightning.files import whole
 from tyre_lightning.lake.manifest import FOLDER
-from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector
+from tyre_lightning.model.inspector import DEFECTS, NOVELTY, Inspector, Sighting
 from tyre_lightning.names import csv_cell, plain_cell
 
 if TYPE_CHECKING:
@@ -101,6 +101,22 @@ def tyre_columns(inspector: Inspector) -> list[str]:
     several = [DEFECTS] if inspector.multi_label else []
     counts = ["n_pictures", "n_unreadable"]
     return ["tyre", "class", *several, "decision", "reason", "p_defective", NOVELTY, *counts, "key"]
+
+
+def tyre_row(inspector: Inspector, name: str, sighting: Sighting) -> dict[str, Any]:
+    """What is said of a tyre."""
+    known = sighting.pictures > 0 and inspector.good_class is not None
+    return {
+        "tyre": name,
+        "class": sighting.class_name,
+        **({DEFECTS: sorted(sighting.defects)} if inspector.multi_label else {}),
+        **inspector.verdict(sighting)._asdict(),
+        "p_defective": sighting.score if known else None,
+        NOVELTY: sighting.novelty,
+        "n_pictures": sighting.pictures,
+        "n_unreadable": sighting.unreadable,
+        "key": sighting.key,
+    }
 
 
 @contextmanager

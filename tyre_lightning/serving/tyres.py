@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.evaluation.predictions import tyre_row
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Sighting, nothing_seen
 from tyre_lightning.names import file_name
-from tyre_lightning.prediction import tyre_row
 from tyre_lightning.serving.models import Held
 from tyre_lightning.serving.places import VERDICT, Place
 from tyre_lightning.tracking.asked import Row, look
