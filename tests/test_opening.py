@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Never
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import write_images
 from tests.images import encode, picture
 from tests.test_notebooks import NOTEBOOKS, cells
 from tyre_lightning.config import DataConfig, EvalCrop, S3Config, TrainConfig
+from tyre_lightning.data import datamodule
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.opening import open_data
+from tyre_lightning.recording import describe
 from tyre_lightning.telling import tell_work
 
 
@@ -55,6 +59,23 @@ def test_a_wrong_good_class_is_refused_before_any_image_is_looked_at(tmp_path: P
     config = DataConfig(root=str(root), good_class="fien")
     with pytest.raises(UserError, match=r"data\.good_class='fien' is not a class: choose from 'fine', 'crack'"):
         TyreDataModule(config, S3Config(), preset("efficientnet_lite0"), find_copies=look_nowhere)
+
+
+def test_among_too_many_images_near_copies_are_not_looked_for_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(root := tmp_path / "v1", {"train": 3}, ("crack", "good"))
+    monkeypatch.setattr(datamodule, "_LOOKED_AT", 5)
+    config = config_of(root)
+    data = TyreDataModule(config.data, config.s3, preset("efficientnet_lite0"), find_copies=look_nowhere)
+    (said,) = [record.getMessage() for record in caplog.records if "near-copies" in record.getMessage()]
+    assert re.match(r"near-copies are not looked for among 6 images, which would take about \S+ hours and \S+ GB", said)
+    assert "data.group_pattern" in said
+    found = describe(OmegaConf.structured(config), data, data.tagged(), 1)["found"]
+    assert found["near_copies"] is False  # so that the gate looks for them
+    monkeypatch.setattr(datamodule, "_LOOKED_AT", 6)
+    with pytest.raises(AssertionError, match="looked at"):
+        TyreDataModule(config.data, config.s3, preset("efficientnet_lite0"), find_copies=look_nowhere)
 
 
 def test_that_no_class_is_known_to_be_good_is_said_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -88,3 +88,5 @@ def test_what_a_run_was_told_is_in_its_parameters(tmp_path: Path) -> None:
     assert Past.of(pinned, {"data.group_pattern": "None"}) == Past(pinned, None, near_copies=True)
     told = {"data.group_pattern": PATTERN, "data.near_copies": "False"}
     assert Past.of(pinned, told) == Past(pinned, PATTERN, near_copies=False)
+    too_many = {"data.near_copies": "True", "found.near_copies": "False"}
+    assert Past.of(pinned, too_many) == Past(pinned, None, near_copies=False)

@@ -59,6 +59,8 @@ def describe(cfg: DictConfig, data: TyreDataModule, catalogs: Mapping[str, Catal
     }
     if data.provenance is not None:
         found["labels"] = str(data.provenance)
+    if data.config.near_copies and not data.looked:
+        found["near_copies"] = False
     if data.config.multi_label:
         found["further"] = {usage: len(catalog.further()[0]) for usage, catalog in catalogs.items()}
     return {**_shown(cfg), "found": found}

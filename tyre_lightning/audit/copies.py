@@ -23,6 +23,7 @@ _SHRINKAGE = 0.1  # of the mean variance
 _SAMPLE = 20_000  # images from which the usual is learned
 _NEIGHBOURS = 16  # looked at for each image; larger groups hang together through them
 _EXACT_SEARCH = 20_000  # images; above, an index with cells
+_CELLS = 4  # times the square root of the number of images
 _PROBED = 32  # cells for each image
 
 Floats = NDArray[np.float32]
@@ -127,7 +128,8 @@ def _index(points: Floats) -> Any:
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it says that it loads
     import faiss
 
-    cells = f"IVF{count // 100},Flat" if count > _EXACT_SEARCH else "Flat"
+    # By the square root, so that neither to make the cells nor to search a few of them grows with the square.
+    cells = f"IVF{round(_CELLS * count**0.5)},Flat" if count > _EXACT_SEARCH else "Flat"
     index: Any = faiss.index_factory(dimensions, cells, faiss.METRIC_INNER_PRODUCT)
     if count > _EXACT_SEARCH:
         index.nprobe = _PROBED

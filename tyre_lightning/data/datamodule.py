@@ -38,6 +38,9 @@ from tyre_lightning.names import one_form
 
 _SAMPLED = 8  # images by which a cache's size is judged
 _MEASURED = 32  # images by which it is judged how large they all are
+_LOOKED_AT = 500_000  # images that are looked at for near-copies at most: a first look reads them all
+_LOOK = 0.02  # seconds of a core for each, and
+_LOOK_BYTES = 5_000  # of memory; benchmarks/copies.py
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ class TyreDataModule(L.LightningDataModule):
         self.ignored: dict[str, int] = {}
         self.grouping = Grouping(config.group_pattern)
         self._find_copies = find_copies
+        self.looked = find_copies is not None  # whether near-copies were looked for
         self._done = (-1, 0)  # an epoch that was broken off, and how many of its batches the model has learnt from
         self._folder = cache_folder(config.cache_dir)
         pinned = load_pinned(config.catalog, s3) if config.catalog else None
@@ -213,14 +217,27 @@ class TyreDataModule(L.LightningDataModule):
 
     def _group(self, catalogs: Sequence[Catalog | None]) -> None:
         """Find the images that show the same tyre, wherever they lie."""
-        if self._find_copies is None:
-            return
         read = [catalog for catalog in catalogs if catalog is not None]
+        if self._find_copies is None or self._too_many(sum(map(len, read))):
+            return
         reader = self.reader()
         pairs = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], self._folder)
         for problem in reader.problems:
             log.warning("%s", problem)
         self.grouping = Grouping.of(read, self.config.group_pattern, pairs)
+
+    def _too_many(self, count: int) -> bool:
+        """Whether to look for near-copies among so many images would keep a training waiting; says so."""
+        self.looked = count <= _LOOKED_AT
+        if not self.looked:
+            hours = count * _LOOK / (os.cpu_count() or 1) / 3600
+            log.warning(
+                "near-copies are not looked for among %s images, which would take about %.2g hours and %.2g GB of "
+                "memory here (up to %s images they are): pictures of one tyre may lie on both sides of a split, unless "
+                "data.group_pattern=... tells tyres by their file names", f"{count:,}", hours,
+                count * _LOOK_BYTES / 1e9, f"{_LOOKED_AT:,}",
+            )  # fmt: skip
+        return not self.looked
 
     def shown(self, usage: str) -> Shown:
         """Which tyres the images of a usage show."""

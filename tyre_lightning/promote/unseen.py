@@ -45,7 +45,7 @@ class Past:
     def of(cls, pinned: Pinned, params: Mapping[str, str]) -> Past:
         """By the parameters of the run, where MLflow has None for what is not set."""
         pattern = params.get("data.group_pattern", "None")
-        looked = params.get("data.near_copies", "True") == "True"
+        looked = all(params.get(name, "True") == "True" for name in ("data.near_copies", "found.near_copies"))
         return cls(pinned, None if pattern == "None" else pattern, looked)
 
 
