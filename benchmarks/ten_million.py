@@ -94,7 +94,7 @@ class Watch:
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
-def start(rows: int, start_by: str) -> None:
+def start(rows: int, start_by: str, pattern: str | None) -> None:
     """All of it."""
     from decoding import drawn  # here, as in train.py: a spawned worker imports what stands above
 
@@ -106,7 +106,7 @@ def start(rows: int, start_by: str) -> None:
 
     watch, picture = Watch(rows), drawn((SIDE, SIDE))[0]
     config = DataConfig(root="made-up/v1", batch_size=BATCH, num_workers=WORKERS, image_size=SIDE, cache=Cache.none)
-    config.worker_start = WorkerStart(start_by)
+    config.worker_start, config.group_pattern = WorkerStart(start_by), pattern
     chosen = preset("efficientnet_lite0")
 
     def opened(**more: Any) -> datamodule.TyreDataModule:
@@ -154,8 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--start", default="fork", choices=["fork", "forkserver", "spawn"])
+    parser.add_argument("--named", action="store_true", help="file names tell tyres, of one picture each")
     options = parser.parse_args()
-    start(options.rows, options.start)
+    start(options.rows, options.start, "_([0-9a-f]{12})_" if options.named else None)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.ledger import Ledger
-from tyre_lightning.lake.tyres import count_tyres, find_tyre
+from tyre_lightning.lake.texts import column
+from tyre_lightning.lake.tyres import count_tyres, find_tyre, tyre_names
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
 from tyre_lightning.model.inspector import Inspector, Sighting
@@ -31,6 +32,11 @@ from tyre_lightning.tracking.tables import METRICS_TABLE
 CLASSES = ("crack", "good")
 PREPROCESSING = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
 PATTERN = r"data.group_pattern='^(T\d+)_'"
+
+
+def counted(names: list[str], pattern: str) -> int:
+    keys = column(names)
+    return count_tyres(keys, tyre_names(keys, pattern), pattern)
 
 
 def write_tyres(root: Path, usage: str, first: int, tyres: int, views: str) -> None:
@@ -218,10 +224,10 @@ def test_what_a_pattern_finds(pattern: str | None, found: list[str | None]) -> N
 )
 def test_a_pattern_that_tells_no_tyre_from_another_is_refused(pattern: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        count_tyres(["v/T1.jpg", "v/T2.jpg", "v/T3.jpg", "v/other.jpg"], pattern)
+        counted(["v/T1.jpg", "v/T2.jpg", "v/T3.jpg", "v/other.jpg"], pattern)
     assert message in str(error.value)
 
 
 def test_tyres_are_counted() -> None:
-    assert count_tyres(["v/T1_a.jpg", "v/T1_b.jpg", "v/T2_a.jpg", "v/other.jpg"], r"^(T\d+)_") == 3
-    assert count_tyres(["v/T1_a.jpg"], r"^(T\d+)_") == 1
+    assert counted(["v/T1_a.jpg", "v/T1_b.jpg", "v/T2_a.jpg", "v/other.jpg"], r"^(T\d+)_") == 3
+    assert counted(["v/T1_a.jpg"], r"^(T\d+)_") == 1

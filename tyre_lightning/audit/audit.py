@@ -29,7 +29,8 @@ from tyre_lightning.lake.listing import needed_good_class, read_lake
 from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
 from tyre_lightning.lake.several import merged
 from tyre_lightning.lake.store import Store
-from tyre_lightning.lake.tyres import count_tyres, groups_of
+from tyre_lightning.lake.texts import column
+from tyre_lightning.lake.tyres import count_tyres, groups_of, tyre_names
 from tyre_lightning.names import csv_text
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def examine(data: DataConfig, s3: S3Config) -> Audit:
     images = _listed(catalogs)
     entries = [entry for catalog in catalogs.values() for entry in catalog.entries()]
     if data.group_pattern is not None:
-        count_tyres((entry.key for entry in entries), data.group_pattern)
+        keys = column(entry.key for entry in entries)
+        count_tyres(keys, tyre_names(keys, data.group_pattern), data.group_pattern)
     looks = look(reader, entries, folder, COPIES)
     pairs = find_copies(looks)
     close = look(reader, entries, folder, LABELS)

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import lightning as L
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from tyre_lightning.lake.provenance import finished
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.several import count_several, merged
 from tyre_lightning.lake.splits import split_fold, split_validation
+from tyre_lightning.lake.texts import one_after_other
 from tyre_lightning.lake.tyres import Shown, count_tyres
 from tyre_lightning.names import one_form
 
@@ -194,16 +196,19 @@ class TyreDataModule(L.LightningDataModule):
         groups = self._groups(train)
         return *split_validation(train, self.config.val_fraction, self.seed, groups, selected), test
 
-    def _groups(self, catalog: Catalog) -> list[str] | None:
+    def _groups(self, catalog: Catalog) -> Any:
         """What no split may divide; None where every image is a group of its own."""
         return None if self.grouping.trivial else self.grouping.groups(catalog)
 
     def _check_pattern(self, catalogs: Sequence[Catalog | None]) -> None:
         """Say how many tyres the pattern tells apart, before any image is looked at."""
         if self.config.group_pattern is not None:
-            keys = [key for catalog in catalogs if catalog is not None for key in catalog.keys()]
-            count = count_tyres(keys, self.config.group_pattern)
-            log.info("%s tyres in %s pictures, by data.group_pattern", f"{count:,}", f"{len(keys):,}")
+            read = [catalog for catalog in catalogs if catalog is not None]
+            keys = one_after_other(catalog.table["key"] for catalog in read)
+            names = one_after_other(catalog.tyres(self.config.group_pattern) for catalog in read)
+            count = count_tyres(keys, names, self.config.group_pattern)
+            log.info("%s tyres in %s pictures, by data.group_pattern", f"{count:,}", f"{sum(map(len, read)):,}")
+            pa.default_memory_pool().release_unused()  # as much as the names, which Arrow would keep
 
     def _find_good(self, classes: Sequence[str]) -> None:
         """Said before every image is looked at for copies, which may take hours."""

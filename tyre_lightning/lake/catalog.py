@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from tyre_lightning.lake.mapped import receive, share
 from tyre_lightning.lake.store import Entry
+from tyre_lightning.lake.tyres import tyre_names
 
 ALSO, COPIES = "also", "copies"  # columns of a catalog with pictures that lie in several class folders
+_TYRES = "_tyres"  # the attribute that keeps a pattern and what it found
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,22 @@ class Catalog:
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Catalog:
         """The images at ``indices``, in that order; what the listing ignored stays with the whole catalog."""
-        return Catalog(self.table.take(pa.array(indices, pa.int64())), self.classes)
+        places = pa.array(indices, pa.int64())
+        taken = Catalog(self.table.take(places), self.classes)
+        if _TYRES in self.__dict__:
+            pattern, names = self.__dict__[_TYRES]
+            taken.__dict__[_TYRES] = pattern, names.take(places)
+        return taken
+
+    def tyres(self, pattern: str | None) -> pa.ChunkedArray:
+        """The names of the tyres on the images, a column; what is found is kept, since that takes long.
+
+        Args:
+            pattern: see :func:`tyre_lightning.lake.tyres.find_tyre`.
+        """
+        if self.__dict__.get(_TYRES, (None,))[0] != pattern:
+            self.__dict__[_TYRES] = pattern, tyre_names(self.table["key"], pattern)
+        return self.table["key"] if pattern is None else self.__dict__[_TYRES][1]
 
     def _positions(self) -> NDArray[np.int64]:
         """The position in ``classes`` of every image, shape (N,)."""

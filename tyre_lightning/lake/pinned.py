@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +20,7 @@ from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
+from tyre_lightning.lake.texts import Texts
 from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.names import one_form
 
@@ -108,15 +108,17 @@ def _shown(file: pq.ParquetFile) -> dict[str, Shown]:
     """The tyres in a catalog's file, by usage; nothing in one of format 1."""
     if any(name not in file.schema_arrow.names for name in _NAMES):
         return {}
-    found: dict[str, Shown] = {}
+    parts: dict[str, list[pa.RecordBatch]] = {}
     for batch in file.iter_batches(_TOGETHER, columns=["usage", "key", *_NAMES]):
-        for usage in batch["usage"].unique().to_pylist():
-            found.setdefault(usage, Shown({}, {}))
         own = pc.and_(*(pc.equal(batch["key"], batch[name]) for name in _NAMES))
-        for usage, key, tyre, group in zip(*batch.filter(pc.invert(own)).to_pydict().values(), strict=True):
-            cast(dict[str, str], found[usage].tyres)[key] = tyre
-            cast(dict[str, str], found[usage].groups)[key] = group
-    return found
+        for usage in batch["usage"].unique().to_pylist():
+            here = batch.filter(pc.and_(pc.equal(batch["usage"], usage), pc.invert(own)))
+            parts.setdefault(usage, []).append(here)
+    found = {usage: pa.Table.from_batches(several) for usage, several in parts.items()}
+    texts = {
+        usage: [table[name].cast(pa.large_string()) for name in ("key", *_NAMES)] for usage, table in found.items()
+    }
+    return {usage: Shown(Texts(key, tyre), Texts(key, group)) for usage, (key, tyre, group) in texts.items()}
 
 
 def check(pinned: Pinned, store: Store, changed: Changed, memory: Path) -> Pinned:

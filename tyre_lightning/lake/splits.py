@@ -23,7 +23,7 @@ def split_validation(
     catalog: Catalog,
     fraction: float,
     seed: int,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] | pa.ChunkedArray | None = None,
     selected: Collection[str] = (),
 ) -> tuple[Catalog, Catalog]:
     """Divide a catalog into training and validation images, class by class.
@@ -58,7 +58,7 @@ def split_fold(
     folds: int,
     fold: int,
     seed: int,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] | pa.ChunkedArray | None = None,
     selected: Collection[str] = (),
 ) -> tuple[Catalog, Catalog]:
     """One fold of a stratified, grouped cross-validation.
@@ -117,11 +117,12 @@ class _Groups:
         return np.flatnonzero((self.label == index) & ~self.trains)
 
 
-def _group(catalog: Catalog, groups: Sequence[str] | None, selected: Collection[str]) -> _Groups:
+def _group(catalog: Catalog, groups: Sequence[str] | pa.ChunkedArray | None, selected: Collection[str]) -> _Groups:
     keys = catalog.table["key"].combine_chunks()
     found, group_of, labels = keys, np.arange(len(keys)), catalog.rarest()
     if groups is not None:
-        named = pa.array(groups, pa.large_string()).dictionary_encode()
+        column = groups if isinstance(groups, pa.ChunkedArray) else pa.chunked_array([pa.array(groups, keys.type)])
+        named = column.combine_chunks().dictionary_encode()
         found, group_of = named.dictionary, named.indices.to_numpy()
     sizes = np.bincount(group_of, minlength=len(found))
     counts = np.zeros((len(found), len(catalog.classes)), dtype=np.int32)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tyre_lightning.errors import UserError
+from tyre_lightning.lake.texts import Texts, mapped
 from tyre_lightning.names import one_form
 
 Ints = NDArray[np.int64]
@@ -32,17 +34,25 @@ class Shown:
 
     def names(self, keys: Sequence[str]) -> tuple[Names, Names]:
         """Of N images the names of the tyres, shape (N,), and of their groups, shape (N,)."""
-        tyres = np.array([self.tyre(key) for key in keys], dtype=object)
-        return tyres, np.array(
-            [self.groups.get(key, tyre) for key, tyre in zip(keys, tyres, strict=True)], dtype=object
-        )
+        tyres = _looked_up(self.tyres, keys, keys)
+        return np.array(tyres, dtype=object), np.array(_looked_up(self.groups, keys, tyres), dtype=object)
 
     def columns(self, keys: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         """:meth:`names` of a column of keys, as columns; where nothing is known of any, that column itself, twice."""
         if not self.tyres and not self.groups:
             return keys, keys
+        if isinstance(self.tyres, Texts) and isinstance(self.groups, Texts):
+            alike = self.tyres.along(keys), self.groups.along(keys)
+            if alike[0] is not None and alike[1] is not None:
+                return alike
         tyres, groups = self.names(keys.to_pylist())
         return pa.chunked_array([pa.array(tyres, keys.type)]), pa.chunked_array([pa.array(groups, keys.type)])
+
+
+def _looked_up(found: Mapping[str, str], keys: Sequence[str], otherwise: Sequence[str]) -> list[str]:
+    """What is found of each key, or what stands beside it."""
+    said = found.of(keys) if isinstance(found, Texts) else [found.get(key) for key in keys]
+    return [other if one is None else one for one, other in zip(said, otherwise, strict=True)]
 
 
 def find_tyre(key: str, pattern: str | None) -> str | None:
@@ -65,41 +75,48 @@ def tyre_of(key: str, pattern: str | None) -> str:
     return key if found is None else found
 
 
-def count_tyres(keys: Iterable[str], pattern: str) -> int:
+def tyre_names(keys: pa.ChunkedArray, pattern: str | None) -> pa.ChunkedArray:
+    """:func:`tyre_of` of a column of keys."""
+    return keys if pattern is None else mapped(keys, lambda key: tyre_of(key, pattern))
+
+
+def group_names(keys: pa.ChunkedArray, tyres: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The groups that tyres are, none of which is called as a key is."""
+    named = pc.binary_join_element_wise(pa.scalar("id", keys.type), tyres, pa.scalar(" ", keys.type))
+    return pc.if_else(pc.equal(keys, tyres), keys, named)
+
+
+def count_tyres(keys: pa.ChunkedArray, tyres: pa.ChunkedArray, pattern: str) -> int:
     """How many tyres a pattern tells apart.
 
     Args:
         keys: of at least one picture.
+        tyres: what :func:`tyre_names` makes of them.
         pattern: a regular expression.
 
     Raises:
         UserError: it finds nothing in any file name, or the same wherever it finds something.
     """
-    tyres: set[str] = set()
-    named = unnamed = 0
-    example = other = ""
-    for key in keys:
-        if (name := find_tyre(key, pattern)) is None:
-            unnamed, other = unnamed + 1, key
-        else:
-            named, example = named + 1, key
-            tyres.add(name)
+    found = pc.not_equal(keys, tyres)
+    named = pc.sum(found).as_py() or 0
+    unnamed = len(keys) - named
     if not named:
         raise UserError(
-            f"data.group_pattern='{pattern}' finds nothing in any of {unnamed} file names, such as '{_file(other)}': "
-            "write one that finds the tyre's name there, or leave it out"
+            f"data.group_pattern='{pattern}' finds nothing in any of {unnamed} file names, such as "
+            f"'{_last_file(keys, pc.invert(found))}': write one that finds the tyre's name there, or leave it out"
         )
-    if len(tyres) == 1 and named > 1:
+    different = int(pc.count_distinct(tyres.filter(found) if unnamed else tyres).as_py())
+    if different == 1 and named > 1:
         raise UserError(
             f"data.group_pattern='{pattern}' finds the same in all {named} file names"
-            f"{' in which it finds something' if unnamed else ''}, such as '{min(tyres)}' in '{_file(example)}': put "
-            "parentheses round what tells one tyre from another"
+            f"{' in which it finds something' if unnamed else ''}, such as '{tyres.filter(found)[0]}' in "
+            f"'{_last_file(keys, found)}': put parentheses round what tells one tyre from another"
         )
-    return len(tyres) + unnamed
+    return different + unnamed
 
 
-def _file(key: str) -> str:
-    return key.rpartition("/")[2]
+def _last_file(keys: pa.ChunkedArray, which: pa.ChunkedArray) -> str:
+    return str(keys.filter(which)[-1]).rpartition("/")[2]
 
 
 def groups_of(keys: Sequence[str], pattern: str | None, pairs: tuple[Ints, Ints] | None = None) -> list[str]:
