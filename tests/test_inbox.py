@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,89 @@ def test_a_disk_that_is_full_is_tried_again(
         full[0] = False
         work.until((tmp_path / "1.jpg.json").exists)
     assert [record.getMessage() for record in caplog.records] == ["cannot write: the disk is full; trying again"]
+
+
+def test_what_others_have_written_stops_nothing(tmp_path: Path, held: Held, caplog: pytest.LogCaptureFixture) -> None:
+    """A file for a verdict that is none, a folder where one is to be, and a name that has no room for its verdict."""
+    for number, content in enumerate((b"5", b"[1]", b"{}", b'{"tyre": "T3"}', b'{"tyre": "T4", "pictures": 1}')):
+        (tmp_path / f"T{number}.tyre.json").write_bytes(content)
+        (tmp_path / f"T{number}_a.jpg").write_bytes(JPEG)
+        (tmp_path / f"T{number}_a.jpg.json").write_bytes(content)
+    (tmp_path / "T5.tyre.json").mkdir()
+    long = f"T7_{'x' * 250}"[:247] + ".jpg"
+    for name in ("T5_a.jpg", "T6_a.jpg", long):
+        (tmp_path / name).write_bytes(JPEG)
+    with line(tmp_path, held, pictures=1, wait=0) as work:
+        work.until((tmp_path / "T6.tyre.json").exists)
+        (tmp_path / "T5.tyre.json").rmdir()
+        work.until((tmp_path / "T5.tyre.json").is_file)
+        own = [tmp_path / f"T{number}.tyre{'-2' if 2 <= number <= 4 else ''}.json" for number in range(7)]
+        work.until(lambda: all(path.is_file() and b"n_pictures" in path.read_bytes() for path in own))
+    assert [read(path)["n_pictures"] for path in own] == [1] * 7
+    assert len([one for one in caplog.messages if "is too long for that of its verdict" in one and long in one]) == 1
+
+
+def test_a_folder_that_is_away_for_a_moment_is_looked_at_again(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its disk does not answer; or it is deleted, and made anew before its parent is listed."""
+    (day := tmp_path / "day").mkdir()
+    with line(tmp_path, held_alone) as work, monkeypatch.context() as patched:
+        work.steps(2)
+        real = os.listdir
+
+        def away(path: Any) -> list[str]:
+            if os.fspath(path) == str(day):
+                raise OSError(5, "Input/output error", path)
+            return real(path)
+
+        patched.setattr(os, "listdir", away)
+        (day / "a.jpg").write_bytes(JPEG)
+        work.steps(3)
+        patched.undo()
+        work.until((day / "a.jpg.json").exists)
+        shutil.rmtree(day)
+        work.work._place._folders[""].next = time.monotonic() + 1  # type: ignore[union-attr]
+        work.steps(1)
+        day.mkdir()
+        (day / "b.jpg").write_bytes(JPEG)
+        work.until((day / "b.jpg.json").exists)
+    assert [one for one in caplog.messages if "day" in one] == [
+        f"cannot list '{day}': Input/output error; trying again"
+    ]
+
+
+def test_what_is_no_file_is_no_picture(tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SETTLED_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "T1.jpg").mkdir()
+    (tmp_path / "T1.jpg" / "a.jpg").write_bytes(JPEG)
+    with line(tmp_path, held_alone) as work:
+        work.until((tmp_path / "T1.jpg" / "a.jpg.json").exists)
+        work.steps(4)
+    assert [*times(tmp_path)] == [str(tmp_path / "T1.jpg" / "a.jpg.json")]
+
+
+def test_a_store_that_is_away_makes_no_picture_unreadable(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures are looked at by a new model, and for a moment they cannot be had."""
+    with line(tmp_path, held, pictures=2, wait=60) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+        work.models.held = Held(held.inspector, "models:/tyres/2")
+        (tmp_path / "T1_b.jpg").write_bytes(JPEG)
+        place, real, left = work.work._place, work.work._place.read, [3]
+
+        def away(path: str) -> bytes:
+            left[0] -= path.endswith("T1_a.jpg")
+            if path.endswith("T1_a.jpg") and left[0] >= 0:
+                raise StoreUnavailable("the endpoint does not answer")
+            return real(path)
+
+        monkeypatch.setattr(place, "read", away)
+        work.until((tmp_path / "T1.tyre.json").exists)
+    assert (said := read(tmp_path / "T1.tyre.json"))["n_unreadable"] == 0 and said["n_pictures"] == 2 and left[0] < 0
 
 
 def test_a_bucket_is_an_inbox_too(bucket: Path, held: Held) -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +36,10 @@ from tyre_lightning.serving import app as app_module
 from tyre_lightning.serving import models as models_module
 from tyre_lightning.serving import serve as serve_module
 from tyre_lightning.serving.app import App, Limits
+from tyre_lightning.serving.forms import read_parts
 from tyre_lightning.serving.models import Models
 from tyre_lightning.serving.serve import TOKEN, check_token, limits, options
-from tyre_lightning.tracking.asked import look, open_workers
+from tyre_lightning.tracking.asked import _decoded, _read, look, open_workers
 from tyre_lightning.tracking.registry import _save_pyfunc, exact_uri
 
 LITE = "efficientnet_lite0"
@@ -232,6 +234,53 @@ def test_bad_requests_are_told_what_is_wrong(
     assert answer.status_code == status and sentence in answer.json()["message"], answer.text
 
 
+def test_requests_that_are_made_to_take_long_are_refused(served: Served) -> None:
+    """Python's own parser takes minutes for the first, and ends in a RecursionError at the others."""
+    many, deep, kind = b";a" * 500_000, b"(" * 4000, "multipart/form-data; boundary="
+    for head, status, said in ((many, 400, "the head of a part of the body has more"), (deep, 200, "")):
+        body = b"--b\r\nContent-Disposition: form-data; filename=" + head + b"\r\n\r\nx\r\n--b--"
+        answer = served.post("/predict", body, f"{kind}b")
+        assert answer.status_code == status and said in answer.text
+    assert "names no boundary" in served.post("/predict", b"x", kind + "(" * 4000).json()["message"]
+    bomb = b'{"instances": [' + b"{}," * 1_000_000 + b"{}]}"
+    assert "has more than 1000000 values" in served.post("/invocations", bomb, JSON).json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("disposition", "tyre"),
+    [
+        ('form-data; name="a"; filename="T1_x.jpg"', "T1"),
+        ("form-data; FileName = T1_x.jpg ;name=a", "T1"),
+        ("form-data; filename=\"x.jpg\"; filename*=UTF-8''T1_%e2%82%ac.jpg", "T1"),
+        ("form-data; filename*=x-none''T2_%e2.jpg; filename=T1_x.jpg", "T1"),
+        ('form-data; name="filename=T2_x"; filename="T1_\\";filename=T2_.jpg"', "T1"),
+        ('form-data;\r\n name=a;\r\n\tfilename="T1_ä.jpg"', "T1"),
+        ('form-data; filename="C:\\\\T1_x.jpg"', "T1"),
+        ('form-data; filename=""', None),
+    ],
+)
+def test_a_part_s_file_name(disposition: str, tyre: str | None) -> None:
+    body = f"--b\r\nX: y\r\nContent-Disposition: {disposition}\r\n\r\nx\r\n--b--".encode()
+    (row,) = read_parts(body, 'multipart/form-data; boundary="b"', {}, r"^(T\d+)_").rows
+    assert row.get("tyre") == tyre and row["image"] == b"x"
+
+
+def test_an_address_does_not_climb_out_of_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TYRE_SERVE_S3", "s3://plant/line1")
+    for path in ("line1/../secret.jpg", "line1/./../../other/x.jpg", "line1/..", "line10/x.jpg"):
+        with pytest.raises(UserError, match="is below none of the addresses that TYRE_SERVE_S3 lists"):
+            _read(f"s3://plant/{path}")
+
+
+def test_white_space_in_base64_takes_no_memory() -> None:
+    tracemalloc.start()
+    try:
+        assert _decoded("AA AA\n" * 500_000) == bytes(3 * 500_000)
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def head_of(served: Served, *lines: str) -> http.client.HTTPResponse:
     """What a head is answered of which no body follows."""
     with socket.create_connection(("127.0.0.1", served.port)) as client:
@@ -323,13 +372,23 @@ def test_clients_that_are_slow_are_let_go(plant: Plant, monkeypatch: pytest.Monk
                 assert client.recv(1) == b""
 
 
-def test_many_connections_that_say_nothing_hold_nobody_up(plant: Plant, served: Served) -> None:
-    silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(200)]
-    try:
-        assert served.post("/predict", plant.pictures[0], "image/jpeg").status_code == 200
-    finally:
-        for one in silent:
-            one.close()
+def test_many_connections_that_say_nothing_hold_nobody_up(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are more than the server takes."""
+    monkeypatch.setattr(serve_module, "_CONNECTIONS", 50)
+    with serving("models:/tyres/1", plant.uri) as found:
+        found.models.load()
+        silent = [socket.create_connection(("127.0.0.1", found.port)) for _ in range(200)]
+        try:
+            assert found.get("/health").status_code == 200
+            assert found.post("/predict", plant.pictures[0], "image/jpeg").status_code == 200
+        finally:
+            for one in silent:
+                one.close()
+
+
+def test_nothing_but_http_is_spoken(served: Served) -> None:
+    more = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: eA==", "Sec-WebSocket-Version: 13")
+    assert head_of(served, "GET /health HTTP/1.1", *more).status == 200
 
 
 def test_pictures_of_a_client_that_is_gone_are_not_looked_at(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -349,6 +350,42 @@ def test_who_lists_last_takes_what_is_there(tmp_path: Path) -> None:
     assert list_some(where, ["a.png", "b.png"]) == first == find_manifest(where)
 
 
+def test_a_manifest_that_was_torn_is_written_anew_and_one_of_others_refused(tmp_path: Path) -> None:
+    """A file system without links shows a file before its content, and a kill leaves it so."""
+    where = FolderPlace(str(tmp_path))
+    for data in (b"", b'{"id": "'):
+        where.put(f"{manifest.FOLDER}/manifest.json", data)
+        assert agree(where, lambda beat: list_some(where, ["a.png"]), print) == find_manifest(where)
+    for data in (b"{}", b"[]", b'{"id": 1}'):
+        where.put(f"{manifest.FOLDER}/manifest.json", data)
+        with pytest.raises(UserError, match=r"manifest\.json is none that was written here: give another output"):
+            find_manifest(where)
+
+
+def test_rows_of_another_prediction_are_not_joined_to_these(model: Path, line: Path, tmp_path: Path) -> None:
+    """Somebody has deleted what says what the parts are of."""
+    predict(model, line, out := tmp_path / "out", "shards=3")
+    shutil.rmtree(out / "_shards")
+    for folder in (out, tmp_path / "out-tyres"):
+        with pytest.raises(UserError, match=rf"/{folder.name} has part-00000-of-00003\.parquet already, whose"):
+            predict(model, line, out, "shards=2")
+        shutil.rmtree(folder)
+    assert predict(model, line, out, "shards=2").images == ds.dataset(str(out)).count_rows() == IMAGES
+
+
+def test_there_is_no_summary_while_a_part_is_done_again(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(model, line, out := tmp_path / "out", "shards=2")
+    (note,) = out.rglob("done/00001.json")
+    note.with_name("00001 (copy).json").write_bytes(note.read_bytes())  # as programs that copy folders make
+    (out / "part-00001-of-00002.parquet").unlink()
+    with broken_off(monkeypatch, 2):
+        predict(model, line, out, "shards=2", "shard=1")
+    assert not (out / "_summary.json").exists()
+    assert predict(model, line, out, "shards=2") == whole and (out / "_summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -542,6 +579,16 @@ def test_what_cannot_be_is_one_sentence(more: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         predict("m", "i", "rows.csv", *more)
     assert str(error.value).startswith(message)
+
+
+def test_pictures_are_not_drawn_among_those_that_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "line").mkdir()
+    for output in (tmp_path / "line" / "rows.csv", tmp_path / "line" / "out/", f"{tmp_path}/line/../line/rows.csv"):
+        with pytest.raises(UserError, match=r"explain=true would draw pictures into input=.*/line, where the next"):
+            predict("m", tmp_path / "line", output, "explain=true", "shards=1")
+    with pytest.raises(UserError) as error:  # there is no such model
+        predict("m", tmp_path / "line", tmp_path / "lines.csv", "explain=true")
+    assert "explain" not in str(error.value)
 
 
 def commands() -> Iterator[str]:

@@ -370,3 +370,21 @@ def test_boto3_is_not_loaded_for_a_folder(tmp_path: Path) -> None:
         f"list(open_store({str(tmp_path)!r}, S3Config()).list()); sys.exit('boto3' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_pipe_is_no_file_and_does_not_wait_for_one_who_writes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    store = open_store(str(tmp_path), S3Config())
+    with pytest.raises(UserError, match=r"cannot read '.*x\.jpg': it is no file"):
+        store.get(store.key("x.jpg"))
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_is_not_there(tmp_path: Path) -> None:
+    write_files(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg")
+    listing = open_store(str(tmp_path), S3Config()).list("a")
+    assert next(listing).key.endswith("/1.jpg")
+    (tmp_path / "a" / "2.jpg").unlink()
+    assert [entry.key.rpartition("/")[2] for entry in listing] == ["3.jpg"]
+    (tmp_path / "a" / "0.jpg").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read '.*0\.jpg'"):
+        [*open_store(str(tmp_path), S3Config()).list("a")]

@@ -898,6 +898,12 @@ def is_one_file(output: str) -> bool:
 
 def _check_rows_output(config: PredictConfig) -> None:
     output, endings = config.output, ", ".join(ROW_FILES)
+    source = os.path.realpath(str(config.input))
+    if config.explain and os.path.isdir(source) and f"{os.path.realpath(output)}/".startswith(f"{source.rstrip('/')}/"):
+        raise UserError(
+            f"explain=true would draw pictures into input={config.input}, where the next prediction would look at them "
+            "too: give output=... of another place"
+        )
     if "://" in output:
         if not re.fullmatch(r"s3://[^/]+/.*[^/].*", output) or output.lower().endswith(ROW_FILES):
             raise UserError(

@@ -35,6 +35,14 @@ class Output(ABC):
     """Takes parts."""
 
     @abstractmethod
+    def check_new(self, *, tyres: bool) -> None:
+        """See that no rows lie there that would be among those that are written.
+
+        Raises:
+            UserError: some do.
+        """
+
+    @abstractmethod
     def there(self) -> set[int]:
         """The shards whose parts are there."""
 
@@ -48,6 +56,9 @@ class OneFile(Output):
 
     def __init__(self, pictures: str, tyres: str) -> None:
         self._files = Files(pictures, tyres)
+
+    def check_new(self, *, tyres: bool) -> None:
+        """See :meth:`Output.check_new`: what lies there is replaced."""
 
     def there(self) -> set[int]:
         """See :meth:`Output.there`."""
@@ -70,6 +81,16 @@ class Parts(Output):
 
     def __init__(self, pictures: Place, tyres: Place, shards: int) -> None:
         self._pictures, self._tyres, self._shards = pictures, tyres, shards
+
+    def check_new(self, *, tyres: bool) -> None:
+        """See :meth:`Output.check_new`. Whoever reads the folder takes all its parquet files for one data set."""
+        for place in (self._pictures, *([self._tyres] if tyres else [])):
+            strange = sorted(name for name in place.names("") if name.endswith(".parquet") and name[0] != "_")
+            if strange:
+                raise UserError(
+                    f"{place.root} has {strange[0]} already, whose rows would be among those of this prediction: empty "
+                    "the folder, or give another output"
+                )
 
     def there(self) -> set[int]:
         """See :meth:`Output.there`."""

@@ -106,9 +106,10 @@ def _list(
     """List the images, and have the listing where all processes find it.
 
     Raises:
-        UserError: there are none, or their names tell the model no tyre.
+        UserError: there are none, their names tell the model no tyre, or the output has rows of something else.
     """
     pattern, size = inspector.group_pattern, config.batch_size
+    there.output.check_new(tyres=pattern is not None)
     with there.place.scratch() as folder:
         listing = Listing(source.entries(), pattern, config.shards, Path(folder), beat)
         if not listing.total:
@@ -151,7 +152,9 @@ def _end(config: PredictConfig, inspector: Inspector, manifest: Manifest, work: 
             warn_of_few_pictures(inspector, whole)
             show(whole, inspector)
             return whole
-    mine = work.summary({config.shard or 0}, config.output, tyres)
+    if config.shard is None:
+        raise UserError(f"parts of output={config.output} were deleted meanwhile: give the same again")
+    mine = work.summary({config.shard}, config.output, tyres)
     say(f"shard {config.shard} has {mine.images:,} images, of which {mine.unreadable:,} cannot be read")
     say(f"{len(done)} of {config.shards} shards are done")
     return mine

@@ -19,7 +19,15 @@ from tyre_lightning.data.stream import batched
 from tyre_lightning.destination import Output
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.ledger import Ledger
-from tyre_lightning.evaluation.predictions import Writer, from_bytes, open_writer, to_bytes, tyre_columns, tyre_row
+from tyre_lightning.evaluation.predictions import (
+    SUMMARY,
+    Writer,
+    from_bytes,
+    open_writer,
+    to_bytes,
+    tyre_columns,
+    tyre_row,
+)
 from tyre_lightning.lake.manifest import FOLDER, Manifest, find_manifest
 from tyre_lightning.lake.place import Place
 from tyre_lightning.lake.store import Entry
@@ -61,14 +69,20 @@ class Work:
 
     def done(self) -> set[int]:
         """The shards that are done."""
-        noted = {int(Path(name).stem) for name in self._place.names(self._notes) if name.endswith(".json")}
-        return noted & self._output.there()
+        notes = self._place.names(self._notes)
+        return {shard for shard in self._output.there() if Path(self._note(shard)).name in notes}
 
     def summary(self, shards: Iterable[int], output: str, tyres: str | None) -> Summary:
-        """What was found in some shards that are done; the rows are in ``output`` and, where there are, ``tyres``."""
+        """What was found in some shards that are done; the rows are in ``output`` and, where there are, ``tyres``.
+
+        Raises:
+            UserError: what was noted of one cannot be read any more.
+        """
         found = Summary(output, tyres)
         for shard in sorted(shards):
-            found.add(json.loads(self._place.read(self._note(shard)) or b"{}"))
+            if (note := self._place.read(self._note(shard))) is None:
+                raise UserError(f"{self._place.root}/{self._note(shard)} was deleted meanwhile: give the same again")
+            found.add(json.loads(note))
         return found
 
     def do(self, shard: int, look: Look, advance: Callable[[int], object]) -> None:
@@ -83,6 +97,7 @@ class Work:
             UserError: a picture cannot be fetched, or what was found cannot be written.
         """
         while shard not in self.done():
+            self._place.remove([SUMMARY])  # of a time when this shard was done
             self._look_at(shard, look, advance)
             self._check()
             try:

@@ -94,9 +94,12 @@ def find_manifest(place: Place) -> Manifest | None:
         return None
     if values is None:
         return None
-    if values["format"] > _FORMAT:
+    if isinstance(values, dict) and values.get("format", 0) > _FORMAT:
         raise UserError(f"{place.root} was begun by a newer version: update, or give another output")
-    return Manifest(**values)
+    try:
+        return Manifest(**values)
+    except TypeError as error:
+        raise UserError(f"{place.root}/{_FILE} is none that was written here: give another output") from error
 
 
 class Listing:
@@ -147,10 +150,11 @@ class Listing:
         for shard in range(len(self.counts)):
             place.take(self.file(shard), f"{manifest.folder(shard)}/listed.parquet")
             self._beat()
-        place.put_new(_FILE, json.dumps(asdict(manifest), ensure_ascii=False, indent=1).encode())
-        found = find_manifest(place)
-        assert found is not None
-        return found
+        data = json.dumps(asdict(manifest), ensure_ascii=False, indent=1).encode()
+        place.put_new(_FILE, data)
+        if (found := find_manifest(place)) is None:  # who began to write it was killed, on a file system without links
+            place.put(_FILE, data)
+        return found or manifest
 
     def _add(self, entry: Entry, tyre: str | None) -> None:
         self.first = self.first or entry.key

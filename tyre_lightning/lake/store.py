@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from stat import S_ISREG
 from typing import NamedTuple
 
 from tyre_lightning.errors import MissingObject, UnreadableImage, UserError
@@ -171,8 +172,10 @@ class FolderStore(Store):
         """See :meth:`Store.get`."""
         path = self.path(key)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_at_once) as file:
                 stat = os.fstat(file.fileno())
+                if not S_ISREG(stat.st_mode):
+                    raise UserError(f"cannot read '{path}': it is no file")
                 check_size(key, stat.st_size, largest)
                 return Content(file.read(), _tag(stat))
         except OSError as error:
@@ -186,6 +189,11 @@ class FolderStore(Store):
         except OSError:
             return Entry(key, 0, "")
         return Entry(key, stat.st_size, _tag(stat))
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe too, which otherwise waits for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_size(key: str, size: int, largest: int | None) -> None:
@@ -221,17 +229,20 @@ def _walk(folder: str, key: str, deep: bool, above: tuple[str, ...]) -> Iterator
         if entry.is_dir():
             if deep:
                 yield from _walk(entry.path, f"{key}{entry.name}/", deep, (*above, real))
-        else:
-            yield _file_entry(entry, key + entry.name)
+        elif (found := _file_entry(entry, key + entry.name)) is not None:
+            yield found
 
 
-def _file_entry(entry: os.DirEntry[str], key: str) -> Entry:
+def _file_entry(entry: os.DirEntry[str], key: str) -> Entry | None:
+    """A file, or None where it has gone since its folder was listed."""
     try:
         key.encode()
         stat = entry.stat()
     except UnicodeEncodeError as error:
         raise UserError(f"the file name {entry.path!a} is not UTF-8: rename it") from error
     except OSError as error:
+        if not os.path.lexists(entry.path):
+            return None
         raise UserError(f"cannot read '{entry.path}': {error.strerror}") from error
     return Entry(key, stat.st_size, _tag(stat))
 

@@ -26,7 +26,13 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Callable[..., Any], tell: Callable[[], None], grace: int, **options: Any) -> None:
-        fixed: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False, "lifespan": "off"}
+        fixed: dict[str, Any] = {
+            "log_config": None,
+            "log_level": "warning",
+            "access_log": False,
+            "lifespan": "off",
+            "ws": "none",
+        }
         ends = {"server_header": False, "timeout_graceful_shutdown": grace}
         super().__init__(uvicorn.Config(app, **fixed | ends | options))
         self._tell = tell

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesHeaderParser
-from email.policy import HTTP
 from typing import Any
+from urllib.parse import unquote
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.tyres import find_tyre
@@ -18,6 +17,10 @@ from tyre_lightning.tracking.asked import NO_COLUMN, NO_TEXT
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _TAKEN = ("image", "uri", "tyre")
 _MOST_PARTS = 10_000
+_MOST_VALUES = 1_000_000  # in JSON: each takes some twenty times the memory of its bytes
+_LONGEST_HEAD = 4096  # bytes of a part's head
+_DISPOSITION = re.compile(r"(?im)^content-disposition:(.*(?:\n[ \t].*)*)")
+_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;\s"]*)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ def read_json(body: bytes) -> Asked:
     Raises:
         UserError: it is none of them.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise UserError(f"the body has more than {_MOST_VALUES} values: ask for fewer pictures at a time")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -77,8 +82,8 @@ def read_parts(body: bytes, kind: str, query: Mapping[str, str], pattern: str | 
     Raises:
         UserError: it is not so made, or has no file.
     """
-    boundary = _header(f"Content-Type: {kind}".encode()).get_param("boundary")
-    if not isinstance(boundary, str) or not re.fullmatch(r"[ -~]{1,70}", boundary):
+    boundary = _parameters(kind).get("boundary", "")
+    if not re.fullmatch(r"[ -~]{1,70}", boundary):
         raise UserError("the Content-Type multipart/form-data names no boundary")
     mark = b"\r\n--" + boundary.encode()
     parts = (b"\r\n" + body).split(mark, _MOST_PARTS + 1)
@@ -89,7 +94,9 @@ def read_parts(body: bytes, kind: str, query: Mapping[str, str], pattern: str | 
         head, empty, data = part.partition(b"\r\n\r\n")
         if not empty:
             raise UserError("a part of the body has no head")
-        if (name := _header(head.lstrip()).get_filename()) is None:
+        if len(head) > _LONGEST_HEAD:
+            raise UserError(f"the head of a part of the body has more than {_LONGEST_HEAD} bytes")
+        if (name := _file_name(head.decode(errors="replace"))) is None:
             continue  # a field, which says nothing here
         rows.append(_row(data, query, name, pattern))
     if not rows:
@@ -102,8 +109,25 @@ def _row(data: bytes, query: Mapping[str, str], name: str, pattern: str | None) 
     return {"image": data} | ({"tyre": tyre} if tyre else {})
 
 
-def _header(lines: bytes) -> Message:
-    return BytesHeaderParser(policy=HTTP).parsebytes(lines)
+def _file_name(head: str) -> str | None:
+    """The name of a part's file; None where the part is a field.
+
+    Python's own parsers of headers take quadratic time, or end in a RecursionError, with heads made for that.
+    """
+    if (found := _DISPOSITION.search(head)) is None:
+        return None
+    named = _parameters(found[1])
+    if "filename*" in named:  # RFC 8187: charset'language'text
+        charset, _, rest = named["filename*"].partition("'")
+        with suppress(LookupError):
+            return unquote(rest.partition("'")[2], charset or "utf-8", "replace")
+    return named.get("filename")
+
+
+def _parameters(header: str) -> dict[str, str]:
+    """The parameters of a header's value, by names in lower case."""
+    found = ((name.lower(), value) for name, value in _PARAMETER.findall(header))
+    return {name: re.sub(r"\\(.)", r"\1", value[1:-1]) if value[:1] == '"' else value for name, value in found}
 
 
 def _records(form: str, given: Any) -> list[dict[Any, Any]]:

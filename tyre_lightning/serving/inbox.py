@@ -149,10 +149,10 @@ class Inbox:
             self._do(partial(self._tyres.add, path, found.row, found.held))
 
     def _do(self, work: Callable[[], object]) -> None:
-        """Do something with the store; where it does not answer, later."""
+        """Do something with the store; where it does not answer, or a disk refuses it, later."""
         try:
             work()
-        except StoreUnavailable as error:
+        except UserError as error:
             self._tell(error)
             self._later.append((time.monotonic() + _RETRY_SECONDS, work))
 

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from stat import S_ISREG
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
@@ -25,6 +26,7 @@ from tyre_lightning.tracking.asked import LARGEST
 log = logging.getLogger(__name__)
 
 VERDICT = ".json"  # follows a picture's whole name
+_LONGEST = 255 - len(VERDICT)  # bytes of a picture's name
 SETTLED_SECONDS = 5.0  # that a file has not changed for, when it is said of it that it cannot be read
 _COARSE_SECONDS = 3.0  # within which a folder's time may not tell that something was added
 _PAUSE = 0.15  # seconds between two looks
@@ -100,6 +102,7 @@ class _Folder:
     known: set[str] = field(default_factory=set)
     time: int = -1  # of the last change, in ns
     since: float = 0.0  # when it was first seen with that
+    told: bool = False  # that it cannot be listed
     next: float = 0.0  # before which it is not listed again, so that listing takes no more than a share of the time
 
 
@@ -157,7 +160,11 @@ class FolderPlace(Place):
         except OSError as error:
             if not path:
                 raise UserError(f"cannot list '{place}': {error.strerror}") from error
-            self._folders.pop(path)  # it is gone
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                self._forget(path)
+            elif not folder.told:
+                folder.told = True
+                log.warning("cannot list '%s': %s; trying again", place, error.strerror)
             return
         if changed != folder.time:
             folder.time, folder.since = changed, now
@@ -170,11 +177,18 @@ class FolderPlace(Place):
         wall, worked = time.monotonic() - begun[0], time.thread_time() - begun[1]
         folder.next = now + max(worked / _SHARE, wall / _WALL_SHARE)
 
+    def _forget(self, path: str) -> None:
+        """A folder is gone: if one of its name comes, it is a new one."""
+        self._folders.pop(path)
+        above, _, name = path.rpartition("/")
+        if above in self._folders:
+            self._folders[above].known.discard(name)
+
     def _take(self, path: str, folder: _Folder, name: str, old: set[str]) -> None:
         """Take note of a name, and of the verdicts among those that were there before."""
         folder.known.add(name)
-        if not name.isascii() and not _is_text(name):
-            log.warning("the file name %a is not UTF-8, so that nothing looks at it: rename it", name)
+        if (fault := _fault(name)) is not None:
+            log.warning("the file name %a %s, so that nothing looks at it: rename it", name, fault)
             return
         whole = f"{path}/{name}" if path else name
         if is_image(whole):
@@ -183,14 +197,20 @@ class FolderPlace(Place):
             else:
                 self._files.setdefault(whole, _File((-1, -1), 0.0))
             return
-        below = os.path.join(self.store.root, whole)
-        if not name.startswith(".") and os.path.isdir(below) and not os.path.islink(below):  # which may lead in circles
-            self._folders.setdefault(whole, _Folder())
+        if not name.startswith("."):
+            self._enter(whole)
+
+    def _enter(self, path: str) -> None:
+        """Look at what lies below, if it is a folder; a link may lead in circles."""
+        below = os.path.join(self.store.root, path)
+        if os.path.isdir(below) and not os.path.islink(below):
+            self._folders.setdefault(path, _Folder())
 
     def _whole(self, path: str, file: _File, now: float) -> bool:
         stat = self._stat(path)
-        if stat is None:  # it is gone
+        if stat is None:  # it is gone, or no file
             self._files.pop(path)
+            self._enter(path)
             return False
         if stat != file.stat:
             self._files[path] = _File(stat, now)
@@ -202,7 +222,7 @@ class FolderPlace(Place):
             found = os.stat(os.path.join(self.store.root, path))
         except OSError:
             return None
-        return found.st_size, found.st_mtime_ns
+        return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
 
 
 class S3Place(Place):
@@ -291,12 +311,13 @@ class S3Place(Place):
             took = time.monotonic() - begun
 
 
-def _is_text(name: str) -> bool:
+def _fault(name: str) -> str | None:
+    """Why a file of this name has no verdict beside it; None where it can have one."""
     try:
-        name.encode()
+        size = len(name.encode())
     except UnicodeEncodeError:
-        return False
-    return True
+        return "is not UTF-8"
+    return "is too long for that of its verdict" if is_image(name) and size > _LONGEST else None
 
 
 def open_place(root: str, output: str | None, s3: S3Config) -> FolderPlace | S3Place:

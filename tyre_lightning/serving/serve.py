@@ -88,9 +88,19 @@ class Impatient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See uvicorn."""
+        if len(self.connections) + 1 >= _CONNECTIONS:
+            self._make_room()
         super().connection_made(transport)
+        self._begun = self.loop.time()
         self._before: Any = self  # no request
         self._look_again()
+
+    def _make_room(self) -> None:
+        """Close the oldest connection on which nothing was asked yet: many of those are to hold nobody up."""
+        silent = (one for one in self.connections if isinstance(one, Impatient) and one.cycle is None)
+        waiting = [one for one in silent if not one.transport.is_closing()]
+        if waiting:
+            min(waiting, key=lambda one: one._begun).transport.close()
 
     def _look_again(self) -> None:
         if self.transport.is_closing():

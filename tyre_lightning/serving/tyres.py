@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tyre_lightning.errors import UnreadableImage, UserError
+from tyre_lightning.errors import StoreUnavailable, UnreadableImage, UserError
 from tyre_lightning.evaluation.predictions import tyre_row
 from tyre_lightning.lake.tyres import find_tyre
-from tyre_lightning.model.inspector import Sighting, nothing_seen
+from tyre_lightning.model.inspector import Sighting, answer_columns, nothing_seen
 from tyre_lightning.names import file_name
 from tyre_lightning.serving.models import Held
 from tyre_lightning.serving.places import VERDICT, Place
@@ -89,20 +89,30 @@ class Tyres:
         """
         found, number = None, 1
         while (more := self._find(verdict_file(name, number))) is not None:
-            found, number = (more if more.get("tyre") == name else found), number + 1
+            found, number = (more if _is_of(name, more) else found), number + 1
         return Waiting(found, number)
 
     def decide(self, held: Held) -> Iterator[dict[str, Any]]:
         """Write the verdicts that are due; gives them.
 
         Raises:
-            UserError: one cannot be written; it is still due then.
+            UserError: one cannot be written; it is still due then. The others are written first.
         """
+        failed: UserError | None = None
         for name, one in [*self._waiting.items()]:
             complete = self._pictures is not None and len(one.paths) >= self._pictures
             if complete or time.monotonic() - one.last >= self._wait:
-                yield self._write(name, one, held)
+                try:
+                    said = self._write(name, one, held)
+                except StoreUnavailable:
+                    raise  # nor would it take the others
+                except UserError as error:
+                    failed = error
+                    continue
                 del self._waiting[name]
+                yield said
+        if failed is not None:
+            raise failed
 
     def _write(self, name: str, one: Waiting, held: Held) -> dict[str, Any]:
         sighting = Sighting()
@@ -118,7 +128,8 @@ class Tyres:
     def _of_version(self, path: str, row: Row | None, held: Held) -> Row:
         """A picture's row by this version of the model."""
         row = self._row(path, held) if row is None else row
-        return row if row.get("model") == held.name else self._look(path, held)
+        columns = answer_columns(held.inspector.columns(), multi_label=held.inspector.multi_label)
+        return row if row.get("model") == held.name and {*columns} <= {*row} else self._look(path, held)
 
     def _row(self, path: str, held: Held) -> Row:
         """A picture's row, as it was written, or anew where that is gone."""
@@ -130,6 +141,8 @@ class Tyres:
         about = {"key": key, "model": held.name}
         try:
             return look(held.inspector, {"image": self._place.read(path)}, key) | about
+        except StoreUnavailable:
+            raise
         except UnreadableImage as error:
             return nothing_seen(error.reason) | about
         except UserError as error:  # it is gone
@@ -139,15 +152,22 @@ class Tyres:
         store = self._place.target.store()
         data = None if store is None else store.find(store.key(path))
         try:
-            return None if data is None else dict(json.loads(data))
-        except ValueError:  # it is none that was written here
-            return None
+            found = None if data is None else json.loads(data)
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else None  # else it is none that was written here
 
 
 def verdict_file(name: str, number: int) -> str:
     """Where the verdict on a tyre lies: no picture's is called so, since ``.tyre`` is no suffix of one."""
     ending = f".tyre{VERDICT}" if number == 1 else f".tyre-{number}{VERDICT}"
     return name + ending if _PLAIN.fullmatch(name) else file_name(name, ending)
+
+
+def _is_of(name: str, found: dict[str, Any]) -> bool:
+    """Whether a file's content is a verdict that was written here on a tyre."""
+    written = {"reason", "decision", "pictures"} <= {*found} and isinstance(found["pictures"], list)
+    return written and found.get("tyre") == name and found["decision"] in _STRICTNESS
 
 
 def _strict(decision: str | None) -> int:
