@@ -274,6 +274,7 @@ def memory(model: str, source: str, folder: Path) -> None:
 
 
 def main() -> None:
+    global IMAGES
     if sys.argv[1] == "--way":
         tell(sys.argv[2], sys.argv[3:])
         return
@@ -282,7 +283,9 @@ def main() -> None:
     kinds = {"kills": kills, "workers": workers, "engine": engine, "ray": against_ray, "memory": memory}
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--size", type=int, default=400, help="pixels that the network sees")
+    parser.add_argument("--images", type=int, default=IMAGES, help="pictures; for kills four times as many")
     given = parser.parse_args()
+    IMAGES = given.images
     folder, count = Path(tempfile.mkdtemp()), IMAGES * (4 if given.what == "kills" else 1)
     try:
         kinds[given.what](make_model(folder, given.size), make_lake(given.lake, folder, count), folder)
