@@ -202,9 +202,10 @@ class TyreClassifier(L.LightningModule):
 
         Of several batches the gradients would overwrite each other.
         """
-        alone = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
+        if self.device.type != "cuda" or self.batch_size is None:
+            return False
         known = not is_timm(self.hparams["name"]) and not self.hparams["freeze_epochs"]
-        return self.device.type == "cuda" and alone and known and self.batch_size is not None
+        return known and self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
 
     def _make_graph(self) -> None:
         self._freeze()
