@@ -79,7 +79,7 @@ def child(rows: int, start: str) -> None:
 
     config = DataConfig(root="made-up/v1", batch_size=BATCH, num_workers=WORKERS, image_size=SIDE, cache=Cache.none)
     config.worker_start = WorkerStart(start)
-    with patch.object(datamodule, "open_store", lambda *_: MadeUp(rows, drawn((SIDE, SIDE))[0])):
+    with patch.object(datamodule, "open_lake", lambda *_: MadeUp(rows, drawn((SIDE, SIDE))[0])):
         data = datamodule.TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
     loader = data.train_dataloader()
     before = memory(os.getpid())

@@ -22,25 +22,19 @@ from unittest.mock import patch
 import numpy as np
 import psutil
 import pyarrow as pa
+from catalog_memory import CLASSES, MadeUp
 
 from tyre_lightning.config import Cache, DataConfig, S3Config, WorkerStart
-from tyre_lightning.lake.store import Content, Entry, Store
+from tyre_lightning.lake.store import Entry
 
-CLASSES = ("bead", "bulge", "cracks", "cut", "flat_spot", "good", "puncture", "worn")
 WORKERS, BATCH, SIDE = 4, 32, 64
 GB = 1e9
 
 Found = TypeVar("Found")
 
 
-class MadeUp(Store):
+class Lines(MadeUp):
     """So many training images, evenly of all classes, and one in twenty as many to test on."""
-
-    root = address = "made-up/v1"
-    remote = True
-
-    def __init__(self, rows: int, picture: bytes) -> None:
-        self._rows, self._picture = rows, picture
 
     def list(self, prefix: str = "", *, deep: bool = True) -> Iterator[Entry]:
         usage, name = prefix.strip("/").split("/") if "/" in prefix.strip("/") else (prefix.strip("/"), "")
@@ -57,15 +51,6 @@ class MadeUp(Store):
 
     def prefixes(self, prefix: str = "") -> tuple[str, ...]:
         return CLASSES if prefix in ("train", "test") else ()
-
-    def key(self, path: str) -> str:
-        return f"v1/{path}"
-
-    def get(self, key: str, largest: int | None = None) -> Content:
-        return Content(self._picture, "")
-
-    def find(self, key: str) -> None:
-        return None
 
 
 class Watch:
@@ -112,7 +97,7 @@ def start(rows: int, start_by: str, pattern: str | None) -> None:
     def opened(**more: Any) -> datamodule.TyreDataModule:
         for name, value in more.items():
             setattr(config, name, value)
-        with patch.object(datamodule, "open_lake", lambda *_: MadeUp(rows, picture)):
+        with patch.object(datamodule, "open_lake", lambda *_: Lines(rows, picture)):
             return datamodule.TyreDataModule(config, S3Config(), chosen)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import hmac
 import secrets
 import socket
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from math import isnan
@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tyre_lightning.errors import UserError
 from tyre_lightning.line.desk import Desk, Refused, Seat
-from tyre_lightning.line.listening import is_here, is_ip
+from tyre_lightning.line.listening import Message, Receive, Send, is_here, is_ip
 from tyre_lightning.line.looks import Looks, Shown
 from tyre_lightning.names import one_form
 from tyre_lightning.templates import template
@@ -39,10 +39,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _POLICY = {"Content-Security-Policy": "default-src 'none'"}  # of all but the page
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 @dataclass(frozen=True)

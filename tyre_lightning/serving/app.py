@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, quote
 
 import tyre_lightning
 from tyre_lightning.errors import UserError
+from tyre_lightning.line.listening import Message, Receive, Send
 from tyre_lightning.model.inspector import Inspector, nothing_seen
 from tyre_lightning.serving.forms import Asked, read_file, read_json, read_parts
 from tyre_lightning.serving.metrics import KIND, Metrics
@@ -37,10 +38,6 @@ _PATHS = {"/invocations": "POST", "/predict": "POST"} | dict.fromkeys(
     ("/ping", "/health", "/ready", "/version", "/metrics"), "GET"
 )
 _OPEN = ("/ping", "/health", "/ready")  # to those without the token, too
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 @dataclass(frozen=True)
