@@ -191,6 +191,17 @@ def test_wrong_labels_come_first() -> None:
     right = {int(place): int(code) for place, code in zip(found.place, found.suggested, strict=True)}
     assert all(right[place] == labels[place] for place in set(found.place) & set(wrong))
     assert (np.diff(found.confidence) <= 0).all()
+    assert abs(found.agreement - (300 - len(wrong)) / 300) <= 4 / 300
+
+
+def test_doubts_about_labels_that_are_all_right_say_how_little_the_classifier_knows() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    points = rng.normal(0, 1, (300, 20)).astype(np.float32)
+    points[np.arange(300), labels] += 1.5
+    found = suspects(points, labels, np.arange(300))
+    assert found is not None and len(found.place) > 15
+    assert found.agreement < 1 - len(found.place) / 300 + 0.05
 
 
 @pytest.mark.parametrize("betrays", [True, False])

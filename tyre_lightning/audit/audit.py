@@ -107,7 +107,7 @@ def conclude(
     findings = [_unreadable(images), _copies(images, pairs), _labels(images, classes, known, doubted)]
     table = pd.concat([part for part in findings if len(part)] or findings[:1], ignore_index=True)
     table = table.reindex(columns=COLUMNS)  # a lake without copies, say, lacks none of their columns
-    return Audit(store, classes, images, table, trivial, doubted is not None)
+    return Audit(store, classes, images, table, trivial, None if doubted is None else doubted.agreement)
 
 
 def _listed(catalogs: dict[str, Catalog]) -> pd.DataFrame:

@@ -35,7 +35,7 @@ class Audit:
             usage, label; of copies also other_key, other_usage, other_label and distance; of labels suggested and
             confidence; of unreadable images error.
         shortcut: None where a class is too small to tell.
-        labels_judged: whether classes were large enough to suspect labels.
+        agreement: share of labels that the classifier which doubts some agrees with; None where a class is too small.
     """
 
     store: Store
@@ -43,7 +43,7 @@ class Audit:
     images: pd.DataFrame
     findings: pd.DataFrame
     shortcut: Shortcut | None
-    labels_judged: bool
+    agreement: float | None
 
     def of(self, *kinds: str) -> pd.DataFrame:
         """The findings of some kinds."""
@@ -69,9 +69,7 @@ class Audit:
             f"{len(exact)} pairs with the same bytes, {len(near)} pairs of near-copies; "
             f"{len(self.leaks)} pairs lie in different usages, {len(self.conflicts)} in different classes",
             *self._several(),
-            f"{len(self.of('label'))} labels are probably wrong"
-            if self.labels_judged
-            else "too few images in a class to doubt labels",
+            self._doubts(),
         ]
         if self.shortcut is None:
             return [*lines, "too few images in a class to test for shortcuts"]
@@ -80,6 +78,12 @@ class Audit:
         if found.high:
             return [*lines, f"warning: {accuracy} (guessing: {found.chance:.0%}): a model may learn the background"]
         return [*lines, f"{accuracy} (guessing: {found.chance:.0%})"]
+
+    def _doubts(self) -> str:
+        if self.agreement is None:
+            return "too few images in a class to doubt labels"
+        count = len(self.of("label"))
+        return f"{count} labels are in doubt, by a classifier that agrees with {self.agreement:.0%} of all"
 
     def _several(self) -> list[str]:
         count = int((self.images["shows"].str.len() > 1).sum()) if "shows" in self.images else 0

@@ -93,11 +93,18 @@ def _sections(audit: Audit) -> list[tuple[str, str, list[dict[str, Any]]]]:
          _rows(audit.conflicts)),
         ("Copies in different usages", "A test on what training has seen is too good. Training warns of them, and "
          "keeps near-copies on one side where it divides the images itself.", _rows(audit.leaks)),
-        ("Labels that are probably wrong", "A classifier that never saw these labels confidently says otherwise. "
+        ("Labels in doubt", f"A classifier that never saw these labels says otherwise. {_agreement(audit)}"
          "The most suspicious come first.", _rows(audit.of("label"))),
         ("Other copies", "They do no harm where they are, but count as several tyres where there is one.",
          _rows(copies[~copies.index.isin(grave)])),
     ]  # fmt: skip
+
+
+def _agreement(audit: Audit) -> str:
+    """How much its doubts are worth."""
+    if audit.agreement is None:
+        return ""
+    return f"It agrees with {audit.agreement:.0%} of all labels, and may be wrong where it does not. "
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
