@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.serving.places import FolderPlace, open_place
+from tyre_lightning.serving.folder_arrivals import FolderArrivals
+from tyre_lightning.serving.inbox import open_arrivals
 
 
-def timed(place: FolderPlace) -> tuple[float, list[str]]:
+def timed(place: FolderArrivals) -> tuple[float, list[str]]:
     """A look: seconds, and what was found."""
     begun = time.perf_counter()
     found = [*place.ready()]
@@ -34,8 +35,8 @@ def main() -> None:
         for number in range(options.pictures):
             Path(folder, f"T{number // 4}_{number}.jpg").touch()
             Path(folder, f"T{number // 4}_{number}.jpg.json").touch()
-        place = open_place(folder, None, S3Config())
-        assert isinstance(place, FolderPlace)
+        place = open_arrivals(folder, None, S3Config())
+        assert isinstance(place, FolderArrivals)
         first, found = timed(place)
         assert not found and len(place.take_done()) == options.pictures
         time.sleep(4)

@@ -25,11 +25,12 @@ from tyre_lightning.config import InboxConfig, S3Config, config_folder, register
 from tyre_lightning.errors import StoreUnavailable, Unwritable, UserError
 from tyre_lightning.lake.writing import FolderTarget
 from tyre_lightning.model.inspector import Inspector
+from tyre_lightning.serving import folder_arrivals
 from tyre_lightning.serving import models as models_module
-from tyre_lightning.serving import places
-from tyre_lightning.serving.inbox import Inbox
+from tyre_lightning.serving.bucket_arrivals import BucketArrivals
+from tyre_lightning.serving.folder_arrivals import FolderArrivals
+from tyre_lightning.serving.inbox import Inbox, open_arrivals
 from tyre_lightning.serving.models import Held, Models
-from tyre_lightning.serving.places import FolderPlace, S3Place, open_place
 from tyre_lightning.tracking.asked import open_workers, warmed
 
 JPEG = encode(picture(0), "JPEG")
@@ -70,7 +71,7 @@ def line(place: Path | str, held: Held, **options: Any) -> Iterator[Line]:
     models = Models("x", "sqlite:////dev/null/none.db")
     models.held = held
     with open_workers() as workers:
-        work = Inbox(config, open_place(str(place), config.output, S3Config()), models, workers)
+        work = Inbox(config, open_arrivals(str(place), config.output, S3Config()), models, workers)
         try:
             yield Line(work, models)
         finally:
@@ -127,7 +128,7 @@ def test_its_verdict_is_predict_s(trained: Trained, tmp_path: Path) -> None:
 def test_a_file_that_is_still_written_is_waited_for(
     tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "SETTLED_SECONDS", 1.5)
+    monkeypatch.setattr(folder_arrivals, "SETTLED_SECONDS", 1.5)
     with line(tmp_path, held_alone) as work, (tmp_path / "slow.jpg").open("wb", 0) as file:
         begun = time.monotonic()
         file.write(JPEG[: len(JPEG) // 2])
@@ -145,8 +146,8 @@ def test_a_file_that_is_still_written_is_waited_for(
 
 
 def test_a_picture_that_changes_while_it_is_looked_at_is_looked_at_again(tmp_path: Path, held: Held) -> None:
-    place = open_place(str(tmp_path), None, S3Config())
-    assert isinstance(place, FolderPlace)
+    place = open_arrivals(str(tmp_path), None, S3Config())
+    assert isinstance(place, FolderArrivals)
     (tmp_path / "T1_a.jpg").write_bytes(JPEG)
     while not [*place.ready()]:
         pass
@@ -325,7 +326,9 @@ def test_a_folder_that_is_away_for_a_moment_is_looked_at_again(
         patched.undo()
         work.until((day / "a.jpg.json").exists)
         shutil.rmtree(day)
-        work.work._place._folders[""].next = time.monotonic() + 1  # type: ignore[union-attr]
+        arrivals = work.work._arrivals
+        assert isinstance(arrivals, FolderArrivals)
+        arrivals._folders[""].next = time.monotonic() + 1
         work.steps(1)
         day.mkdir()
         (day / "b.jpg").write_bytes(JPEG)
@@ -336,7 +339,7 @@ def test_a_folder_that_is_away_for_a_moment_is_looked_at_again(
 
 
 def test_what_is_no_file_is_no_picture(tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "SETTLED_SECONDS", 0.2)
+    monkeypatch.setattr(folder_arrivals, "SETTLED_SECONDS", 0.2)
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "T1.jpg").mkdir()
     (tmp_path / "T1.jpg" / "a.jpg").write_bytes(JPEG)
@@ -355,7 +358,7 @@ def test_a_store_that_is_away_makes_no_picture_unreadable(
         work.until((tmp_path / "T1_a.jpg.json").exists)
         work.models.held = Held(held.inspector, "models:/tyres/2")
         (tmp_path / "T1_b.jpg").write_bytes(JPEG)
-        place, real, left = work.work._place, work.work._place.read, [3]
+        place, real, left = work.work._arrivals, work.work._arrivals.read, [3]
 
         def away(path: str) -> bytes:
             left[0] -= path.endswith("T1_a.jpg")
@@ -392,8 +395,8 @@ def test_a_bucket_is_an_inbox_too(bucket: Path, held: Held) -> None:
 def test_a_bucket_s_new_end_is_found_by_one_request(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         (bucket / f"{number:03}.jpg").write_bytes(JPEG)
-    place = open_place(f"s3://{bucket.name}", None, S3Config())
-    assert isinstance(place, S3Place) and len([*place.ready()]) == 30
+    place = open_arrivals(f"s3://{bucket.name}", None, S3Config())
+    assert isinstance(place, BucketArrivals) and len([*place.ready()]) == 30
     asked: list[dict[str, str]] = []
     real = place._store._answers
 
@@ -409,7 +412,7 @@ def test_a_bucket_s_new_end_is_found_by_one_request(bucket: Path, monkeypatch: p
 
 def test_a_store_that_is_away_is_asked_again(bucket: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     with line(f"s3://{bucket.name}", held) as work:
-        place, left = work.work._place, [3]
+        place, left = work.work._arrivals, [3]
         real = place.read
 
         def away(path: str) -> bytes:
@@ -491,4 +494,4 @@ def test_a_promoted_model_takes_over(tmp_path: Path, plant: Plant, monkeypatch: 
 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
-        open_place(str(tmp_path / "none"), None, S3Config())
+        open_arrivals(str(tmp_path / "none"), None, S3Config())

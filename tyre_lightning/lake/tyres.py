@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tyre_lightning.errors import UserError
-from tyre_lightning.lake.texts import Texts, mapped
+from tyre_lightning.lake.texts import Texts, column, mapped
 from tyre_lightning.names import one_form
 
 Ints = NDArray[np.int64]
@@ -81,7 +81,7 @@ def tyre_names(keys: pa.ChunkedArray, pattern: str | None) -> pa.ChunkedArray:
 
 
 def group_names(keys: pa.ChunkedArray, tyres: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The groups that tyres are, none of which is called as a key is."""
+    """The groups that tyres are, with a mark, since the key of some picture may be called as a tyre is."""
     named = pc.binary_join_element_wise(pa.scalar("id", keys.type), tyres, pa.scalar(" ", keys.type))
     return pc.if_else(pc.equal(keys, tyres), keys, named)
 
@@ -128,7 +128,8 @@ def groups_of(keys: Sequence[str], pattern: str | None, pairs: tuple[Ints, Ints]
         pairs: two arrays [M] of places in ``keys``: images that show the same tyre. Groups that share one become one,
             under the name that comes first.
     """
-    names = [_group(key, pattern) for key in keys]
+    listed = column(keys)
+    names: list[str] = group_names(listed, tyre_names(listed, pattern)).to_pylist()
     if pairs is None or not len(pairs[0]):
         return names
     found, place = np.unique(np.array(names, dtype=object), return_inverse=True)
@@ -136,8 +137,3 @@ def groups_of(keys: Sequence[str], pattern: str | None, pairs: tuple[Ints, Ints]
     _, component = connected_components(joined, directed=False)
     _, first = np.unique(component, return_index=True)
     return [*found[first[component[place]]]]
-
-
-def _group(key: str, pattern: str | None) -> str:
-    found = find_tyre(key, pattern)
-    return key if found is None else f"id {found}"  # a key may be called as a tyre is

@@ -15,14 +15,20 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from tyre_lightning.config import InboxConfig, to_inbox_config
+from tyre_lightning.config import InboxConfig, S3Config, to_inbox_config
 from tyre_lightning.errors import StoreUnavailable, UnreadableImage, UserError
+from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.s3 import S3Store
+from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.lake.tyres import find_tyre, tyre_of
+from tyre_lightning.lake.writing import open_target
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.model.inspector import decide_on_tyres, nothing_seen
 from tyre_lightning.progress import say
+from tyre_lightning.serving.arrivals import VERDICT, Arrivals
+from tyre_lightning.serving.bucket_arrivals import BucketArrivals
+from tyre_lightning.serving.folder_arrivals import FolderArrivals
 from tyre_lightning.serving.models import Held, Models
-from tyre_lightning.serving.places import VERDICT, FolderPlace, S3Place, open_place
 from tyre_lightning.serving.tyres import Tyres, Waiting
 from tyre_lightning.tracking.asked import Row, look, open_workers, shown
 
@@ -40,13 +46,14 @@ def inbox(cfg: DictConfig) -> None:
         UserError: the model or the place cannot be used.
     """
     config = to_inbox_config(cfg)
-    place = open_place(str(config.input), config.output, config.s3)
+    arrivals = open_arrivals(str(config.input), config.output, config.s3)
     models = Models(str(config.model), config.tracking_uri)
     held = models.load()
     models.follow()
-    say(f"{held.name} looks at what comes to {place.store.root}; verdicts go to {place.target.root}  (Ctrl-C ends it)")
+    there, here = arrivals.store.root, arrivals.target.root
+    say(f"{held.name} looks at what comes to {there}; verdicts go to {here}  (Ctrl-C ends it)")
     with open_workers() as workers:
-        work = Inbox(config, place, models, workers)
+        work = Inbox(config, arrivals, models, workers)
         try:
             with suppress(KeyboardInterrupt):
                 while True:
@@ -71,14 +78,14 @@ class Inbox:
 
     Args:
         config: of the verb.
-        place: of the pictures.
+        arrivals: the pictures.
         models: the model in use.
         workers: threads that look at pictures.
     """
 
-    def __init__(self, config: InboxConfig, place: FolderPlace | S3Place, models: Models, workers: Executor) -> None:
-        self._place, self._models, self._workers = place, models, workers
-        self._tyres = Tyres(place, config.pictures, config.wait)
+    def __init__(self, config: InboxConfig, arrivals: Arrivals, models: Models, workers: Executor) -> None:
+        self._arrivals, self._models, self._workers = arrivals, models, workers
+        self._tyres = Tyres(arrivals, config.pictures, config.wait)
         self._queue = deque[str]()
         self._busy: dict[Future[Judged | None], str] = {}
         self._readers = ThreadPoolExecutor(_READERS, "read")
@@ -91,9 +98,9 @@ class Inbox:
     def step(self) -> None:
         """Look once for what is new, and work until it is time to look again."""
         with self._patient():
-            self._queue.extend(self._place.ready())
+            self._queue.extend(self._arrivals.ready())
         self._recall()
-        until = time.monotonic() + self._place.pause
+        until = time.monotonic() + self._arrivals.pause
         while (left := until - time.monotonic()) > 0:
             self._begin()
             done, _ = wait(self._busy, min(left, 0.1), FIRST_COMPLETED) if self._busy else (set(), None)
@@ -113,7 +120,7 @@ class Inbox:
     def _recall(self) -> None:
         """Ask for the verdicts on the tyres of a run before, and go on with those that lack one."""
         pattern, tyres = self._held.inspector.group_pattern, defaultdict[str, list[str]](list)
-        for path in self._place.take_done():
+        for path in self._arrivals.take_done():
             if (name := find_tyre(path, pattern)) is not None:
                 tyres[name].append(path)
         for name, paths in tyres.items():
@@ -134,7 +141,7 @@ class Inbox:
     def _begin(self) -> None:
         while self._queue and len(self._busy) < self._most:
             path = self._queue.popleft()
-            self._busy[self._workers.submit(judge, self._place, path, self._held)] = path
+            self._busy[self._workers.submit(judge, self._arrivals, path, self._held)] = path
 
     def _end(self, path: str, future: Future[Judged | None]) -> None:
         """Take note of a verdict; what could not be read or written is tried again."""
@@ -177,22 +184,36 @@ class Inbox:
             log.warning("%s; trying again", error)
 
 
-def judge(place: FolderPlace | S3Place, path: str, held: Held) -> Judged | None:
+def open_arrivals(root: str, output: str | None, s3: S3Config) -> FolderArrivals | BucketArrivals:
+    """What arrives at a place, and where its verdicts go.
+
+    Raises:
+        UserError: it is not there, or cannot be asked.
+    """
+    store = open_store(root, s3)
+    target = open_target(output or store.root, s3)
+    if isinstance(store, S3Store):
+        return BucketArrivals(store, target)
+    assert isinstance(store, FolderStore)
+    return FolderArrivals(store, target)
+
+
+def judge(arrivals: Arrivals, path: str, held: Held) -> Judged | None:
     """Write the verdict on a picture; None where it is not whole yet, or gone.
 
     Raises:
         UserError: it cannot be read or written now.
     """
-    key = place.store.key(path)
+    key = arrivals.store.key(path)
     try:
-        row = look(held.inspector, {"image": place.read(path)}, key)
+        row = look(held.inspector, {"image": arrivals.read(path)}, key)
     except StoreUnavailable:
         raise
     except UnreadableImage as error:
         row = nothing_seen(error.reason)
     except UserError as error:  # it is gone, or not ours to read
         row = nothing_seen(str(error))
-    if not place.counts(path, readable=row["error"] is None):
+    if not arrivals.counts(path, readable=row["error"] is None):
         return None
     pattern = held.inspector.group_pattern
     row["tyre"] = tyre_of(key, pattern)
@@ -201,5 +222,5 @@ def judge(place: FolderPlace | S3Place, path: str, held: Held) -> Judged | None:
     elif find_tyre(key, pattern) is None:
         decide_on_tyres(held.inspector, [row])  # it is a tyre of its own; else more pictures of it may come
     row = {"key": key, **shown(held.inspector, row), "model": held.name}
-    place.target.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
+    arrivals.target.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
     return Judged(row, held)

@@ -14,8 +14,8 @@ from tyre_lightning.evaluation.predictions import tyre_row
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Sighting, answer_columns, nothing_seen
 from tyre_lightning.names import file_name
+from tyre_lightning.serving.arrivals import VERDICT, Arrivals
 from tyre_lightning.serving.models import Held
-from tyre_lightning.serving.places import VERDICT, Place
 from tyre_lightning.tracking.asked import Row, look
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,99}")  # names that every system takes as they are
@@ -45,13 +45,13 @@ class Tyres:
     judged are looked at again.
 
     Args:
-        place: of the pictures and the verdicts.
+        arrivals: of the pictures and the verdicts.
         pictures: of a tyre; None: it is not known.
         wait: seconds after the last picture.
     """
 
-    def __init__(self, place: Place, pictures: int | None, wait: float) -> None:
-        self._place, self._pictures, self._wait = place, pictures, wait
+    def __init__(self, arrivals: Arrivals, pictures: int | None, wait: float) -> None:
+        self._arrivals, self._pictures, self._wait = arrivals, pictures, wait
         self._waiting: dict[str, Waiting] = {}
 
     def add(self, path: str, row: Row, held: Held) -> None:
@@ -122,7 +122,7 @@ class Tyres:
         if one.before is not None and _strict(one.before["decision"]) > _strict(said["decision"]):
             said |= {key: one.before[key] for key in ("decision", "reason")}
         said |= {"model": held.name, "verdict": one.number, "pictures": one.paths}
-        self._place.target.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
+        self._arrivals.target.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
         return said
 
     def _of_version(self, path: str, row: Row | None, held: Held) -> Row:
@@ -137,10 +137,10 @@ class Tyres:
         return self._look(path, held) if data is None else data
 
     def _look(self, path: str, held: Held) -> Row:
-        key = self._place.store.key(path)
+        key = self._arrivals.store.key(path)
         about = {"key": key, "model": held.name}
         try:
-            return look(held.inspector, {"image": self._place.read(path)}, key) | about
+            return look(held.inspector, {"image": self._arrivals.read(path)}, key) | about
         except StoreUnavailable:
             raise
         except UnreadableImage as error:
@@ -149,7 +149,7 @@ class Tyres:
             return nothing_seen(str(error)) | about
 
     def _find(self, path: str) -> dict[str, Any] | None:
-        store = self._place.target.store()
+        store = self._arrivals.target.store()
         data = None if store is None else store.find(store.key(path))
         try:
             found = None if data is None else json.loads(data)

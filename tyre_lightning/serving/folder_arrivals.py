@@ -1,7 +1,4 @@
-"""Where a camera puts its pictures: what is new there and whole, found again and again without much work.
-
-A picture whose verdict is there is done: the verdicts themselves are the record, also after a kill.
-"""
+"""What arrives in a folder."""
 
 from __future__ import annotations
 
@@ -9,81 +6,24 @@ import logging
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from stat import S_ISREG
 
-from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.listing import is_image
-from tyre_lightning.lake.reader import open_store
-from tyre_lightning.lake.s3 import S3Store
-from tyre_lightning.lake.store import FolderStore, Store
-from tyre_lightning.lake.writing import Target, open_target
-from tyre_lightning.tracking.asked import LARGEST
+from tyre_lightning.lake.store import FolderStore
+from tyre_lightning.lake.writing import Target
+from tyre_lightning.serving.arrivals import VERDICT, Arrivals
 
 log = logging.getLogger(__name__)
 
-VERDICT = ".json"  # follows a picture's whole name
-_LONGEST = 255 - len(VERDICT)  # bytes of a picture's name
 SETTLED_SECONDS = 5.0  # that a file has not changed for, when it is said of it that it cannot be read
+_LONGEST = 255 - len(VERDICT)  # bytes of a picture's name
 _COARSE_SECONDS = 3.0  # within which a folder's time may not tell that something was added
 _PAUSE = 0.15  # seconds between two looks
 _SHARE = 0.25  # of a core, at most, works at listing a folder
 _WALL_SHARE = 0.5  # of the time, at most, passes meanwhile: a folder may lie on another machine
-_TAILS = 8  # folders of a bucket whose ends are looked at each time
-_ALL_SHARE = 0.2  # of the time, at most, goes into listing all of a bucket
-
-
-class Place(ABC):
-    """Finds pictures. Paths are those below the root.
-
-    Args:
-        store: where they lie.
-        target: where verdicts go; it may be the same place.
-    """
-
-    def __init__(self, store: Store, target: Target) -> None:
-        self.store, self.target = store, target
-        self.apart = target.root != store.root
-        self._done: list[str] = []
-
-    def take_done(self) -> list[str]:
-        """The pictures that were found with their verdicts since this was asked last: those of a run before."""
-        found, self._done = self._done, []
-        return found
-
-    @property
-    @abstractmethod
-    def pause(self) -> float:
-        """Seconds until the next look."""
-
-    @abstractmethod
-    def ready(self) -> Iterator[str]:
-        """Pictures that may be looked at now, each once, unless :meth:`counts` denies it."""
-
-    @abstractmethod
-    def counts(self, path: str, *, readable: bool) -> bool:
-        """Whether what was seen of a picture counts; if not, it is given once more, when there is more to see.
-
-        Args:
-            path: of one that was ready.
-            readable: whether it was a picture at all.
-        """
-
-    def read(self, path: str) -> bytes:
-        """A picture's file.
-
-        Raises:
-            UnreadableImage: it is too large.
-            UserError: it cannot be had.
-        """
-        return self.store.get(self.store.key(path), LARGEST).data
-
-    def verdicts(self) -> Iterator[str]:
-        """The paths of what lies where verdicts go."""
-        return (entry.key for entry in self.target.entries())
 
 
 @dataclass
@@ -106,7 +46,7 @@ class _Folder:
     next: float = 0.0  # before which it is not listed again, so that listing takes no more than a share of the time
 
 
-class FolderPlace(Place):
+class FolderArrivals(Arrivals):
     """A folder, with all below it.
 
     A file is whole when it has had one size and time at two looks. One that was not can at most be unreadable then,
@@ -123,11 +63,11 @@ class FolderPlace(Place):
 
     @property
     def pause(self) -> float:
-        """See :meth:`Place.pause`."""
+        """See :meth:`Arrivals.pause`."""
         return _PAUSE
 
     def ready(self) -> Iterator[str]:
-        """See :meth:`Place.ready`."""
+        """See :meth:`Arrivals.ready`."""
         begun = time.monotonic()
         with self._lock:
             for path in [*self._folders]:
@@ -138,7 +78,7 @@ class FolderPlace(Place):
         return iter(found)
 
     def counts(self, path: str, *, readable: bool) -> bool:
-        """See :meth:`Place.counts`: it is still what it was and, if it is no picture, has been so for long."""
+        """See :meth:`Arrivals.counts`: it is still what it was and, if it is no picture, has been so for long."""
         with self._lock:
             if (file := self._given.pop(path, None)) is None:
                 return True  # it has been said before
@@ -225,92 +165,6 @@ class FolderPlace(Place):
         return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
 
 
-class S3Place(Place):
-    """A prefix of a bucket, whose objects are always whole.
-
-    Listing a full day takes seconds. So each look asks only for what follows the last key of the folders in which
-    something was new lately; all is listed again in a thread, for names that do not ascend.
-    """
-
-    def __init__(self, store: S3Store, target: Target) -> None:
-        super().__init__(store, target)
-        self._store = store
-        self._known: set[str] = set()  # paths of pictures that are taken or done
-        self._last: dict[str, str] = {"": store.key("")}  # by folder, the greatest key; the newest folder last
-        self._lock = threading.Lock()
-        self._found: list[str] = []  # by the thread
-        self._trouble: UserError | None = None
-        old, pictures = {*self.verdicts()} if self.apart else None, self._all()
-        for path in pictures:
-            done = f"{path}{VERDICT}" in (self._beside if old is None else old)
-            (self._done if done else self._found).append(path)
-        self._over = threading.Event()
-        threading.Thread(target=self._go_on, name="list", daemon=True).start()
-
-    @property
-    def pause(self) -> float:
-        """See :meth:`Place.pause`."""
-        return 0.3
-
-    def ready(self) -> Iterator[str]:
-        """See :meth:`Place.ready`."""
-        for folder in [*self._last][-_TAILS:] + ([""] if len(self._last) > _TAILS else []):
-            self._found += self._new(entry.key for entry in self._store.list_after(folder, self._last[folder]))
-        with self._lock:
-            found, self._found = self._found, []
-            if self._trouble is not None:
-                raise self._trouble
-        return iter(found)
-
-    def counts(self, path: str, *, readable: bool) -> bool:
-        """See :meth:`Place.counts`."""
-        return True
-
-    def _new(self, keys: Iterable[str]) -> list[str]:
-        """The pictures among keys that were not known."""
-        found = []
-        base = len(self._store.key(""))
-        for key in keys:
-            path = key[base:]
-            folder = path.rpartition("/")[0]
-            with self._lock:
-                for place in ("", folder):
-                    if key > self._last.get(place, ""):
-                        self._last[place] = key
-                if is_image(path) and path not in self._known:
-                    self._known.add(path)
-                    found.append(path)
-                    self._last[folder] = self._last.pop(folder)  # the newest last
-        return found
-
-    def _all(self) -> list[str]:
-        self._beside = set[str]()
-
-        def keys() -> Iterator[str]:
-            base = len(self._store.key(""))
-            for entry in self._store.list():
-                if entry.key.endswith(VERDICT):
-                    self._beside.add(entry.key[base:])
-                yield entry.key
-
-        return self._new(keys())
-
-    def _go_on(self) -> None:
-        took = 0.0
-        while not self._over.wait(max(1.0, took / _ALL_SHARE)):
-            begun = time.monotonic()
-            try:
-                found = self._all()
-            except UserError as error:
-                with self._lock:
-                    self._trouble = error
-                continue
-            with self._lock:
-                self._trouble = None
-                self._found += found
-            took = time.monotonic() - begun
-
-
 def _fault(name: str) -> str | None:
     """Why a file of this name has no verdict beside it; None where it can have one."""
     try:
@@ -318,17 +172,3 @@ def _fault(name: str) -> str | None:
     except UnicodeEncodeError:
         return "is not UTF-8"
     return "is too long for that of its verdict" if is_image(name) and size > _LONGEST else None
-
-
-def open_place(root: str, output: str | None, s3: S3Config) -> FolderPlace | S3Place:
-    """The place of a camera's pictures, and that of their verdicts.
-
-    Raises:
-        UserError: it is not there, or cannot be asked.
-    """
-    store = open_store(root, s3)
-    target = open_target(output or store.root, s3)
-    if isinstance(store, S3Store):
-        return S3Place(store, target)
-    assert isinstance(store, FolderStore)
-    return FolderPlace(store, target)

@@ -1,0 +1,65 @@
+"""Where a camera puts its pictures: what is new there and whole, found again and again without much work.
+
+A picture whose verdict is there is done: the verdicts themselves are the record, also after a kill.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from tyre_lightning.lake.store import Store
+from tyre_lightning.lake.writing import Target
+from tyre_lightning.tracking.asked import LARGEST
+
+VERDICT = ".json"  # follows a picture's whole name
+
+
+class Arrivals(ABC):
+    """Finds pictures. Paths are those below the root.
+
+    Args:
+        store: where they lie.
+        target: where verdicts go; it may be the same place.
+    """
+
+    def __init__(self, store: Store, target: Target) -> None:
+        self.store, self.target = store, target
+        self.apart = target.root != store.root
+        self._done: list[str] = []
+
+    def take_done(self) -> list[str]:
+        """The pictures that were found with their verdicts since this was asked last: those of a run before."""
+        found, self._done = self._done, []
+        return found
+
+    @property
+    @abstractmethod
+    def pause(self) -> float:
+        """Seconds until the next look."""
+
+    @abstractmethod
+    def ready(self) -> Iterator[str]:
+        """Pictures that may be looked at now, each once, unless :meth:`counts` denies it."""
+
+    @abstractmethod
+    def counts(self, path: str, *, readable: bool) -> bool:
+        """Whether what was seen of a picture counts; if not, it is given once more, when there is more to see.
+
+        Args:
+            path: of one that was ready.
+            readable: whether it was a picture at all.
+        """
+
+    def read(self, path: str) -> bytes:
+        """A picture's file.
+
+        Raises:
+            UnreadableImage: it is too large.
+            UserError: it cannot be had.
+        """
+        return self.store.get(self.store.key(path), LARGEST).data
+
+    def verdicts(self) -> Iterator[str]:
+        """The paths of what lies where verdicts go."""
+        return (entry.key for entry in self.target.entries())
