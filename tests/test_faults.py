@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import struct
@@ -225,19 +224,19 @@ class Renewable:
     """
 
     def __init__(self, folder: Path, server: S3Server) -> None:
-        self._path = folder / "credentials.json"
+        self._path = folder / "credentials.py"
         self._keys = {
             "AccessKeyId": server.environment["AWS_ACCESS_KEY_ID"],
             "SecretAccessKey": server.environment["AWS_SECRET_ACCESS_KEY"],
         }
-        (folder / "config").write_text(f"[default]\ncredential_process = cat {self._path}\n")
+        (folder / "config").write_text(f"[default]\ncredential_process = {sys.executable} -S {self._path}\n")
         self.config = str(folder / "config")
 
     def set(self, token: str, seconds: float = 3600) -> None:
-        """What the process prints from now on."""
-        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-        values = {"Version": 1, **self._keys, "SessionToken": token, "Expiration": until}
-        self._path.write_text(json.dumps(values))
+        """What the process prints from now on; the time begins when it is asked."""
+        values = {"Version": 1, **self._keys, "SessionToken": token}
+        until = f"time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(time.time() + {seconds}))"
+        self._path.write_text(f"import json, time\nprint(json.dumps({values} | {{'Expiration': {until}}}))\n")
 
 
 @pytest.fixture

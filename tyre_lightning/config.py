@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -543,8 +544,9 @@ def config_folder(command: str) -> Path:
     return own if own.is_dir() else CONF
 
 
+@cache
 def register_schemas() -> None:
-    """Make schemas and logging known to Hydra, and have it leave texts as they are written; idempotent."""
+    """Make schemas and logging known to Hydra, and have it leave texts as they are written; once in a process."""
     from tyre_lightning.messages import register_logging
     from tyre_lightning.written import SCHEMA, keep_texts
 
