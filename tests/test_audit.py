@@ -17,8 +17,8 @@ from PIL import Image, ImageEnhance
 
 from tests import warm
 from tests.conftest import untracked_environment, write_files
-from tyre_lightning.audit.copies import find_copies, read_copies
-from tyre_lightning.audit.embedding import COPIES
+from tyre_lightning.audit.copies import NEAR, find_copies, near_copies, read_copies, whiten
+from tyre_lightning.audit.embedding import COPIES, WIDTH
 from tyre_lightning.audit.findings import COLUMNS
 from tyre_lightning.audit.labels import shortcut, suspects
 from tyre_lightning.audit.looks import look
@@ -102,6 +102,21 @@ def test_files_that_cannot_be_read_show_no_tyre_however_alike_they_are(tmp_path:
         ("v1/b.jpg", "v1/c.jpg"),
         ("v1/b.jpg", "v1/f.jpg"),
     }
+
+
+def test_of_many_look_alikes_only_copies_are_taken_for_copies() -> None:
+    """3,000 tyres differ in 16 things only, so that chance brings hundreds of pairs of them within the distance."""
+    rng = np.random.default_rng(0)
+    looks = rng.normal(0, 1, (3000, 16)) @ rng.normal(0, 1, (16, WIDTH))
+    points = (20 + np.concatenate([looks, looks[:60] + 0.04 * rng.normal(0, 1, (60, WIDTH))])).astype(np.float16)
+    whole = whiten(points)
+    alike = (int((whole @ whole.T >= 1 - NEAR).sum()) - len(whole)) // 2
+    left, right, _ = near_copies(points)
+    pairs = {(min(pair), max(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    planted = {(place, 3000 + place) for place in range(60)}
+    assert alike > 500
+    assert len(pairs & planted) >= 58
+    assert len(pairs - planted) <= 3
 
 
 def test_an_image_is_read_once_until_it_changes(tmp_path: Path) -> None:

@@ -16,12 +16,17 @@ from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 
 NEAR = 0.25  # cosine distance of two near-copies, at most; see benchmarks/README.md for what that finds
+SURE = 0.1  # from here on down it is proof enough, however many images there are
 FEWEST = 40  # images; among fewer it cannot be told what is usual and what is a copy
 
 _DIMENSIONS = 128
 _SHRINKAGE = 0.1  # of the mean variance
 _SAMPLE = 20_000  # images from which the usual is learned
 _NEIGHBOURS = 16  # looked at for each image; larger groups hang together through them
+_FEW = 2000  # images; among so few two that differ are hardly ever within NEAR
+_USUAL = 64  # neighbours that tell how close others come to an image
+_OWN = 8  # of these, the nearest, may be copies
+_CHANCE = 1e-4  # expected number of others that come as close to an image as a near-copy does, at most
 _EXACT_SEARCH = 20_000  # images; above, an index with cells
 _CELLS = 4  # times the square root of the number of images
 _PROBED = 32  # cells for each image
@@ -69,6 +74,10 @@ def find_copies(looks: Looks) -> Pairs:
 def near_copies(embeddings: NDArray[np.float16]) -> tuple[Ints, Ints, Floats]:
     """The pairs at most ``NEAR`` apart, and how far; none among fewer than ``FEWEST`` images.
 
+    The more tyres there are, the closer come two that differ, and a distance alone would in the end call most of them
+    copies. So among many images a pair counts only if it is closer than others of the lake come by chance: how many
+    would be as close is told by the 64 nearest to each of both, whose number grows by a power of the distance.
+
     Args:
         embeddings: [N, D].
 
@@ -79,11 +88,29 @@ def near_copies(embeddings: NDArray[np.float16]) -> tuple[Ints, Ints, Floats]:
     if count < FEWEST:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     points = whiten(embeddings)
-    similarity, found = _index(points).search(points, min(_NEIGHBOURS + 1, count))
-    distance = 1 - similarity
-    own = np.broadcast_to(np.arange(count)[:, None], found.shape)
-    near = (found >= 0) & (found != own) & (distance <= NEAR)
-    return own[near], found[near].astype(np.int64), distance[near].clip(0).astype(np.float32)
+    index, wanted = _index(points), min(_USUAL + 1, count)
+    parts = [_neighbours(index, points, start, wanted) for start in range(0, count, _SAMPLE)]
+    left, right, distance, reach, rise = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if count > _FEW:
+        others = _USUAL * (distance[:, None] / np.stack([reach[left], reach[right]], 1)) ** np.median(rise)
+        kept = (distance <= SURE) | (others.max(1) <= _CHANCE)
+        left, right, distance = left[kept], right[kept], distance[kept]
+    return left, right, distance
+
+
+def _neighbours(index: Any, points: Floats, start: int, wanted: int) -> tuple[Ints, Ints, Floats, Floats, Floats]:
+    """Of some of the images: pairs at most ``NEAR`` apart, how far the last of the wanted neighbours is, and how fast
+    their number rises with the distance: by which power, as dimensions would have it (Hill, Annals of Statistics 1975;
+    Levina and Bickel, NIPS 2004).
+    """
+    similarity, found = index.search(points[start : start + _SAMPLE], wanted)
+    distance = (1 - similarity).clip(1e-6, 2)
+    reach = distance[:, -1]
+    rise = 1 / np.log(reach[:, None] / distance[:, _OWN:-1]).mean(1).clip(1e-6)
+    own = np.arange(start, start + len(found))[:, None]
+    near = ((found >= 0) & (found != own) & (distance <= NEAR))[:, : _NEIGHBOURS + 1]
+    left, place = np.nonzero(near)
+    return left + start, found[left, place].astype(np.int64), distance[left, place], reach, rise
 
 
 def whiten(embeddings: NDArray[np.float16]) -> Floats:
