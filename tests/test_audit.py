@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tyre_lightning.audit.embedding import COPIES, WIDTH
 from tyre_lightning.audit.findings import COLUMNS
 from tyre_lightning.audit.labels import shortcut, suspects
 from tyre_lightning.audit.looks import look
+from tyre_lightning.audit.memory import Memory
 from tyre_lightning.config import Changed, DataConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.traits import TRAITS
@@ -81,7 +83,7 @@ def read(root: Path) -> tuple[Reader, list[str]]:
 
 def test_copies_are_found_turned_mirrored_darker_or_cropped_and_nothing_else(planted: Planted, tmp_path: Path) -> None:
     reader, keys = read(planted.root)
-    pairs = find_copies(look(reader, [*reader.store.list()], tmp_path, COPIES, show=False))
+    pairs = find_copies(look(reader, [*reader.store.list()], Memory(tmp_path), COPIES, show=False))
     found = {frozenset((keys[one], keys[other])) for one, other in zip(pairs.left, pairs.right, strict=True)}
     assert found == {frozenset(pair) for pair in planted.pairs}
     exact = {keys[place] for places in (pairs.left, pairs.right) for place in places[pairs.exact]}
@@ -97,7 +99,7 @@ def test_files_that_cannot_be_read_show_no_tyre_however_alike_they_are(tmp_path:
     for name in "cf":
         (root / f"{name}.jpg").write_bytes((root / "b.jpg").read_bytes())
     reader, keys = read(root)
-    left, right = read_copies(reader, [*reader.store.list()], tmp_path)
+    left, right = read_copies(Memory(tmp_path), reader, [*reader.store.list()])
     assert {(keys[one], keys[other]) for one, other in zip(left, right, strict=True)} == {
         ("v1/b.jpg", "v1/c.jpg"),
         ("v1/b.jpg", "v1/f.jpg"),
@@ -123,7 +125,7 @@ def test_an_image_is_read_once_until_it_changes(tmp_path: Path) -> None:
     (root := tmp_path / "v1").mkdir()
     for index in range(3):
         draw("good", index, 64)[0].save(root / f"{index}.png")
-    first = look(read(root)[0], [*FolderStore(str(root)).list()], tmp_path, COPIES, show=False)
+    first = look(read(root)[0], [*FolderStore(str(root)).list()], Memory(tmp_path), COPIES, show=False)
     draw("good", 7, 64)[0].save(root / "1.png")
 
     class Counting(FolderStore):
@@ -133,7 +135,7 @@ def test_an_image_is_read_once_until_it_changes(tmp_path: Path) -> None:
 
     fetched: list[str] = []
     store = Counting(str(root))
-    second = look(Reader(store, None, Changed.reread), [*store.list()], tmp_path, COPIES, show=False)
+    second = look(Reader(store, None, Changed.reread), [*store.list()], Memory(tmp_path), COPIES, show=False)
     assert fetched == ["v1/1.png"]
     changed = (first.embeddings() != second.embeddings()).any(axis=1)
     assert changed.tolist() == [False, True, False]
@@ -143,7 +145,7 @@ def test_looking_draws_no_random_number(tmp_path: Path) -> None:
     (root := tmp_path / "v1").mkdir()
     draw("good", 0, 64)[0].save(root / "0.png")
     torch.manual_seed(0)
-    look(read(root)[0], [*FolderStore(str(root)).list()], tmp_path, COPIES, show=False)
+    look(read(root)[0], [*FolderStore(str(root)).list()], Memory(tmp_path), COPIES, show=False)
     drawn = torch.rand(3)
     torch.manual_seed(0)
     assert torch.equal(torch.rand(3), drawn)
@@ -156,7 +158,7 @@ def test_measurements_mean_what_they_say(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(root / "plain.png")
     noise = np.random.default_rng(0).integers(0, 256, (40, 80, 1), np.uint8).repeat(3, 2)
     Image.fromarray(noise).save(root / "sharp.png")
-    looks = look(read(root)[0], [*FolderStore(str(root)).list()], tmp_path / "kept", COPIES, show=False)
+    looks = look(read(root)[0], [*FolderStore(str(root)).list()], Memory(tmp_path / "kept"), COPIES, show=False)
     plain, sharp = (dict(zip(TRAITS, row, strict=True)) for row in looks.traits().tolist())
     assert (plain["width"], plain["height"]) == (80, 40)
     assert plain["top_red"] == pytest.approx(250, abs=1)
@@ -167,7 +169,9 @@ def test_measurements_mean_what_they_say(tmp_path: Path) -> None:
 
 def data_module(planted: Planted, cache: Path, **options: object) -> TyreDataModule:
     config = DataConfig(root=str(planted.root), cache_dir=str(cache), val_fraction=0.3, **options)  # type: ignore[arg-type]
-    return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"), find_copies=read_copies)
+    return TyreDataModule(
+        config, S3Config(), preset("efficientnet_lite0"), find_copies=partial(read_copies, Memory(cache))
+    )
 
 
 def test_no_split_divides_copies(planted: Planted, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import write_files
 from tyre_lightning.audit import looks
 from tyre_lightning.audit.embedding import WIDTH
+from tyre_lightning.audit.memory import Memory
 from tyre_lightning.lake import s3_listing
 from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.fingerprint import with_content_tags
@@ -240,14 +241,14 @@ def test_a_listing_that_others_may_have_written_is_not_used(tmp_path: Path) -> N
 
 
 def test_looks_that_others_may_have_written_are_not_used(tmp_path: Path) -> None:
-    (folder := tmp_path / "looks").mkdir()
-    schema = looks._rows_of_nothing().schema
+    (folder := tmp_path / "looks" / "name").mkdir(parents=True)
+    memory, schema = Memory(tmp_path), looks._schema()
     row = dict.fromkeys(schema.names) | {"key": "planted", "embedding": np.zeros(WIDTH, np.float16)}
     pq.write_table(pa.Table.from_pylist([row], schema), folder / "000001.parquet")
-    assert len(looks._load(folder)) == 1
+    assert len(memory.load("name", schema)) == 1
     folder.chmod(0o777)
-    assert len(looks._load(folder)) == 0
-    looks._save(folder, looks._rows_of_nothing())
+    assert len(memory.load("name", schema)) == 0
+    memory.save("name", schema.empty_table())
     assert len([*folder.iterdir()]) == 1
 
 

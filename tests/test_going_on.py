@@ -147,7 +147,7 @@ MATTERS = {
     **dict.fromkeys(
         (
             *("data.num_workers", "data.worker_start"),  # any number of any kind gives the same batches
-            *("data.cache_dir", "data.cache_gb", "paths.output_dir", "ckpt_path"),
+            *("data.cache_dir", "data.cache_gb", "data.looks", "paths.output_dir", "ckpt_path"),
             # How the images are reached; that they are the same, their fingerprint says.
             *("s3.endpoint_url", "s3.region", "s3.profile", "s3.anonymous", "s3.path_style"),
             *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "callbacks.checkpoint.minutes"),

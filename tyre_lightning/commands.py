@@ -85,10 +85,14 @@ def _predict(cfg: DictConfig) -> None:
 
 def _audit(cfg: DictConfig) -> None:
     with loading():
-        from tyre_lightning.audit.audit import audit
+        from tyre_lightning.audit.audit import audit, look_ahead
         from tyre_lightning.audit.page import show
+        from tyre_lightning.progress import say
 
-    show(audit(cfg), cfg.output)
+    if cfg.shard is None:
+        show(audit(cfg), cfg.output)
+    else:
+        say(f"shard {cfg.shard} of {cfg.shards}: {look_ahead(cfg):,} images are looked at; {cfg.data.looks} keeps it")
 
 
 def _promote(cfg: DictConfig) -> None:
@@ -237,7 +241,10 @@ COMMANDS = {
         _audit,
         Usage(
             "find copies, wrong labels and damaged files, before training on them",
-            ("audit data.root=s3://plant/tyres/v1",),
+            (
+                "audit data.root=s3://plant/tyres/v1",
+                "audit -m data.root=s3://plant/tyres/v1 data.looks=s3://plant/looks shards=2 shard=0,1",
+            ),
             (
                 *("data.root", "data.classes", "data.good_class", "data.group_pattern", "data.num_workers"),
                 *("data.cache", "data.cache_dir", "s3.endpoint_url", "output"),

@@ -150,6 +150,7 @@ class DataConfig:
     val_fraction: float = 0.2  # share of train held out where there is no val folder
     group_pattern: str | None = None  # what a file name's match says of the tyre, on which is decided
     near_copies: bool = True  # images that look the same, turned or cropped a little, stay on one side too
+    looks: str | None = None  # a folder or s3://bucket/prefix where all machines keep what they saw of images
     folds: int | None = None  # of a cross-validation on the training images; one of them takes the place of test
     fold: int | None = None  # which one, from 0
     image_size: int | None = None  # pixels; null: 400, or what the images have; at least the backbone's own
@@ -325,6 +326,8 @@ class AuditConfig:
     data: DataConfig = field(default_factory=DataConfig)
     s3: S3Config = field(default_factory=S3Config)
     output: str = "audit"  # a folder
+    shards: int = 1  # parts of the lake that processes can look at apart, beforehand; data.looks keeps what they saw
+    shard: int | None = None  # the part that this process looks at, from 0 on; null: look at all, and judge
 
 
 @dataclass
@@ -631,7 +634,24 @@ def to_audit_config(cfg: Any) -> AuditConfig:
     _check_pattern(config.data)
     _check_place("output", config.output)
     _check_place("data.cache_dir", config.data.cache_dir)
+    _check_shard(config.shards, config.shard)
+    if config.shards > 1 and config.shard is None:
+        raise UserError(
+            f"shards={config.shards} look at a part each: give shard=..., or -m 'shard=range({config.shards})', and "
+            "when all have ended the same without shards, which judges"
+        )
+    if config.shard is not None and config.data.looks is None:
+        raise UserError(
+            f"shard={config.shard} sees a part of the lake: give data.looks=s3://bucket/prefix, or a folder, where all "
+            "keep what they see"
+        )
     return config
+
+
+def _check_shard(shards: int, shard: int | None) -> None:
+    _require("shards", shards, 1 <= shards <= MOST_SHARDS, f"from 1 to {MOST_SHARDS}")
+    _require("shard", shard, shard is None or 0 <= shard < shards,
+             f"from 0 to {shards - 1}, since there are shards={shards}")  # fmt: skip
 
 
 def to_predict_config(cfg: Any) -> PredictConfig:
@@ -640,9 +660,7 @@ def to_predict_config(cfg: Any) -> PredictConfig:
     assert isinstance(config, PredictConfig)
     _check_looking(config)
     _check_rows_output(config)
-    _require("shards", config.shards, 1 <= config.shards <= MOST_SHARDS, f"from 1 to {MOST_SHARDS}")
-    _require("shard", config.shard, config.shard is None or 0 <= config.shard < config.shards,
-             f"from 0 to {config.shards - 1}, since there are shards={config.shards}")  # fmt: skip
+    _check_shard(config.shards, config.shard)
     _check_shares(config.operating_point)
     return config
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tyre_lightning.audit.copies import read_copies
+from tyre_lightning.audit.memory import open_memory
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.model.backbones import preset
@@ -19,7 +21,7 @@ def open_data(config: TrainConfig) -> TyreDataModule:
     Raises:
         UserError: there is no such lake, run or catalog, or the folders do not make a data set.
     """
-    copies = read_copies if config.data.near_copies else None
+    copies = partial(read_copies, open_memory(config.data, config.s3)) if config.data.near_copies else None
     with TemporaryDirectory() as scratch:
         data = config.data
         if data.from_run is not None:

@@ -32,6 +32,7 @@ CHANGE_NOTHING = frozenset(
         "data.worker_start",
         "data.cache_dir",
         "data.cache_gb",
+        "data.looks",
         "s3.endpoint_url",  # the fingerprint says whether the images are the same
         "s3.region",
         "s3.profile",

@@ -1,4 +1,4 @@
-"""The audit, top to bottom: list, look, find copies, test for shortcuts, suspect labels, write tables and a page."""
+"""The audit, top to bottom: list, look, find copies, test for shortcuts, doubt labels, write tables and a page."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from tyre_lightning.audit.embedding import COPIES, LABELS
 from tyre_lightning.audit.findings import COLUMNS, FINDINGS, IMAGES, PAGE, Audit
 from tyre_lightning.audit.labels import Suspects, shortcut, suspects
 from tyre_lightning.audit.looks import Looks, look
+from tyre_lightning.audit.memory import open_memory
 from tyre_lightning.audit.page import render
 from tyre_lightning.config import DataConfig, S3Config, to_audit_config
 from tyre_lightning.data.traits import TRAITS
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors, write_whole
 from tyre_lightning.lake.cache import cache_folder
-from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.catalog import Catalog, Lake
 from tyre_lightning.lake.fingerprint import with_content_tags
 from tyre_lightning.lake.listing import needed_good_class, read_lake
+from tyre_lightning.lake.manifest import shard_of
 from tyre_lightning.lake.reader import open_cache, open_lake, open_reader
 from tyre_lightning.lake.several import merged
 from tyre_lightning.lake.store import Store
@@ -56,32 +58,61 @@ def audit(cfg: DictConfig) -> Audit:
     return found
 
 
+@disk_errors()
+def look_ahead(cfg: DictConfig) -> int:
+    """Look at the images of one shard of a composed config, and keep what was seen where all find it; how many.
+
+    Raises:
+        UserError: the lake cannot be used, or what was seen cannot be kept there.
+    """
+    config = to_audit_config(cfg)
+    assert config.shard is not None and config.data.looks is not None
+    store, lake = _open(config.data, config.s3)
+    reader = open_reader(store, open_cache(store, config.data), config.data)
+    listed = (catalog for catalog in (lake.train, lake.val, lake.test) if catalog is not None)
+    entries = [
+        entry for catalog in listed for entry in catalog.entries()
+        if shard_of(entry.key, config.shards) == config.shard
+    ]  # fmt: skip
+    memory = open_memory(config.data, config.s3)
+    for sight in (COPIES, LABELS):
+        look(reader, entries, memory, sight)
+    memory.check()
+    for problem in reader.problems:
+        log.warning("%s", problem)
+    return len(entries)
+
+
 def examine(data: DataConfig, s3: S3Config) -> Audit:
     """Look at every image of a lake, and find what may spoil a training or its test.
 
     Raises:
         UserError: there is no such lake, or an object in it cannot be read.
     """
-    folder = cache_folder(data.cache_dir)
-    store = open_lake(str(data.root), data, s3)
+    store, lake = _open(data, s3)
     reader = open_reader(store, open_cache(store, data), data)
-    lake = read_lake(store, data)
     usages = {"train": lake.train, "val": lake.val, "test": lake.test}
     catalogs = {usage: catalog for usage, catalog in usages.items() if catalog is not None}
     if data.multi_label:
-        good, memory = needed_good_class(lake.classes, data.good_class), folder / "contents"
-        catalogs = {usage: merged(one, with_content_tags(store, one, memory), good) for usage, one in catalogs.items()}
+        good, folder = needed_good_class(lake.classes, data.good_class), cache_folder(data.cache_dir) / "contents"
+        catalogs = {usage: merged(one, with_content_tags(store, one, folder), good) for usage, one in catalogs.items()}
     images = _listed(catalogs)
     entries = [entry for catalog in catalogs.values() for entry in catalog.entries()]
     if data.group_pattern is not None:
         keys = column(entry.key for entry in entries)
         count_tyres(keys, tyre_names(keys, data.group_pattern), data.group_pattern)
-    looks = look(reader, entries, folder, COPIES)
+    memory = open_memory(data, s3)
+    looks = look(reader, entries, memory, COPIES)
     pairs = find_copies(looks)
-    close = look(reader, entries, folder, LABELS)
+    close = look(reader, entries, memory, LABELS)
     for problem in reader.problems:
         log.warning("%s", problem)
     return conclude(store, lake.classes, images, looks, close, pairs, data.group_pattern)
+
+
+def _open(data: DataConfig, s3: S3Config) -> tuple[Store, Lake]:
+    store = open_lake(str(data.root), data, s3)
+    return store, read_lake(store, data)
 
 
 def conclude(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.looks import Looks, look
+from tyre_lightning.audit.memory import Memory
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
     exact: NDArray[np.bool_]  # [M]: the files have the same bytes
 
 
-def read_copies(reader: Reader, entries: Sequence[Entry], memory: Path) -> tuple[Ints, Ints]:
+def read_copies(memory: Memory, reader: Reader, entries: Sequence[Entry]) -> tuple[Ints, Ints]:
     """Places [M] and [M] in ``entries`` of images that show the same tyre; what was seen of them stays in ``memory``.
 
     Raises:

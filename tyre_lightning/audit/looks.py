@@ -1,32 +1,28 @@
-"""What every image looks like, in numbers: read once, then kept on this disk."""
+"""What every image looks like, in numbers: read once, then kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from hashlib import md5
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tyre_lightning.audit.embedding import WIDTH, Embedder, Sight
+from tyre_lightning.audit.memory import Memory
 from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.data.stream import batched, stream
 from tyre_lightning.data.traits import TRAITS, measure
-from tyre_lightning.errors import UnreadableImage, Unwritable
-from tyre_lightning.files import whole
+from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
-from tyre_lightning.lake.trust import distrust, trusted
 from tyre_lightning.progress import progress_bar
 
 _FORM = "looks 2"  # what is kept (1: of damaged images too); another form is made anew
@@ -80,23 +76,21 @@ class Looks:
         return np.concatenate([np.empty((0, WIDTH), np.float16), *chunks])
 
 
-def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, show: bool = True) -> Looks:
-    """Measure images; those that ``memory``, a folder, knows by key and tag are not read again.
+def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight, show: bool = True) -> Looks:
+    """Measure images; those that ``memory`` knows by key and tag are not read again.
 
     Args:
         reader: reads them.
         entries: which; any number, of which a small batch is in memory at one time.
-        memory: may not exist yet.
+        memory: of what was seen before.
         sight: how closely they are looked at.
         show: a progress bar, while images are read.
 
     Raises:
-        UserError: an object cannot be read.
+        UserError: an object, or what is shared of the memory, cannot be read.
     """
-    folder = (
-        memory / "looks" / md5(f"{_FORM} {sight}\n{reader.store.address}".encode(), usedforsecurity=False).hexdigest()
-    )
-    known = _load(folder)
+    name = md5(f"{_FORM} {sight}\n{reader.store.address}".encode(), usedforsecurity=False).hexdigest()
+    known = memory.load(name, _schema())
     missing = [entry for entry, place in zip(entries, _places(known, entries), strict=True) if place is None]
     with progress_bar(show and bool(missing)) as progress:
         task = progress.add_task("looking at images", total=len(missing))
@@ -106,7 +100,7 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Path, sight: Sight, s
                 tables.append(table)
                 progress.advance(task, len(table))
             new = pa.concat_tables(tables)
-            _save(folder, new)
+            memory.save(name, new)
             known = pa.concat_tables([known, new])
     return Looks(known.take(pa.array(_places(known, entries), pa.int64())))
 
@@ -150,36 +144,7 @@ def _rows(embedder: Embedder, entries: Sequence[Entry], seen: Sequence[_Seen]) -
     )
 
 
-def _load(folder: Path) -> pa.Table:
-    """What earlier runs found; later parts come first, so that theirs are the rows that are found."""
-    tables = [_rows_of_nothing()]
-    for path in filter(trusted, reversed(_parts(folder))):
-        try:
-            tables.append(pq.read_table(path).cast(tables[0].schema))
-        except (OSError, pa.ArrowException, ValueError):  # damaged: its images are looked at again
-            continue
-    return pa.concat_tables(tables)
-
-
-def _rows_of_nothing() -> pa.Table:
+def _schema() -> pa.Schema:
     numbers = {name: pa.float32() for name in TRAITS}
     texts = {name: pa.string() for name in ("key", "etag", "digest", "error")}
-    return pa.schema({**texts, **numbers, "embedding": pa.list_(pa.float16(), WIDTH)}).empty_table()
-
-
-def _save(folder: Path, table: pa.Table) -> None:
-    """Write one more part; a disk that refuses costs the next run the time, nothing else."""
-    with suppress(OSError, Unwritable):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if distrust(folder):
-            return
-        parts = [int(path.stem) for path in _parts(folder) if path.stem.isdigit()]
-        with whole(folder / f"{max(parts, default=0) + 1:06d}.parquet") as unfinished:
-            pq.write_table(table, unfinished)
-
-
-def _parts(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.glob("*.parquet"))
-    except OSError:  # below another user's home
-        return []
+    return pa.schema({**texts, **numbers, "embedding": pa.list_(pa.float16(), WIDTH)})

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import lightning as L
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -226,20 +227,22 @@ class TyreDataModule(L.LightningDataModule):
         if self._find_copies is None or self._too_many(sum(map(len, read))):
             return
         reader = self.reader()
-        pairs = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], self._folder)
+        pairs = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))])
         for problem in reader.problems:
             log.warning("%s", problem)
         self.grouping = Grouping.of(read, self.config.group_pattern, pairs)
 
     def _too_many(self, count: int) -> bool:
         """Whether to look for near-copies among so many images would keep a training waiting; says so."""
-        self.looked = count <= _LOOKED_AT
+        fits = self.config.looks is not None and count * _LOOK_BYTES < psutil.virtual_memory().available
+        self.looked = count <= _LOOKED_AT or fits
         if not self.looked:
             hours = count * _LOOK / (os.cpu_count() or 1) / 3600
             log.warning(
                 "near-copies are not looked for among %s images, which would take about %.2g hours and %.2g GB of "
-                "memory here (up to %s images they are): pictures of one tyre may lie on both sides of a split, unless "
-                "data.group_pattern=... tells tyres by their file names", f"{count:,}", hours,
+                "memory here (up to %s images they are, and more where an audit in shards has looked before, see "
+                "data.looks): pictures of one tyre may lie on both sides of a split, unless data.group_pattern=... "
+                "tells tyres by their file names", f"{count:,}", hours,
                 count * _LOOK_BYTES / 1e9, f"{_LOOKED_AT:,}",
             )  # fmt: skip
         return not self.looked

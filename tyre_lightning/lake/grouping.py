@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from tyre_lightning.lake.tyres import Ints, Shown, group_names, groups_of
 
 Pair = tuple[str, str]
 _COLUMNS = ("key", "tyre", "group")
-FindCopies = Callable[[Reader, Sequence[Entry], Path], tuple[Ints, Ints]]
+FindCopies = Callable[[Reader, Sequence[Entry]], tuple[Ints, Ints]]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tyre_lightning.audit.copies import read_copies
+from tyre_lightning.audit.memory import Memory
 from tyre_lightning.config import DataConfig, PromoteConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
@@ -65,5 +66,5 @@ def fetch_test_images(
 
 def _look_for_tyres(reader: Reader, catalog: Catalog, pattern: str | None) -> Shown:
     """Where a run of format 1 recorded none."""
-    pairs = read_copies(reader, [*catalog.entries()], cache_folder(None))
+    pairs = read_copies(Memory(cache_folder(None)), reader, [*catalog.entries()])
     return Grouping.of([catalog], pattern, pairs).shown(catalog)

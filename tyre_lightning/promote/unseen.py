@@ -12,6 +12,7 @@ import pyarrow as pa
 from tyre_lightning.audit.copies import find_copies
 from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.looks import Looks, look
+from tyre_lightning.audit.memory import Memory
 from tyre_lightning.config import DataConfig, S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
@@ -146,4 +147,4 @@ def _near_copies(reader: Reader, listed: Catalog, one: Pinned, s3: S3Config) -> 
 
 
 def _look(reader: Reader, entries: Sequence[Entry]) -> Looks:
-    return look(reader, entries, cache_folder(None), COPIES)
+    return look(reader, entries, Memory(cache_folder(None)), COPIES)
