@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 
 from tests import warm
 from tests.conftest import untracked_environment, write_images
+from tests.images import encode, picture
 from tyre_lightning.audit import looks
 from tyre_lightning.audit.audit import audit, look_ahead
 from tyre_lightning.audit.embedding import Embedder
@@ -113,6 +115,21 @@ def test_a_damaged_part_is_seen_again(lake: Path, tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-100])
     train_on("other")
     assert Seeing.seen == 120
+
+
+def test_on_s3_the_next_version_s_copies_are_not_looked_at_again(lake: Path, bucket: Path, tmp_path: Path) -> None:
+    def look_at(version: str) -> int:
+        before = Seeing.seen
+        options = f"data.looks={tmp_path}/looks", machine(tmp_path, version), "shards=1", "shard=0"
+        look_ahead(audit_config(f"s3://{bucket.name}/{version}", *options))
+        return (Seeing.seen - before) // 2
+
+    shutil.copytree(lake, bucket / "v1")
+    shutil.copytree(lake, bucket / "v2")
+    (bucket / "v2/train/good/0.jpg").rename(bucket / "v2/train/crack/corrected.jpg")
+    (bucket / "v2/train/good/new.jpg").write_bytes(encode(picture(1000, (40, 40)), "JPEG"))
+    assert look_at("v1") == 60
+    assert look_at("v2") == 1
 
 
 @pytest.mark.parametrize(

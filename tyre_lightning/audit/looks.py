@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import md5
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +77,10 @@ class Looks:
 
 
 def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight, show: bool = True) -> Looks:
-    """Measure images; those that ``memory`` knows by key and tag are not read again.
+    """Measure images; those that ``memory`` knows are not read again.
+
+    It knows an image of a folder by key and tag, and one on S3, whose tags follow from the contents, by its tag: in
+    another data version or bucket too.
 
     Args:
         reader: reads them.
@@ -89,9 +92,11 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight,
     Raises:
         UserError: an object, or what is shared of the memory, cannot be read.
     """
-    name = md5(f"{_FORM} {sight}\n{reader.store.address}".encode(), usedforsecurity=False).hexdigest()
+    remote = reader.store.remote
+    scope = "s3" if remote else reader.store.address
+    name = md5(f"{_FORM} {sight}\n{scope}".encode(), usedforsecurity=False).hexdigest()
     known = memory.load(name, _schema())
-    missing = [entry for entry, place in zip(entries, _places(known, entries), strict=True) if place is None]
+    missing = [entry for entry, place in zip(entries, _places(known, entries, remote), strict=True) if place is None]
     with progress_bar(show and bool(missing)) as progress:
         task = progress.add_task("looking at images", total=len(missing))
         for part in batched(missing, _PART):
@@ -102,14 +107,21 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight,
             new = pa.concat_tables(tables)
             memory.save(name, new)
             known = pa.concat_tables([known, new])
-    return Looks(known.take(pa.array(_places(known, entries), pa.int64())))
+    found = known.take(pa.array(_places(known, entries, remote), pa.int64()))
+    return Looks(found.set_column(0, "key", pa.array([entry.key for entry in entries], pa.string())))
 
 
-def _places(known: pa.Table, entries: Sequence[Entry]) -> list[int | None]:
+def _places(known: pa.Table, entries: Sequence[Entry], remote: bool) -> list[int | None]:
     """Where each entry is in a table; None where it is not."""
-    names = pc.binary_join_element_wise(known["key"], known["etag"], "\n")
-    wanted = pa.array([f"{entry.key}\n{entry.etag}" for entry in entries], pa.string())
-    return [*pc.index_in(wanted, value_set=names).to_pylist()]
+    keys, tags = [entry.key for entry in entries], [entry.etag for entry in entries]
+    wanted = _called(pa.array(keys, pa.string()), pa.array(tags, pa.string()), remote)
+    return [*pc.index_in(wanted, value_set=_called(known["key"], known["etag"], remote)).to_pylist()]
+
+
+def _called(keys: Any, tags: Any, remote: bool) -> Any:
+    """What images are known by; a server that gives no tags tells nothing by them."""
+    both = pc.binary_join_element_wise(keys, tags, "\n")
+    return pc.if_else(pc.not_equal(tags, ""), tags, both) if remote else both
 
 
 def _tables(embedder: Embedder, reader: Reader, entries: Sequence[Entry]) -> Iterator[pa.Table]:
