@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import resource
 import time
 from pathlib import Path
@@ -98,8 +99,7 @@ def drawn(folder: Path, images: int) -> None:
     embedder = Embedder(COPIES)
     base = np.concatenate([see(embedder, number, False, folder) for number in track(range(0, images, PART), "drawing")])
     copies = np.concatenate([see(embedder, number, True, folder) for number in range(0, 2000, PART)])
-    size = SMALLEST
-    while size <= images:
+    for size in [*itertools.takewhile(images.__gt__, (SMALLEST * 2**step for step in itertools.count())), images]:
         planted = min(2000, size // 10)
         tyre = np.concatenate([np.arange(size), np.arange(planted)])
         left, right, _ = near_copies(np.concatenate([base[:size], copies[:planted]]))
@@ -111,7 +111,6 @@ def drawn(folder: Path, images: int) -> None:
         print(f"{size} tyres: {right_ones} of {planted} copies found ({right_ones / planted:.3f}); {wrong} other "
               f"pairs, {1000 * wrong / len(tyre):.1f} for 1,000 images; the largest group has {largest}",
               flush=True)  # fmt: skip
-        size *= 2
 
 
 def main() -> None:
