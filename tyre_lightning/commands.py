@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from tyre_lightning.command_line import USER_ERROR, end, guard, run
 from tyre_lightning.config import config_folder, register_schemas, to_train_config
 from tyre_lightning.loading import loading
-from tyre_lightning.ranks import check_ranks, check_sweep, here, leave_signals_to_first
+from tyre_lightning.ranks import Rank, check_ranks, check_sweep, here, leave_signals_to_first
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.usage import Usage
@@ -53,8 +53,19 @@ class Command:
 def start(name: str) -> int:
     """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
     rank = here() if name == "train" else None
-    if rank is not None and not rank.first:
+    if rank is None:
+        return _start(name, None)
+    if not rank.first:
         return _take_part()
+    code = USER_ERROR
+    try:
+        code = _start(name, rank)
+    finally:
+        _part(code)
+    return code
+
+
+def _start(name: str, rank: Rank | None) -> int:
     command = COMMANDS[name]
     sys.argv[1:] = [*map(command.spelt, sys.argv[1:])]
     register_schemas()
@@ -69,10 +80,7 @@ def start(name: str) -> int:
         check_sweep(rank, sweep=bool({"-m", "--multirun"} & {*sys.argv[1:]}))  # before it has a folder
         main()
 
-    code = run(begin, command.failure)
-    if rank is not None:
-        _part(code)
-    return code
+    return run(begin, command.failure)
 
 
 def _take_part() -> int:
