@@ -47,21 +47,37 @@ _met = _parted = False  # whether the first process has met the others, and told
 
 
 @dataclass(frozen=True)
+class Before:
+    """What the first process sends before its work: what that needs to be read, and how to begin it."""
+
+    path: list[str]  # where Python finds a user's own parts
+    seeds: dict[str, str]
+    state: _GlobalStateSnapshot
+
+    @classmethod
+    def here(cls) -> Before:
+        """As it is in this process."""
+        seeds = {name: os.environ[name] for name in _SEEDS if name in os.environ}
+        state = replace(_GlobalStateSnapshot.capture(), rng_states=_collect_rng_states(include_cuda=False))
+        return cls([*filter(None, sys.path), os.getcwd()], seeds, state)
+
+    def take_over(self) -> None:
+        """Make it so in this process."""
+        sys.path += [place for place in self.path if place not in sys.path]
+        os.environ |= self.seeds
+        self.state.restore()
+
+
+@dataclass(frozen=True)
 class Work:
-    """What the first process sends: a fit, and in which state to begin it."""
+    """A fit, as the first process begins it."""
 
     trainer: L.Trainer
     function: Callable[..., Any]
     args: Any
-    state: _GlobalStateSnapshot
-    seeds: dict[str, str]
-    path: list[str]  # where Python finds a user's own parts
 
     def join(self) -> None:
         """Do as the first process does."""
-        sys.path += [place for place in self.path if place not in sys.path]
-        os.environ |= self.seeds
-        self.state.restore()
         with suppress(SIGTERMException):
             call._call_and_handle_interrupt(self.trainer, self.function, *self.args)
 
@@ -129,13 +145,17 @@ def take_part() -> int:
     try:
         company = gather(rank, PATIENCE)
         company.end_with_first(lambda: _leave(FAILED))
-        while isinstance(work := company.receive(), Work):
+        while not isinstance(work := company.receive(), int):
+            if isinstance(work, Before):
+                work.take_over()
+                continue
             _check_seen(work, company)
+            company.any(False)
             work.join()
         company.wait_for_first()
     except Lost:  # of which the first one says more, if it can
         return FAILED
-    return int(work)
+    return work
 
 
 def _check_seen(work: Work, company: Company) -> None:
@@ -164,7 +184,9 @@ class Joining(_Launcher):
         assert trainer is not None and isinstance(trainer._signal_connector, JoinedSignals)
         try:
             if first:
-                company.send(_work(trainer, function, args))
+                company.send(Before.here())
+                company.send(Work(trainer, function, args))
+                company.any(False)  # all have it
             with memory_errors("data.batch_size or data.image_size"), _share_of_cores(trainer):
                 result = function(*args, **kwargs)
         except SIGTERMException:  # in all of them at once
@@ -186,12 +208,6 @@ class Joining(_Launcher):
 
     def kill(self, signum: Any) -> None:
         """Each process hears of a signal by itself."""
-
-
-def _work(trainer: L.Trainer, function: Callable[..., Any], args: Any) -> Work:
-    seeds = {name: os.environ[name] for name in _SEEDS if name in os.environ}
-    state = replace(_GlobalStateSnapshot.capture(), rng_states=_collect_rng_states(include_cuda=False))
-    return Work(trainer, function, args, state, seeds, [*filter(None, sys.path), os.getcwd()])
 
 
 @contextmanager
