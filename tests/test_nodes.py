@@ -36,9 +36,12 @@ OPTIONS = (*TINY, *PROMISE, "data.image_size=64", "trainer.devices=2", "trainer.
 UNREGISTERED = "logger.registered_model=null"
 # A callback of the user's, which does what befalls processes.
 BEFALLS = """
-import os, signal
+import multiprocessing, os, signal
 import lightning as L
 from tyre_lightning.errors import UserError
+
+if os.environ.get("BEFALLS") == "elsewhere" and os.environ["SLURM_PROCID"] == "1":
+    os.chdir("/")
 
 class Befall(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -47,7 +50,10 @@ class Befall(L.Callback):
             return
         if what == "error":
             raise UserError(f"process {rank} has a mistake")
-        if what:
+        if what == "SIGTERM":  # as torchrun sends it
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+        if what.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, what))
 """
 BEFALL = "+callbacks.extra.befall._target_=befalls.Befall"
@@ -186,6 +192,22 @@ def test_a_process_that_is_killed_ends_all(lake: Path, tmp_path: Path) -> None:
     first, other = by_srun(tmp_path, *given, "ckpt_path=last", variables={"BEFALLS": "SIGKILL 0"})
     assert (first.returncode, other.returncode) == (-9, 1)
     assert other.stdout + other.stderr == ""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: str) -> None:
+    given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL, f"data.num_workers={workers}"]
+    first, other = by_srun(tmp_path, *given, variables={"BEFALLS": f"SIGTERM {workers}"})
+    assert (first.returncode, other.returncode) == (130, 130), first.stderr + other.stderr
+    assert first.stderr == "\ninterrupted; to go on: the same command of srun with ckpt_path=last\n"
+    assert other.stdout + other.stderr == ""
+    assert (only_folder(tmp_path) / "checkpoints" / "last.ckpt").is_file()
+    assert [run.info.status for run in runs(tmp_path)] == ["KILLED"]
+    if workers == "0":
+        first, other = by_srun(tmp_path, *given, "ckpt_path=last", variables={"BEFALLS": "elsewhere"})
+        assert (first.returncode, other.returncode) == (1, 1)
+        assert re.fullmatch(r"error: outputs\S+/last\.ckpt is not there on \S+: all nodes must see .*\n", first.stderr)
 
 
 @pytest.mark.long

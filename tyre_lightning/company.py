@@ -184,15 +184,15 @@ class Company:
         for number in range(1, self.rank.world):
             self._together(partial(self._watch.send, [torch.zeros(1)], number, 0))
 
-    def report(self, error: UserError) -> None:
+    def report(self, error: BaseException) -> None:
         """Leave for the first process why this one ends."""
         self._store.set("failed", pickle.dumps(error).hex())
 
-    def reported(self) -> UserError | None:
+    def reported(self) -> BaseException | None:
         """Why another has ended, if it has said so."""
         try:
             if self._store.check(["failed"]):
-                found: UserError = pickle.loads(bytes.fromhex(self._store.get("failed").decode()))
+                found: BaseException = pickle.loads(bytes.fromhex(self._store.get("failed").decode()))
                 return found
         except RuntimeError:  # the store is gone with a node
             pass

@@ -19,7 +19,7 @@ class JoinedSignals(_SignalConnector):
     """
 
     told = False  # whether this process was told to end
-    over = False  # whether the fit has ended for the lack of another process, after which torchrun ends this one
+    over = False  # whether the fit has failed, after which others end, and torchrun tells this one to
 
     def register_signal_handlers(self) -> None:
         """Listen."""
@@ -31,6 +31,10 @@ class JoinedSignals(_SignalConnector):
     def _hear(self, number: Any, frame: FrameType | None) -> None:
         if self.told and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and not self.told:
+            # Which the workers of its DataLoaders may have got too: PyTorch would raise at any place, and again and
+            # again. It still does where a batch is waited for.
+            signal.signal(signal.SIGCHLD, _nothing)
         self.told = True
 
     def agree(self) -> None:
@@ -42,6 +46,10 @@ class JoinedSignals(_SignalConnector):
         super().teardown()
         if self.over:
             self._register_signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _nothing(number: Any, frame: FrameType | None) -> None:
+    """What is done about it."""
 
 
 class Together(L.Callback):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.strategies.launchers.multiprocessing import _GlobalStateSnapshot
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import DistError
 
 from tyre_lightning.company import Company, Lost, gather, present
 from tyre_lightning.ending import JoinedSignals
@@ -41,7 +43,7 @@ PATIENCE = timedelta(minutes=10)  # until all are there, and in fit until each h
 _SHORT = timedelta(minutes=1)  # for those that are only to be told to leave
 _SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables by which Lightning seeds a process and its workers
 _THREADS = "OMP_NUM_THREADS"
-_GONE = re.compile("gloo|nccl|process ?group|connection|broken pipe", re.IGNORECASE)
+_GONE = re.compile("gloo|NCCL|ProcessGroup")
 
 _met = _parted = False  # whether the first process has met the others, and told them to leave
 
@@ -162,8 +164,8 @@ def _check_seen(work: Work, company: Company) -> None:
     """End where a checkpoint to go on from is not seen from here."""
     for path in work.args:
         if isinstance(path, Path) and not path.is_file():
-            _end(company, UserError(f"{path} is not there on {os.uname().nodename}: all nodes must see the folder that "
-                                    "a training goes on from"))  # fmt: skip
+            said = f"{path} is not there on {socket.gethostname()}: all nodes must see the folder of a run that goes on"
+            _end(company, work.trainer, UserError(said))
 
 
 class Joining(_Launcher):
@@ -193,13 +195,15 @@ class Joining(_Launcher):
             raise
         except BaseException as error:
             if not first:
-                _end(company, error)
+                _end(company, trainer, error)
             with suppress(Exception):  # so that nothing waits for the others from here on
                 torch.distributed.destroy_process_group()
-            if not _gone(error):
-                raise
             trainer._signal_connector.over = True
-            raise company.reported() or _lost(company) from error
+            if _gone(error):
+                raise company.reported() or _lost(company) from error
+            if _terminated(trainer, error):
+                raise SIGTERMException from error
+            raise
         if first:
             trainer._signal_connector.received_sigterm = trainer._signal_connector.told
             torch.distributed.destroy_process_group()
@@ -224,9 +228,18 @@ def _share_of_cores(trainer: L.Trainer) -> Iterator[None]:
             os.environ.pop(_THREADS, None)
 
 
-def _gone(error: BaseException) -> bool:
-    """Whether an error says that another process is gone, or does not answer."""
-    return isinstance(error, Lost) or (isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None)
+def _gone(error: BaseException | None) -> bool:
+    """Whether an error, or what it came in the midst of, says that another process is gone, or does not answer."""
+    if error is None:
+        return False
+    said = isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None
+    return said or isinstance(error, Lost | DistError) or _gone(error.__context__)
+
+
+def _terminated(trainer: L.Trainer, error: BaseException) -> bool:
+    """Whether this process and its workers were told to end, as torchrun and SLURM tell all processes of a group."""
+    assert isinstance(trainer._signal_connector, JoinedSignals)
+    return trainer._signal_connector.told and isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _lost(company: Company) -> UserError:
@@ -236,14 +249,17 @@ def _lost(company: Company) -> UserError:
     )
 
 
-def _end(company: Company, error: BaseException) -> NoReturn:
-    """End a process that is not the first at an error, which the first one is to say if it is a user's."""
+def _end(company: Company, trainer: L.Trainer, error: BaseException) -> NoReturn:
+    """End a process that is not the first at an error, which the first one is to say if it is a user's.
+
+    At once, so that all others hear of it.
+    """
     if isinstance(error, UserError):
         company.report(error)
-    elif _gone(error):
-        with suppress(Lost):  # the first one ends too, when it has said and written what there is
-            _leave(company.receive())
-    else:
+    elif _terminated(trainer, error):
+        company.report(SIGTERMException())
+        _leave(INTERRUPTED)
+    elif not _gone(error):
         traceback.print_exception(error)
     _leave(FAILED)
 

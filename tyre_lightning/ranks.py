@@ -100,7 +100,7 @@ def _check_alone(nodes: int, devices: Any, environment: Mapping[str, str]) -> No
         raise UserError(
             f"trainer.num_nodes={nodes}, but this process was started alone: use `srun --nodes={nodes} "
             f"--ntasks-per-node={each} python train.py ...`, or on each node `torchrun --nnodes={nodes} "
-            f"--nproc-per-node={each} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py ...`"
+            f"--node-rank=0 --nproc-per-node={each} --master-addr=NODE train.py ...`, with its own --node-rank"
         )
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
     if tasks != "1" and not environment.get("TORCHELASTIC_RUN_ID"):
