@@ -265,7 +265,7 @@ def test_processes_of_torchrun_and_of_srun_know_which_they_are() -> None:
     ("variables", "nodes", "devices", "said"),
     [
         ({}, 2, 4, r"trainer\.num_nodes=2, but this process was started alone: use `srun --nodes=2 --ntasks-per-node=4"
-                   r" python train\.py \.\.\.`, or on each node `torchrun --nnodes=2 --nproc-per-node=4"),
+                   r" python train\.py \.\.\.`, or on each node `torchrun --nnodes=2 --node-rank=0 --nproc-per-node=4"),
         ({"SLURM_NTASKS": "4"}, 1, 1, r"SLURM_NTASKS=4, but this process was started alone: use `srun python"),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0",
           "GROUP_WORLD_SIZE": "1"}, 1, 2, r"torchrun has started one process, .* give it --nproc-per-node"),
