@@ -181,7 +181,6 @@ def test_a_job_of_two_tasks_is_requeued_once_and_goes_on(
     assert (first.returncode, other.returncode, len(runs(tmp_path))) == (0, 0, 1)
 
 
-@pytest.mark.long
 def test_a_process_that_is_killed_ends_all(lake: Path, tmp_path: Path) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL]
     first, other = by_srun(tmp_path, *given, variables={"BEFALLS": "SIGKILL 1"})
@@ -194,7 +193,6 @@ def test_a_process_that_is_killed_ends_all(lake: Path, tmp_path: Path) -> None:
     assert other.stdout + other.stderr == ""
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: str) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL, f"data.num_workers={workers}"]
@@ -210,7 +208,6 @@ def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: s
         assert re.fullmatch(r"error: outputs\S+/last\.ckpt is not there on \S+: all nodes must see .*\n", first.stderr)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_mistake_in_any_process_is_one_sentence_of_the_first(lake: Path, tmp_path: Path, rank: str) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL]
