@@ -113,6 +113,15 @@ def test_a_secret_variable_is_found_wherever_its_value_stands(name: str, monkeyp
     assert hide_passwords(f"{name}={secret}") == f"{name}=HIDDEN"
 
 
+def test_a_variable_that_a_thread_deletes_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Going(dict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            yield from [*super().__iter__(), "MLFLOW_SESSION"]
+
+    monkeypatch.setattr(os, "environ", Going(A_PASSWORD="planted-once-more"))
+    assert hide_passwords("it is planted-once-more") == "it is HIDDEN"
+
+
 def test_variables_that_hold_no_secret_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/run/identity", "PWD": "/home/me/tyres", "OLDPWD": "/home/me/lake"}
     for name, value in {"TOKENIZERS_PARALLELISM": "false", **files}.items():

@@ -17,7 +17,8 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.classifier import TyreClassifier
-from tyre_lightning.slurm import check_tasks, job, requeued_when_told
+from tyre_lightning.ranks import check_ranks
+from tyre_lightning.slurm import job, requeued_when_told
 
 SCONTROL = '#!/bin/sh\necho "$@" >> "{log}"\necho "Access denied" >&2\nexit {code}\n'
 VARIABLES = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_RESTART_COUNT")
@@ -151,19 +152,18 @@ def test_a_job_has_one_name(variables: dict[str, str], name: str | None) -> None
     [
         {"SLURM_NTASKS": "4"},  # sbatch without srun, or an interactive shell
         {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"},
-        {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},  # srun
         {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
     ],
 )
-def test_several_tasks_are_one_sentence(
+def test_one_of_several_tasks_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"SLURM_NTASKS={variables['SLURM_NTASKS']}, but a training is one task"):
+    with pytest.raises(UserError, match=f"SLURM_NTASKS={variables['SLURM_NTASKS']}, but this process was started al"):
         train_here(tmp_path, "data.root=not-even-there")
 
 
 @pytest.mark.parametrize("variables", [{}, {"SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}])
 def test_one_task_of_many_is_fine(variables: dict[str, str]) -> None:
-    check_tasks(variables)
+    check_ranks(1, 1, sweep=False, environment=variables)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,29 +55,70 @@ def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: floa
         env: the whole environment.
         timeout: in seconds.
     """
-    if not hasattr(os, "fork") or sys.platform == "darwin" or not _lock.acquire(blocking=False):
-        whole = [sys.executable, *command]
-        return subprocess.run(whole, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    return run_together(command, cwd, [env], timeout)[0]
+
+
+def run_together(
+    command: Sequence[str], cwd: Path, envs: Sequence[Mapping[str, str]], timeout: float
+) -> list[subprocess.CompletedProcess[str]]:
+    """Like :func:`run`, in as many processes at once as there are environments."""
+    whole = [sys.executable, *command]
+    with ExitStack() as stack:
+        outputs = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in ("out", "err")] for _ in envs]
+        if not hasattr(os, "fork") or sys.platform == "darwin" or not _lock.acquire(blocking=False):
+            codes = _start(whole, cwd, envs, outputs, timeout)
+        else:
+            try:
+                codes = _ask(command, cwd, envs, outputs, timeout)
+            finally:
+                _lock.release()
+        return [
+            subprocess.CompletedProcess(whole, code, *[(file.seek(0), file.read())[1] for file in files])
+            for code, files in zip(codes, outputs, strict=True)
+        ]
+
+
+def _start(
+    whole: Sequence[str],
+    cwd: Path,
+    envs: Sequence[Mapping[str, str]],
+    outputs: Sequence[Sequence[IO[str]]],
+    timeout: float,
+) -> list[int]:
+    started = [
+        subprocess.Popen(whole, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        for env, (out, err) in zip(envs, outputs, strict=True)
+    ]
     try:
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            code = _ask(command, cwd, env, (out, err), timeout)
-            texts = [(file.seek(0), file.read())[1] for file in (out, err)]
-            return subprocess.CompletedProcess([sys.executable, *command], code, *texts)
+        return [process.wait(timeout) for process in started]
     finally:
-        _lock.release()
+        for process in started:
+            process.kill()
 
 
 def _ask(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[IO[str], IO[str]], timeout: float
-) -> int:
+    command: Sequence[str],
+    cwd: Path,
+    envs: Sequence[Mapping[str, str]],
+    outputs: Sequence[Sequence[IO[str]]],
+    timeout: float,
+) -> list[int]:
     global _process
     if _process is None or _process.poll() is not None:
         _process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm"], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-    files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in outputs]
+    requests = [
+        {
+            "command": [*command],
+            "cwd": str(cwd),
+            "env": {**env},
+            "files": [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in files],
+        }
+        for env, files in zip(envs, outputs, strict=True)
+    ]
     assert _process.stdin and _process.stdout
-    _process.stdin.write(json.dumps({"command": [*command], "cwd": str(cwd), "env": {**env}, "files": files}) + "\n")
+    _process.stdin.write(json.dumps(requests) + "\n")
     _process.stdin.flush()
     late = threading.Timer(timeout, _process.kill)
     late.start()
@@ -86,7 +128,7 @@ def _ask(
         late.cancel()
     if not answer:
         raise subprocess.TimeoutExpired([*command], timeout)
-    return int(answer)
+    return [int(code) for code in json.loads(answer)]
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -146,12 +188,16 @@ def _serve() -> None:
     gc.freeze()
     gc.enable()
     while line := sys.stdin.readline():
-        request = json.loads(line)
-        child = os.fork()
-        if not child:
-            _end_as_python_does(request)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        children = [_fork(request) for request in json.loads(line)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
+
+
+def _fork(request: dict[str, Any]) -> int:
+    child = os.fork()
+    if not child:
+        _end_as_python_does(request)
+    return child
 
 
 if __name__ == "__main__":

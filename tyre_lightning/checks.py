@@ -16,7 +16,6 @@ from tyre_lightning.kernels import check_kernels
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.model.imbalance import class_weights
 from tyre_lightning.parts import check_parts
-from tyre_lightning.slurm import check_tasks
 from tyre_lightning.tracking.runs import check_database, check_experiment, connect
 from tyre_lightning.trainer import gpus
 
@@ -25,10 +24,9 @@ def check_means(config: TrainConfig) -> None:
     """Refuse what nothing could be trained on or recorded in, before the lake is listed and every image looked at.
 
     Raises:
-        UserError: a part of one's own cannot be used, a GPU is missing or of no use, SLURM starts several tasks, the
-            tracking server does not answer, or the experiment is deleted there.
+        UserError: a part of one's own cannot be used, a GPU is missing or of no use, the tracking server does not
+            answer, or the experiment is deleted there.
     """
-    check_tasks()
     check_parts(config)
     check_kernels(gpus(config.trainer))
     uri = config.logger.tracking_uri

@@ -59,6 +59,7 @@ from tyre_lightning.config import (
 from tyre_lightning.errors import UserError, hide_passwords
 from tyre_lightning.files import disk_errors
 from tyre_lightning.names import as_override
+from tyre_lightning.ranks import here
 from tyre_lightning.surroundings import outlive_readers, use_utf8
 from tyre_lightning.tracking.secrecy import hide_in_logs
 from tyre_lightning.tracking.sweeper import register_sweeper
@@ -219,6 +220,8 @@ def way_on() -> str:
         more = as_override("hydra.sweep.dir", hydra.sweep.dir)
     elif more not in sys.argv and not any(Path(hydra.runtime.output_dir).rglob("last.ckpt")):
         return ""
+    if (rank := here()) is not None:
+        return f"; to go on: the same command of {rank.by} with {more}"
     program, *arguments = sys.orig_argv[1:]
     command = shlex.join([*(["tyre"] if Path(program).stem == "tyre" else ["python", program]), *arguments])
     return f"; to go on: {hide_passwords(command if more in command else f'{command} {more}')}"

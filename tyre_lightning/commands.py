@@ -16,9 +16,11 @@ import hydra
 from omegaconf import DictConfig
 
 from tyre_lightning.command_line import USER_ERROR, end, guard, run
-from tyre_lightning.config import config_folder, register_schemas
+from tyre_lightning.config import config_folder, register_schemas, to_train_config
 from tyre_lightning.loading import loading
+from tyre_lightning.ranks import Rank, check_ranks, check_sweep, here, leave_signals_to_first
 from tyre_lightning.telling import tell_start
+from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.usage import Usage
 
 SOME_UNREADABLE = 3
@@ -50,6 +52,20 @@ class Command:
 
 def start(name: str) -> int:
     """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
+    rank = here() if name == "train" else None
+    if rank is None:
+        return _start(name, None)
+    if not rank.first:
+        return _take_part()
+    code = USER_ERROR
+    try:
+        code = _start(name, rank)
+    finally:
+        _part(code)
+    return code
+
+
+def _start(name: str, rank: Rank | None) -> int:
     command = COMMANDS[name]
     sys.argv[1:] = [*map(command.spelt, sys.argv[1:])]
     register_schemas()
@@ -60,11 +76,34 @@ def start(name: str) -> int:
     def main(cfg: DictConfig) -> Any:
         return guard(command.task, cfg, command.failure)
 
-    return run(main, command.failure)
+    def begin() -> None:
+        check_sweep(rank, sweep=bool({"-m", "--multirun"} & {*sys.argv[1:]}))  # before it has a folder
+        main()
+
+    return run(begin, command.failure)
+
+
+def _take_part() -> int:
+    """What each process does that torchrun or srun has started for a training beside the first."""
+    leave_signals_to_first()
+    with loading():
+        from tyre_lightning.joined import take_part
+
+    return take_part()
+
+
+def _part(code: int) -> None:
+    """Let those end that still wait for a training which did not begin."""
+    with loading():
+        from tyre_lightning.joined import part
+
+    part(code)
 
 
 def _train(cfg: DictConfig) -> dict[str, float]:
     """Its result is what a sweep compares."""
+    options = to_train_config(cfg).trainer
+    check_ranks(options.num_nodes, options.devices, sweep=in_sweep())
     tell_start(cfg)
     with loading():
         from tyre_lightning.training import train

@@ -215,6 +215,7 @@ class TrainerConfig:
     max_epochs: int | None = None  # times that training sees its images; null: 12, up to 36 where they are few
     accelerator: str = "auto"  # auto: a GPU where there is one; or cpu, gpu
     devices: Any = 1  # a count (-1: all) or a list of indices; more than one means a process each (DDP)
+    num_nodes: int = 1  # machines, of as many devices each; torchrun or srun starts a process for each device
     precision: str = "auto"  # auto: bf16-mixed on GPUs, 32-true elsewhere
     accumulate_grad_batches: int = 1  # batches whose gradients are summed up for one step
     gradient_clip_val: float | None = 1.0  # the gradient's highest norm; null: any
@@ -859,6 +860,7 @@ def check_ranges(config: TrainConfig) -> None:
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs is None or trainer.max_epochs >= 1,
              "at least 1")  # fmt: skip
+    _require("trainer.num_nodes", trainer.num_nodes, trainer.num_nodes >= 1, "at least 1")
     _require("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, trainer.accumulate_grad_batches >= 1,
              "at least 1")  # fmt: skip
     clip = trainer.gradient_clip_val

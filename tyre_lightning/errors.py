@@ -146,8 +146,8 @@ def _of_environment(variables: Mapping[str, str]) -> list[str]:
     """The secrets among variables, as they are and as they stand in an address; the longest first."""
     found = [
         value
-        for name, value in variables.items()
-        if len(value) >= _SHORTEST
+        for name in [*variables]
+        if len(value := variables.get(name, "")) >= _SHORTEST  # MLflow deletes some meanwhile, in a thread
         and _called_secret(name)
         and not name.lower().endswith(_FILES)
         and name not in _FOLDERS

@@ -95,8 +95,15 @@ def quiet() -> None:
 
 def have_logs() -> None:
     """In a process that another has spawned, which has neither logging nor filters, show and silence the same."""
+    if multiprocessing.parent_process() is not None:
+        show_logs()
+    quiet()
+
+
+def show_logs() -> None:
+    """Where nothing shows warnings, as in a process that only takes part, show and silence the same."""
     root = logging.getLogger()
-    if multiprocessing.parent_process() is not None and not root.hasHandlers():
+    if not root.hasHandlers():
         handler = TerminalHandler()
         handler.setFormatter(ShortFormatter())
         root.addHandler(handler)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from tyre_lightning.errors import UserError, first_line
+from tyre_lightning.errors import first_line
 from tyre_lightning.files import write_whole
 
 JOB_FILE = "slurm_job"  # in a run's folder: which job it belongs to
@@ -32,20 +32,6 @@ def job(environment: Mapping[str, str] = os.environ) -> str | None:
 def started_again(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the job has run before, and was requeued."""
     return job(environment) is not None and environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-
-
-def check_tasks(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a job of several tasks.
-
-    Raises:
-        UserError: each would train for itself, or all wait for one another.
-    """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
-    if tasks != "1":
-        raise UserError(
-            f"SLURM_NTASKS={tasks}, but a training is one task, which starts its own processes: give SLURM --ntasks=1 "
-            "(and --cpus-per-task, --gpus), and train.py trainer.devices"
-        )
 
 
 def claim(folder: Path) -> None:

@@ -43,7 +43,8 @@ def tell_device(options: TrainerConfig) -> None:
     gpu, count = processes(options)
     threads = torch.get_num_threads()
     cpu = f"CPU, {count} x {threads} threads" if count > 1 else f"CPU, threads: {threads}"
-    say(_line("device", f"{device_name(options) if gpu else cpu}; precision {precision_of(options)}"))
+    nodes = f"{options.num_nodes} nodes, each " if options.num_nodes > 1 else ""
+    say(_line("device", f"{nodes}{device_name(options) if gpu else cpu}; precision {precision_of(options)}"))
 
 
 def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import callbacks as lc
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
@@ -30,12 +31,15 @@ from tyre_lightning.checkpointing import (
     sweep_up,
 )
 from tyre_lightning.config import TrainConfig, TrainerConfig
+from tyre_lightning.ending import JoinedSignals, Together
 from tyre_lightning.epochs import EpochRows
 from tyre_lightning.errors import UserError
+from tyre_lightning.joined import JoinedDDP
 from tyre_lightning.messages import have_logs
 from tyre_lightning.model.averaging import Averaging
 from tyre_lightning.model.best_epoch import BestEpoch
 from tyre_lightning.parts import make_callbacks
+from tyre_lightning.ranks import here
 from tyre_lightning.tracking.logger import RunLogger
 from tyre_lightning.tracking.pruning import pruning
 from tyre_lightning.tracking.runs import Run
@@ -61,23 +65,27 @@ def build_trainer(
     """
     options = config.trainer
     gpu, count = processes(options)
+    outside = here() is not None
     precision: Any = precision_of(options)
-    # Processes started by spawn come back to this one when fit or test ends, so that everything round it (a sweep, the
-    # registry) happens once; Lightning's "ddp" would run the whole script again on every rank.
+    # Other processes take part in fit alone, so that everything round it (a sweep, the registry) happens once;
+    # Lightning's "ddp" would run the whole script again on every rank.
     begin = [FreshStart()] if new else []
     sweep_up(folder / FOLDER)
-    unused = config.model.freeze_epochs > 0
-    strategy: Any = SpawnedDDP(start_method="spawn", find_unused_parameters=unused) if count > 1 else "auto"
-    return L.Trainer(
+    strategy: Any = "auto"
+    if several := outside or count > 1:
+        kind = JoinedDDP if outside else SpawnedDDP
+        strategy = kind(find_unused_parameters=config.model.freeze_epochs > 0)
+    trainer = L.Trainer(
         accelerator="gpu" if gpu else "cpu" if options.accelerator == "auto" else options.accelerator,
         devices=options.devices,
+        num_nodes=options.num_nodes,
         strategy=strategy,
         precision=precision,
         max_epochs=options.max_epochs,
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip_val,
         deterministic="warn" if options.deterministic else False,
-        sync_batchnorm=gpu and count > 1,
+        sync_batchnorm=gpu and several,
         log_every_n_steps=options.log_every_n_steps,
         limit_train_batches=_share(options.limit_train_batches),
         limit_val_batches=_share(options.limit_val_batches),
@@ -90,18 +98,25 @@ def build_trainer(
             *begin,
             KeptGradients(),
             *build_callbacks(config, folder),
-            *(pruning() if count == 1 else []),
+            *([] if several else pruning()),
+            *([Together()] if outside else []),
             *callbacks,
             EpochRows(config.operating_point.max_escape_rate, bar=options.enable_progress_bar),
         ],
         default_root_dir=folder,
-        # This process starts the others itself, also in a job of SLURM or another cluster.
-        plugins=[WholeCheckpoints(), LightningEnvironment()],
+        # Unless it was told of others, this process starts them itself, also in a job of SLURM or another cluster.
+        plugins=[WholeCheckpoints(), TorchElasticEnvironment() if outside else LightningEnvironment()],
     )
+    if outside:
+        trainer._signal_connector = JoinedSignals(trainer)
+    return trainer
 
 
 class SpawnedDDP(DDPStrategy):
     """A process for each device; each says what the first one would, and no more."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(start_method="spawn", **options)
 
     def setup_environment(self) -> None:
         """Where a process of it begins."""

@@ -26,6 +26,7 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.decision.operating_point import JUDGEMENT
 from tyre_lightning.errors import UserError
 from tyre_lightning.files import disk_errors
+from tyre_lightning.joined import joined, meet
 from tyre_lightning.judging import Trained, find_shared, hand_over, settle
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
@@ -36,6 +37,7 @@ from tyre_lightning.model.imbalance import adjustment
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
+from tyre_lightning.ranks import check_ranks
 from tyre_lightning.recording import (
     describe,
     record_data,
@@ -49,7 +51,8 @@ from tyre_lightning.titles import run_name
 from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.registry import model_uri, run_model
 from tyre_lightning.tracking.runs import send_left, tracked_run
-from tyre_lightning.trainer import best_checkpoint, build_trainer, epochs_of
+from tyre_lightning.tracking.sweeps import in_sweep
+from tyre_lightning.trainer import best_checkpoint, build_trainer, epochs_of, processes
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ log = logging.getLogger(__name__)
 @disk_errors()
 @memory_errors("data.batch_size or data.image_size")
 @requeued_when_told()
+@joined()
 def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
     """Train on a composed config, judge the best checkpoint and register it.
 
@@ -68,7 +72,10 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         UserError: something in the config, the lake or the addresses it names cannot be used.
     """
     config = to_train_config(cfg)
+    check_ranks(config.trainer.num_nodes, config.trainer.devices, sweep=in_sweep())
     quiet()
+    gpu, count = processes(config.trainer)
+    meet(count, gpu=gpu)
     asked = find_checkpoint(config)
     check_means(config)
     tell_device(config.trainer)
