@@ -41,6 +41,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 import tyre_lightning as tl
 from tyre_lightning.config import S3Config, TrainConfig, to_train_config
+from tyre_lightning.cores import cores
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.data.decoding import decode
@@ -367,9 +368,9 @@ def first_batch_views(inspector: Inspector, lake: Path, count: int) -> Iterator[
 def part_decode(size: Size, lake: Path) -> None:
     """Decoding of JPEG files."""
     files = [path.read_bytes() for path in sorted(lake.glob("train/*/*"))[: 8 * size.batches[-1]]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         ours = rate(lambda: [*pool.map(lambda data: decode(data, ""), files)], len(files), 2)
-    row(f"{size.pixels} x {size.pixels}, on {os.cpu_count()} cores", f"{ours:,.0f} a second")
+    row(f"{size.pixels} x {size.pixels}, on {cores()} cores", f"{ours:,.0f} a second")
     if not cuda():
         return
     raw = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
@@ -448,7 +449,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     options = parser.parse_args(given)
     size = SMALL if options.small else LARGE
-    print(f"{card()}; {os.cpu_count()} cores; PyTorch {torch.__version__}", flush=True)
+    print(f"{card()}; {cores()} cores; PyTorch {torch.__version__}", flush=True)
     torch.backends.cudnn.deterministic = True  # as in training
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         lake = draw(Path(scratch), size)

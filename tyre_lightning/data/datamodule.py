@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
+from tyre_lightning.cores import cores
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.stream import default_start
@@ -237,7 +237,7 @@ class TyreDataModule(L.LightningDataModule):
         fits = self.config.looks is not None and count * _LOOK_BYTES < psutil.virtual_memory().available
         self.looked = count <= _LOOKED_AT or fits
         if not self.looked:
-            hours = count * _LOOK / (os.cpu_count() or 1) / 3600
+            hours = count * _LOOK / cores() / 3600
             log.warning(
                 "near-copies are not looked for among %s images, which would take about %.2g hours and %.2g GB of "
                 "memory here (up to %s images they are, and more where an audit in shards has looked before, see "
@@ -312,7 +312,7 @@ class TyreDataModule(L.LightningDataModule):
     def _worker_options(self) -> dict[str, Any]:
         count = self.config.num_workers
         most = 16 if torch.cuda.is_available() else 8
-        count = min(most, os.cpu_count() or 1) if count is None else count
+        count = min(most, cores()) if count is None else count
         if count == 0:
             return {}
         start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from tyre_lightning.cores import cores
 from tyre_lightning.errors import UserError
 
 MOST_PROCESSES = 16
@@ -39,7 +39,7 @@ def stream(
         Exception: what ``read`` or ``look`` raises.
     """
     batches = batched(items, size)
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as decoders:
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(cores()) as decoders:
 
         def load(batch: list[Item]) -> tuple[list[Item], list[Found]]:
             return batch, list(decoders.map(look, read(batch), batch))
@@ -67,7 +67,7 @@ def stream_by_processes(
     Raises:
         UserError: what ``load`` raises.
     """
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    processes = min(cores(), MOST_PROCESSES)
     loader: DataLoader[Any] = DataLoader(
         _Batches(load), batch_sampler=batched(items, size), num_workers=processes, prefetch_factor=1,
         multiprocessing_context=default_start(), collate_fn=_as_it_is,

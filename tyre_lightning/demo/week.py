@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from tyre_lightning.commands import ALARM, NOT_PROMOTED
+from tyre_lightning.cores import cores
 from tyre_lightning.demo.days import Day, write_day
 from tyre_lightning.demo.drawing import CLASSES, NEW, write_lake
 from tyre_lightning.demo.person import Person
@@ -122,7 +122,7 @@ def draw_all() -> None:
         task = progress.add_task("drawing tyres", total=total)
         write_lake(LAKE / "tyres" / "v1", COUNTS, clear=True, progress=lambda: progress.advance(task))
         for day in DAYS:
-            write_day(LAKE / "line" / day.name, TRUTH / f"{day.name}.json", day, os.cpu_count() or 1)
+            write_day(LAKE / "line" / day.name, TRUTH / f"{day.name}.json", day, cores())
             progress.advance(task, sum(day.counts.values()))
     done.touch()
 

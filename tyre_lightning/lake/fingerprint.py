@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tyre_lightning.cores import cores
 from tyre_lightning.errors import Unwritable
 from tyre_lightning.files import whole
 from tyre_lightning.lake.catalog import Catalog
@@ -52,7 +52,7 @@ def with_content_tags(store: Store, catalog: Catalog, memory: Path) -> Catalog:
     known = _load(path := memory / f"{md5(store.address.encode(), usedforsecurity=False).hexdigest()}.parquet")
     entries = [*catalog.entries()]
     new = [entry for entry in entries if (entry.key, entry.etag) not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
             known.update(pool.map(lambda entry: ((entry.key, entry.etag), _hash(store, entry)), batch))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tyre_lightning.cores import threads
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.from_timm import is_timm
@@ -34,6 +35,8 @@ class Engine:
         options.log_severity_level = 3  # errors
         # Threads that spin while they wait for the next layer take the cores from decoding, and from other pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Of itself it binds a thread to each core of the machine, also to those that are not this process's.
+        options.intra_op_num_threads = threads()
         self._session: Any = onnxruntime.InferenceSession(
             to_onnx(network, size), options, providers=["CPUExecutionProvider"]
         )

@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import tyre_lightning
+from tyre_lightning.cores import cores
 from tyre_lightning.errors import UserError
 from tyre_lightning.line.listening import Message, Receive, Send
 from tyre_lightning.model.inspector import Inspector, nothing_seen
@@ -164,7 +164,7 @@ class App:
         return int(said)
 
     def _full(self) -> Refusal:
-        wait = max(1, min(60, math.ceil(self.metrics.waiting * self._pace / (os.cpu_count() or 1))))
+        wait = max(1, min(60, math.ceil(self.metrics.waiting * self._pace / cores())))
         return Refusal(429, f"{self.metrics.waiting} pictures wait already: ask again in {wait} s", wait)
 
     async def _rows(self, held: Held, asked: Asked, receive: Receive) -> list[Row] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from tyre_lightning.config import InboxConfig, S3Config, to_inbox_config
+from tyre_lightning.cores import cores
 from tyre_lightning.errors import StoreUnavailable, UnreadableImage, UserError
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.s3 import S3Store
@@ -91,7 +91,7 @@ class Inbox:
         self._readers = ThreadPoolExecutor(_READERS, "read")
         self._opened: dict[Future[Waiting], tuple[str, list[str]]] = {}  # tyres of a run before, and their pictures
         self._later: list[tuple[float, Callable[[], object]]] = []
-        self._most = 2 * (os.cpu_count() or 1)  # pictures that are read, written or looked at at a time
+        self._most = 2 * cores()  # pictures that are read, written or looked at at a time
         self._told = ""
         self.judged = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import threading
 from contextlib import suppress
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tyre_lightning.config import ServeConfig, to_serve_config
+from tyre_lightning.cores import cores
 from tyre_lightning.errors import UserError
 from tyre_lightning.line.listening import Server, given_token, is_here, listen
 from tyre_lightning.memory import memory_errors
@@ -115,7 +115,7 @@ class Impatient(H11Protocol):
 
 def limits(config: ServeConfig) -> Limits:
     """What this machine has room for: a sixteenth of its memory for what clients have sent."""
-    queue = config.queue or QUEUE * (os.cpu_count() or 1)
+    queue = config.queue or QUEUE * cores()
     return Limits(queue, max(LARGEST_REQUEST, psutil.virtual_memory().total // 16))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tyre_lightning.config import S3Config
+from tyre_lightning.cores import cores
 from tyre_lightning.errors import UnreadableImage, UserError, hide_passwords
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import check_size
@@ -40,7 +41,7 @@ Row = dict[str, Any]
 
 def open_workers() -> ThreadPoolExecutor:
     """Threads in which pictures are decoded and looked at: one a core, whoever asks, so that none waits for two."""
-    return ThreadPoolExecutor(os.cpu_count(), "look", _decode_alone)
+    return ThreadPoolExecutor(cores(), "look", _decode_alone)
 
 
 def _decode_alone() -> None:

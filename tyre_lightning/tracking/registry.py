@@ -25,7 +25,7 @@ MODEL_FOLDER = "model"
 _REQUIREMENTS = (
     "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
     "simplejpeg", "onnx", "onnxruntime", "numpy", "scipy", "pyarrow", "pandas", "boto3", "obstore", "xxhash",
-    "platformdirs", "filelock",
+    "platformdirs", "filelock", "joblib",
 )  # fmt: skip
 
 
