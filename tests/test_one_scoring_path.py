@@ -92,6 +92,9 @@ def test_what_a_sweep_s_run_of_two_processes_records_is_what_predict_says(lake: 
     assert len(re.findall(r"^epoch  train loss", done.stdout, re.MULTILINE)) == 1  # one process speaks for both
     (folder,) = tmp_path.glob("outputs/sweep/*/0")
     assert_predict_agrees(tmp_path, folder, lake)
+    client, run_id = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), newest_run(tmp_path).info.run_id
+    *epochs, judged = sorted(client.get_metric_history(run_id, "val/f1"), key=lambda one: one.timestamp)
+    assert judged.step > max(one.step for one in epochs)  # so that it is the one that MLflow shows
 
 
 def test_several_devices_share_the_images_and_none_gets_one_twice(lake: Path) -> None:

@@ -252,6 +252,13 @@ def best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     return best
 
 
+def steps_done(trainer: L.Trainer, folder: Path) -> int:
+    """The optimiser's steps of a fit that has ended: this process has not counted those of processes it spawned."""
+    if trainer.global_step:
+        return trainer.global_step
+    return int(torch.load(folder / FOLDER / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
 def epochs_of(options: TrainerConfig, images: int, batch_size: int) -> int:
     """How often training sees its images: as asked, or 12 times; where these are few, until it has made 250 steps.
 

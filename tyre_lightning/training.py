@@ -52,7 +52,7 @@ from tyre_lightning.tracking.journal import Journal
 from tyre_lightning.tracking.registry import model_uri, run_model
 from tyre_lightning.tracking.runs import send_left, tracked_run
 from tyre_lightning.tracking.sweeps import in_sweep
-from tyre_lightning.trainer import best_checkpoint, build_trainer, epochs_of, processes
+from tyre_lightning.trainer import best_checkpoint, build_trainer, epochs_of, processes, steps_done
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def train(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Trained:
         fit(trainer, model, data, resume)
         best = best_checkpoint(trainer, folder)
         inspector = replace(Inspector.from_checkpoint(best), group_pattern=config.data.group_pattern)
-        scores, metrics = settle(run, inspector, data, config, seen, trainer.global_step + 1)
+        scores, metrics = settle(run, inspector, data, config, seen, steps_done(trainer, folder) + 1)
         add_judgement(best, inspector)
         said, cost = hand_over(run, inspector, data, config, scores, seen, setup["found"])
     tell_end(run, said)
