@@ -25,9 +25,13 @@ SHOWN = {  # a command and what it says
     for text in TEXTS.values()
     for command, output in re.findall(r"```console\n\$ ([^\n]+)\n(.*?)```", text, re.DOTALL)
 }
+LAUNCHERS = re.compile(r"(srun (--\S+ )*python|torchrun (--\S+ )*(?=train\.py)) ?")
 COMMANDS = sorted({line for line in TYPED if line} | {*SHOWN})
 # Those with a folder of one's own are run in test_parts, which writes it.
-SCRIPTS = [line for line in COMMANDS if line.startswith("python ") and "--config-dir" not in line]
+SCRIPTS = [
+    line for command in COMMANDS
+    if (line := LAUNCHERS.sub("python ", command)).startswith("python ") and "--config-dir" not in line
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
@@ -88,7 +92,7 @@ def test_each_of_ten_recipes_shows_what_its_command_says() -> None:
 
 def test_every_command_is_known() -> None:
     for line in COMMANDS:
-        assert line.split()[0] in {"make", "python", "mlflow"}, line
+        assert LAUNCHERS.sub("python ", line).split()[0] in {"make", "python", "mlflow"}, line
 
 
 def test_the_readme_is_for_five_minutes_and_names_every_page() -> None:
