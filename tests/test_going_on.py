@@ -128,6 +128,7 @@ MATTERS = {
             *("model.class_weights", "model.freeze_epochs", "model.freeze_stages", "model.channels_last"),
             *("model.optimizer.backbone_lr", "model.optimizer.head_lr", "model.optimizer.weight_decay"),
             *("model.optimizer.warmup_fraction", "trainer.max_epochs", "trainer.accelerator", "trainer.devices"),
+            "trainer.num_nodes",
             *("trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
             *("trainer.deterministic", "trainer.limit_train_batches", "trainer.limit_val_batches"),
             *("trainer.limit_test_batches", "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode"),

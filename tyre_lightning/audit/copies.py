@@ -92,8 +92,8 @@ def near_copies(embeddings: NDArray[np.float16]) -> tuple[Ints, Ints, Floats]:
     parts = [_neighbours(index, points, start, wanted) for start in range(0, count, _SAMPLE)]
     left, right, distance, reach, rise = (np.concatenate(part) for part in zip(*parts, strict=True))
     if count > _FEW:
-        others = _USUAL * (distance[:, None] / np.stack([reach[left], reach[right]], 1)) ** np.median(rise)
-        kept = (distance <= SURE) | (others.max(1) <= _CHANCE)
+        closer = np.log(distance[:, None] / np.stack([reach[left], reach[right]], 1)).max(1)
+        kept = (distance <= SURE) | (np.log(_USUAL) + np.median(rise) * closer <= np.log(_CHANCE))
         left, right, distance = left[kept], right[kept], distance[kept]
     return left, right, distance
 

@@ -30,7 +30,9 @@ def fingerprint(catalogs: Sequence[Catalog]) -> str:
     Catalogs are to have content tags (see :func:`with_content_tags`), so that a bucket and its copy on a disk agree.
     An image that lies in several class folders counts as it was listed, once for each.
     """
-    rows = pa.chunked_array([_rows(catalog.apart()) for catalog in catalogs]).combine_chunks()
+    chunks = [chunk for catalog in catalogs for chunk in _rows(catalog.apart()).chunks]
+    rows = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+    del chunks  # as much as the rows
     order = pc.sort_indices(rows)
     digest = blake2b(digest_size=16)
     for start in range(0, len(rows), _BATCH):  # all of them in order would be as much memory again
@@ -63,11 +65,11 @@ def with_content_tags(store: Store, catalog: Catalog, memory: Path) -> Catalog:
     return Catalog(catalog.table.set_column(place, "etag", tags), catalog.classes, catalog.ignored)
 
 
-def _rows(catalog: Catalog) -> pa.Array:
+def _rows(catalog: Catalog) -> pa.ChunkedArray:
     """A line of text for each image."""
     text = pa.large_string()
     columns = [catalog.table[name].cast(text) for name in ("key", "label", "size", "etag")]
-    return pc.binary_join_element_wise(*columns, pa.scalar("\n", text), pa.scalar("\t", text)).combine_chunks()
+    return pc.binary_join_element_wise(*columns, pa.scalar("\n", text), pa.scalar("\t", text))
 
 
 def _hash(store: Store, entry: Entry) -> str:
