@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from tests.conftest import use_server, write_files
@@ -16,6 +17,7 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.reader import open_store
+from tyre_lightning.lake.writing import open_target
 
 
 def answers(endpoint: str) -> bool:
@@ -32,6 +34,16 @@ def test_files_that_appear_later_are_served(bucket: Path) -> None:
     assert [entry.key for entry in store.list()] == ["v1/train/a/1.jpg"]
     write_files(bucket, "v1/train/a/2.jpg")
     assert store.get("v1/train/a/2.jpg").data == b"v1/train/a/2.jpg"
+
+
+def test_it_rests_when_an_object_has_been_replaced(s3_server: S3Server, bucket: Path) -> None:
+    target = open_target(f"s3://{bucket.name}", S3Config())
+    for content in (b"one", b"other"):
+        target.put("1.json", content)
+    servers = [one for one in psutil.Process().children(recursive=True) if "rclone" in one.name()]
+    before = sum(sum(one.cpu_times()[:2]) for one in servers)
+    time.sleep(0.5)
+    assert servers and sum(sum(one.cpu_times()[:2]) for one in servers) - before < 0.2
 
 
 def test_it_is_gone_after_the_block(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ class S3Server:
         self._access_key = secrets.token_hex(10)
         self._secret_key = secrets.token_hex(20)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (stop() closes it)
-        self._process = self._start([*_command(), "--dir-cache-time", "24h" if static else "0", str(self.folder)])
+        # With 0 a timer of rclone's fires without a pause, from the first object that is replaced: a core of its own.
+        kept = "24h" if static else "1ms"
+        self._process = self._start([*_command(), "--dir-cache-time", kept, str(self.folder)])
         try:
             self.endpoint = self._wait_for_endpoint()
         except BaseException:
