@@ -162,7 +162,7 @@ class RadosGateway:
         self.stop()
 
     def _start_cluster(self) -> None:
-        fsid, monitor = str(uuid.uuid4()), f"[v2:127.0.0.1:{_free_port()}/0]"
+        fsid, monitor = str(uuid.uuid4()), f"[v2:127.0.0.1:{free_port()}/0]"
         config = _CONFIG.format(fsid=fsid, monitor=monitor, folder=self._folder, sts_key=secrets.token_hex(8))
         (self._folder / "ceph.conf").write_text(config)
         for name in ("mon", "osd"):
@@ -174,7 +174,7 @@ class RadosGateway:
         self._daemons["ceph-osd"] = self._start("ceph-osd", "-f", "-i", "0")
 
     def _start_gateway(self) -> str:
-        port = _free_port()
+        port = free_port()
         frontend = f"--rgw-frontends=beast endpoint=127.0.0.1:{port} tcp_nodelay=1"  # else 40 ms for each answer
         self._daemons["radosgw"] = self._start("radosgw", "-f", *_AS_GATEWAY, frontend)
         self._wait("radosgw", lambda: _answers(port))
@@ -224,7 +224,7 @@ def _missing() -> list[str]:
     return [program for program in _PROGRAMS if shutil.which(program) is None]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     # Not one that the system chooses: an outgoing connection, even the one that tries whether a server is there, may
     # get it before the server does. Not from `random`, which tests seed.
     while True:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from mlflow.entities import Run
 from tests import warm
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.mlflow_server import lay_database
+from tests.radosgw import free_port
 from tests.test_one_scoring_path import CLASSES, assert_predict_agrees
 from tests.test_slurm import SCONTROL
 from tyre_lightning.company import export
@@ -80,12 +80,6 @@ def together(lake: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def by_srun(
