@@ -82,6 +82,7 @@ class Size:
             f"data.root={lake}", f"data.batch_size={batch or self.batches[0]}", f"trainer.max_epochs={self.epochs}",
             f"data.cache_dir={Path(tempfile.gettempdir(), 'gpu-cache')}", "data.near_copies=false",
             "trainer.enable_progress_bar=false", "logger.system_metrics=false", *size,
+            "logger.tracking_uri=sqlite:///mlflow.db",
         ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ GIVEN = (  # a promise that so few validation tyres can keep
     "operating_point.max_escape_rate=0.2",
     "operating_point.confidence=0.8",
     "trainer.enable_progress_bar=false",
+    "logger.tracking_uri=sqlite:///mlflow.db",
     "logger.registered_model=null",
     "logger.system_metrics=false",
 )

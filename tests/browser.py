@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver.support.wait import WebDriverWait
 
 from tyre_lightning.demo import person
 
@@ -22,6 +23,13 @@ def chromium(profile: Path) -> Iterator[Any]:
     driver.get("about:blank")  # so that no page of Chromium's own is still loading
     yield driver
     driver.quit()
+
+
+def open_page(driver: Any, address: str) -> None:
+    """Open a page, and wait until its scripts have run: a driver may come back while a large one is still read."""
+    driver.get(address)
+    loaded = "return document.readyState === 'complete' && location.href === arguments[0]"
+    WebDriverWait(driver, 60).until(lambda driver: driver.execute_script(loaded, address))
 
 
 def resize(driver: Any, width: int, height: int = 800) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import tyre_lightning.demo.__main__ as demo
 from tests import warm
-from tests.browser import browser_tests, chromium, resize
+from tests.browser import browser_tests, chromium, open_page, resize
 from tests.conftest import PROJECT, TINY, untracked_environment
 from tests.mlflow_server import lay_database
 from tests.test_notebooks import NOTEBOOKS, pictures, shown
@@ -184,7 +184,7 @@ class TestWeek:
         with chromium(tmp_path / "profile") as driver:
             for width in (1280, 390):
                 resize(driver, width)
-                driver.get((place / "week.html").as_uri())
+                open_page(driver, (place / "week.html").as_uri())
                 assert driver.execute_script("return document.documentElement.scrollWidth") <= width
                 assert len(driver.find_elements("css selector", "section")) == 4
 

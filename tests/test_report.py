@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.browser import asked, browser_tests, chromium, resize
+from tests.browser import asked, browser_tests, chromium, open_page, resize
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
@@ -219,7 +219,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         opened.append(page.path.as_uri())
         resize(browser, width)
         browser.get_log("performance")
-        browser.get(opened[-1])
+        open_page(browser, opened[-1])
         return browser
 
     yield go
