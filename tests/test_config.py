@@ -225,6 +225,7 @@ def test_a_config_from_a_file_is_checked_once_it_has_its_schema() -> None:
         ("trainer.precision=7", "trainer.precision=7 must be one of auto, 32-true, bf16-mixed"),
         ("model.logit_adjustment=-1", "model.logit_adjustment=-1.0 must be 0 or more"),
         ("model.logit_adjustment=inf", "model.logit_adjustment=inf must be 0 or more"),
+        ("model.outliers=2", "model.outliers=2.0 must be in"),
         ("model.dropout=1", r"model.dropout=1.0 must be in \[0, 1\)"),
         ("model.optimizer.head_lr=-1", "model.optimizer.head_lr=-1.0 must be 0 or more"),
         ("model.optimizer.weight_decay=nan", "model.optimizer.weight_decay=nan must be 0 or more"),

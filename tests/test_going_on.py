@@ -122,7 +122,7 @@ MATTERS = {
             *("data.batch_size", "data.unreadable", "data.changed", "data.catalog", "data.from_run"),
             "data.cache",  # resized pixels are not those of the files
             *("data.augment.min_scale", "data.augment.flip", "data.augment.brightness", "data.augment.contrast"),
-            *("data.augment.turn", "model.logit_adjustment"),
+            *("data.augment.turn", "model.logit_adjustment", "model.outliers"),
             *("data.augment.extra", "model.library", "model.loss", "model.optimizer.own", "callbacks.extra"),
             *("data.augment.saturation", "model.name", "model.weights", "model.dropout", "model.label_smoothing"),
             *("model.class_weights", "model.freeze_epochs", "model.freeze_stages", "model.channels_last"),

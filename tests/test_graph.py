@@ -82,7 +82,8 @@ def fitted(monkeypatch: pytest.MonkeyPatch, *, graphed: bool, **options: object)
     L.seed_everything(0, verbose=False)
     preprocessing = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
     rates = {"backbone_lr": 1e-3, "head_lr": 1e-3, "weight_decay": 0.01, "warmup_fraction": 0.1}
-    model = TyreClassifier("efficientnet_lite0", ["a", "b"], {**preprocessing, "train_size": 32}, optimizer=rates)
+    given = {**preprocessing, "train_size": 32}
+    model = TyreClassifier("efficientnet_lite0", ["a", "b"], given, good_class="a", optimizer=rates, **options)  # type: ignore[arg-type]
     model.batch_size = 4
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -92,9 +93,10 @@ def fitted(monkeypatch: pytest.MonkeyPatch, *, graphed: bool, **options: object)
     return model.state_dict()
 
 
+@pytest.mark.parametrize(("share", "images"), [(0.0, 4), (0.25, 5)])
 def test_a_training_by_a_graph_ends_with_the_same_weights(
-    made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+    share: float, images: int, made: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, found = fitted(monkeypatch, graphed=False), fitted(monkeypatch, graphed=True)
-    assert made == [torch.Size([4, 3, 32, 32])] * 4
+    wanted, found = (fitted(monkeypatch, graphed=graphed, outliers=share) for graphed in (False, True))
+    assert made == [torch.Size([images, 3, 32, 32])] * 4  # with outliers, which the last, smaller batch has none of
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

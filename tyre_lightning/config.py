@@ -196,6 +196,7 @@ class ModelConfig:
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
     logit_adjustment: float = 0.5  # how far the loss makes up for rare classes: 0 not at all, 1 wholly
+    outliers: float = 0.125  # pictures of no tyre that training makes and calls not good, for each of its own; 0: none
     loss: dict[str, Any] = field(default_factory=dict)  # {_target_: ..., arguments}: in place of cross-entropy
     freeze_epochs: int = 0  # epochs in which only the head learns
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
@@ -850,6 +851,7 @@ def check_ranges(config: TrainConfig) -> None:
     _require("data.cache_gb", data.cache_gb, data.cache_gb > 0, "more than 0")
     _require("data.augment.min_scale", data.augment.min_scale, 0 < data.augment.min_scale <= 1, "in (0, 1]")
     _require("model.label_smoothing", model.label_smoothing, 0 <= model.label_smoothing < 1, "in [0, 1)")
+    _require("model.outliers", model.outliers, 0 <= model.outliers <= 1, "in [0, 1]")
     _require("model.logit_adjustment", model.logit_adjustment, 0 <= model.logit_adjustment < math.inf, "0 or more")
     _require("model.freeze_epochs", model.freeze_epochs, model.freeze_epochs >= 0, "0 or more")
     _require("model.freeze_stages", model.freeze_stages, model.freeze_stages >= 0, "0 or more")

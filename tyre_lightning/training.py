@@ -146,6 +146,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         optimizer=options.optimizer.rates(),
         multi_label=config.data.multi_label,
         log_priors=priors(config, data),
+        outliers=options.outliers,
     )
     model.use(options.loss, options.optimizer.own)
     model.batch_size = config.data.batch_size

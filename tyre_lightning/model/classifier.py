@@ -25,6 +25,7 @@ from tyre_lightning.model.examples import EXAMPLES
 from tyre_lightning.model.from_timm import is_timm
 from tyre_lightning.model.graph import Graph
 from tyre_lightning.model.metrics import InspectionMetrics, metrics_of
+from tyre_lightning.model.outliers import add_outliers, not_good, outliers_in
 from tyre_lightning.parts import ADAMW, TARGET, Loss, Spec, make_loss, make_optimizer
 
 REFERENCE = "novelty"  # a checkpoint's keys
@@ -57,6 +58,8 @@ class TyreClassifier(L.LightningModule):
         multi_label: whether an image may show several defects, see :class:`tyre_lightning.decision.outputs.Outputs`.
         log_priors: what cross-entropy adds to each class's logit, see
             :func:`tyre_lightning.model.imbalance.adjustment`; None for nothing.
+        outliers: pictures of no tyre that a training batch gets beside its own, as a share of these, see
+            :mod:`tyre_lightning.model.outliers`; without a known good class, or with a loss of one's own, none.
 
     Raises:
         UserError: the backbone cannot be built, or has too few stages to freeze so many.
@@ -77,6 +80,7 @@ class TyreClassifier(L.LightningModule):
         optimizer: dict[str, float] | None = None,
         multi_label: bool = False,
         log_priors: list[float] | None = None,
+        outliers: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -212,7 +216,8 @@ class TyreClassifier(L.LightningModule):
         self.train()
         side = self.preprocessing.train_size
         with self.trainer.precision_plugin.forward_context():
-            self._graph = Graph(self.network, torch.zeros(self.batch_size or 1, 3, side, side, device=self.device))
+            count = (self.batch_size or 1) + outliers_in(self.batch_size or 1, self._outliers)
+            self._graph = Graph(self.network, torch.zeros(count, 3, side, side, device=self.device))
         super().train()  # Lightning would warn of what is frozen
 
     def on_train_start(self) -> None:
@@ -240,12 +245,26 @@ class TyreClassifier(L.LightningModule):
             # Every process must still take part in the step, so a batch that nobody could read gives a zero gradient.
             return sum((p.sum() for p in self.network.parameters() if p.requires_grad), torch.zeros(())) * 0.0
         usual = self._binary_cross_entropy if self.hparams["multi_label"] else self._cross_entropy
-        labels = batch.label.float() if self.hparams["multi_label"] else batch.label
-        loss = (self._criterion or usual)(self._learn(recolour(batch.image, batch.colour)), labels)
-        self._watch(loss.detach())
-        self._loss = self._loss[0] + loss.detach().double() * len(batch.label), self._loss[1] + len(batch.label)
+        labels, count = batch.label.float() if self.hparams["multi_label"] else batch.label, len(batch.label)
+        logits = self._learn(add_outliers(recolour(batch.image, batch.colour), self._outliers))
+        loss: Tensor = (self._criterion or usual)(logits[:count], labels)
+        self._loss = self._loss[0] + loss.detach().double() * count, self._loss[1] + count
         self.log("train/loss_step", loss)
+        if len(logits) > count:
+            loss = loss + self._outlier_loss(logits[count:]).sum() / count
+        self._watch(loss.detach())
         return loss
+
+    @property
+    def _outliers(self) -> float:
+        return 0.0 if self._own_loss or self.hparams["good_class"] is None else self.hparams["outliers"]
+
+    def _outlier_loss(self, logits: Tensor) -> Tensor:
+        """Of each outlier, shape (N,)."""
+        priors: Any = self.log_priors
+        good = self.hparams["classes"].index(self.hparams["good_class"])
+        adjusted = logits if priors is None else logits + priors
+        return not_good(adjusted, good, multi_label=self.hparams["multi_label"])
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights: Any = self.class_weights
