@@ -16,7 +16,7 @@ import argparse
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,7 +118,9 @@ def lay_far(folder: Path, given: dict[str, str]) -> dict[str, Path]:
     return {name: folder / f"far{place}" for place, name in enumerate(sources)}
 
 
-def run(lake: Path, fold: int, without: str, far: dict[str, Path], keep: Path | None) -> Result:
+def run(
+    lake: Path, fold: int, without: str, far: dict[str, Path], keep: Path | None, overrides: Sequence[str]
+) -> Result:
     """Train once, and ask for verdicts."""
     with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
         root = lay_fold(lake, Path(scratch), fold, without)
@@ -126,7 +128,7 @@ def run(lake: Path, fold: int, without: str, far: dict[str, Path], keep: Path | 
             f"data.root={root}", f"data.group_pattern='{shared.GROUP_PATTERN}'", "data.near_copies=false",
             f"seed={fold}", "trainer.enable_progress_bar=false", "logger.system_metrics=false", "data.num_workers=0",
             "operating_point.confidence=0.9", "logger.registered_model=null",
-            f"logger.tracking_uri=sqlite:///{scratch}/mlflow.db", f"paths.output_dir={scratch}/outputs",
+            f"logger.tracking_uri=sqlite:///{scratch}/mlflow.db", f"paths.output_dir={scratch}/outputs", *overrides,
         )  # fmt: skip
         model = found.model
         shown = {path.name: path for path in sorted(Path(scratch, "held").iterdir())} | far
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--far", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS))
     parser.add_argument("--without", nargs="+", default=[NOBODY, "bulge", "cracks", "flat_spots"])
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="another recipe")
     parser.add_argument("--keep", type=Path, help="a folder for what is said of the held-out images")
     parser.add_argument("--results", type=Path, default=Path("novelty.jsonl"))
     options = parser.parse_args()
@@ -276,7 +279,7 @@ def main() -> None:
         for fold in options.folds:
             for without in options.without:
                 if not any((one.fold, one.without) == (fold, without) for one in done):
-                    done.append(run(lake, fold, without, far, keep))
+                    done.append(run(lake, fold, without, far, keep, options.overrides))
                     print(done[-1], flush=True)
                     shared.append(path, done[-1])
     print("\n".join(lines(done)))

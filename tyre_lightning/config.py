@@ -196,7 +196,7 @@ class ModelConfig:
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
     class_weights: ClassWeights = ClassWeights.none
     logit_adjustment: float = 0.5  # how far the loss makes up for rare classes: 0 not at all, 1 wholly
-    outliers: float = 0.125  # pictures of no tyre that training makes and calls not good, for each of its own; 0: none
+    outliers: float = 0.0  # pictures of no tyre that training makes and calls not good, for each of its own; try 0.125
     loss: dict[str, Any] = field(default_factory=dict)  # {_target_: ..., arguments}: in place of cross-entropy
     freeze_epochs: int = 0  # epochs in which only the head learns
     freeze_stages: int = 3  # of the backbone, from the stem on: they stay as the weights have them; 0 with weights=none
