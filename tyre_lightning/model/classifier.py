@@ -261,16 +261,17 @@ class TyreClassifier(L.LightningModule):
 
     def _outlier_loss(self, logits: Tensor) -> Tensor:
         """Of each outlier, shape (N,)."""
-        priors: Any = self.log_priors
         good = self.hparams["classes"].index(self.hparams["good_class"])
-        adjusted = logits if priors is None else logits + priors
-        return not_good(adjusted, good, multi_label=self.hparams["multi_label"])
+        return not_good(self._adjusted(logits), good, multi_label=self.hparams["multi_label"])
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights: Any = self.class_weights
+        smoothing = self.hparams["label_smoothing"]
+        return cross_entropy(self._adjusted(logits), labels, weight=weights, label_smoothing=smoothing)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
         priors: Any = self.log_priors
-        logits = logits if priors is None else logits + priors
-        return cross_entropy(logits, labels, weight=weights, label_smoothing=self.hparams["label_smoothing"])
+        return logits if priors is None else logits + priors
 
     def _binary_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over outputs; with class weights an image weighs as the heaviest of its classes does."""
