@@ -301,3 +301,10 @@ def test_a_python_that_hydra_cannot_start_on_is_refused(
     assert re.fullmatch(r"error: Hydra 1\.3 cannot start on Python \S+: use .* 3\.13\n", capsys.readouterr().err)
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11,<{}.{}".format(*command_line.TOO_NEW)
+
+
+def test_a_sweep_that_has_failed_is_no_failure_of_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tyre"])
+    assert command_line.run(lambda: command_line.failed_runs.append("outputs/1")) == 1
+    assert command_line.run(lambda: command_line.sweep_codes.append(5)) == 5
+    assert command_line.run(lambda: None) == 0

@@ -92,6 +92,8 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
 
     With ``HYDRA_FULL_ERROR=1`` in the environment, errors keep their tracebacks.
     """
+    failed_runs.clear()  # of what this process ran before
+    sweep_codes.clear()
     use_utf8()
     outlive_readers()
     hide_in_logs()
