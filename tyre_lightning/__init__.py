@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tyre_lightning.loading import unsearched
 from tyre_lightning.surroundings import drop_empty_variables, have_home
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def __getattr__(name: str) -> Any:
     """Load what is asked for: the heavy libraries behind it take seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with unsearched():
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

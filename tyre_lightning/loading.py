@@ -8,18 +8,27 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Import what stays as long as the process does, which the garbage collector is never to search.
-
-    It would search all of it again and again while more is imported: for 1.3 of the 8 s of a command that trains for
-    one. Only the first time, and not in a user's own process: other garbage that is there by then stays too.
-    """
-    if gc.get_freeze_count():
+def unsearched() -> Iterator[None]:
+    """Import without the garbage collector, which would search all that is there again and again while more comes."""
+    if not gc.isenabled():
         yield
         return
     gc.disable()
     try:
         yield
-        gc.freeze()
     finally:
         gc.enable()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import what stays as long as the process does, which the garbage collector is never to search.
+
+    Only the first time, and not in a user's own process: other garbage that is there by then stays too.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    with unsearched():
+        yield
+        gc.freeze()
