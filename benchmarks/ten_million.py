@@ -22,6 +22,7 @@ from unittest.mock import patch
 import numpy as np
 import psutil
 import pyarrow as pa
+from after_training import after
 from catalog_memory import CLASSES, MadeUp
 
 from tyre_lightning.config import Cache, DataConfig, S3Config, WorkerStart
@@ -140,7 +141,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--start", default="fork", choices=["fork", "forkserver", "spawn"])
     parser.add_argument("--named", action="store_true", help="file names tell tyres, of one picture each")
+    parser.add_argument("--after", action="store_true", help="what comes after the training, see after_training.py")
     options = parser.parse_args()
+    if options.after:
+        with tempfile.TemporaryDirectory() as folder:
+            after(Watch(options.rows // 20), Path(folder), options.rows // 20, named=options.named)
+        return
     start(options.rows, options.start, "_([0-9a-f]{12})_" if options.named else None)
 
 

@@ -27,6 +27,7 @@ from tyre_lightning.evaluation.report.charts import rate_curves
 from tyre_lightning.evaluation.report.decisions import sides
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.texts import column
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.inspector import Inspector
 
@@ -43,14 +44,14 @@ def scores(count: int, seed: int) -> Scores:
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, len(CLASSES), count)[np.arange(count) // 2]  # a tyre's two pictures show the same
     logits = draw.normal(0, 1, (count, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
-    keys = [f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)]
-    tyres = np.array([f"tyre {HOSTILE} {index // 2}" for index in range(count)], dtype=object)
+    keys = column([f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)])
+    tyres = column([f"tyre {HOSTILE} {index // 2}" for index in range(count)])
     return Scores(keys, labels, logits, tyres, tyres)
 
 
 def somewhere(found: Scores, seed: int) -> Scores:
     """The same scores, of images at random distances from what good tyres look like."""
-    return replace(found, far=np.random.default_rng(seed).exponential(size=len(found.keys)))
+    return replace(found, far=np.random.default_rng(seed).exponential(size=len(found)))
 
 
 def inspector(wanted: OperatingPointConfig | None, good: str | None = "good", *, tells: bool = False) -> Inspector:
@@ -180,7 +181,7 @@ def test_the_curves_and_the_gallery_know_what_is_novel(novel: Page) -> None:
     found = embedded(html)["unlike"]
     far = novel.scores.distances()
     order = np.argsort(-far)[:48]
-    assert found["keys"] == [novel.scores.keys[place] for place in order] and len(found["pictures"]) == 48
+    assert found["keys"] == novel.scores.keys.take(order).to_pylist() and len(found["pictures"]) == 48
     assert found["novelty"] == pytest.approx(calibration.novelty(far[order]), abs=1e-4)
     assert "novelty: review of 25 % of good tyres on average" in html
     escape, overkill, review, _ = novel.rates(point.threshold)
@@ -305,7 +306,7 @@ class TestPage:
         tyres = page.tyres()
         scores, labels = tyres.scores, tyres.labels
         move(driver, "number", 0.6)
-        keys = np.array(page.scores.keys)[tyres.deciding]
+        keys = np.array(page.scores.keys.to_pylist())[tyres.deciding]
         escaped, overkilled = (labels != GOOD) & (scores < 0.6), (labels == GOOD) & (scores >= 0.6)
         for name, hit, order in (("escapes", escaped, scores), ("overkills", overkilled, -scores)):
             expected = keys[hit][np.argsort(order[hit], kind="stable")].tolist()

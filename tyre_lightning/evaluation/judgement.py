@@ -19,6 +19,7 @@ from tyre_lightning.decision.novelty import NOBODY
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.texts import numbered
 
 
 def fit_calibration(scores: Scores, good: int | None, learnt: NDArray[np.float64] = NOBODY) -> Calibration:
@@ -29,8 +30,9 @@ def fit_calibration(scores: Scores, good: int | None, learnt: NDArray[np.float64
         good: the index of the class without defects, if one is known.
         learnt: see :meth:`Calibration.of`.
     """
-    place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)[1:]
-    temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), 1 / sizes[place])
+    place = numbered(scores.groups)[1]
+    weights = 1 / np.bincount(place)[place]
+    temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), weights)
     if good is None:
         return Calibration(temperature, [], 0, [], 0)
     return Calibration.of(scores.counted(good, temperature), good, temperature, learnt)
@@ -59,8 +61,7 @@ def confusion(scores: Scores) -> NDArray[np.int64]:
 def auroc_ends(scores: Scores, good: int, confidence: float) -> dict[str, float]:
     """The ends of the interval of ``auroc_defective``, by name; none where :func:`auroc_interval` gives none."""
     raw = scores.defective(good, 1.0)  # as the AUROC itself is measured
-    bound = np.unique(scores.groups, return_inverse=True)[1]
-    ends = auroc_interval(raw, scores.labels != good, bound, confidence)
+    ends = auroc_interval(raw, scores.labels != good, numbered(scores.groups)[1], confidence)
     return {} if ends is None else {"auroc_defective_low": ends[0], "auroc_defective_high": ends[1]}
 
 

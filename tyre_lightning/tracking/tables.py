@@ -11,7 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tyre_lightning.evaluation.scores import Scores
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tyre_lightning.evaluation.scores import UNKNOWN, Scores
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.tracking.journal import Journal
 
@@ -72,13 +76,17 @@ def predictions_table(scores: Scores, inspector: Inspector) -> str:
         scores: of the images.
         inspector: the model.
     """
-    rows = scores.answers(inspector)
-    for row in rows:
-        row["p_true"] = round(row.get(f"p_{row['true']}", math.nan), _DIGITS)
+    table = scores.answers(inspector)
+    likely = np.stack([table[name].to_numpy() for name in inspector.columns()], axis=1)
+    classes = pc.index_in(table["true"], value_set=pa.array(inspector.classes)).fill_null(UNKNOWN).to_numpy()
+    true = np.where(classes == UNKNOWN, np.nan, likely[np.arange(len(likely)), classes]).round(_DIGITS)
+    first = np.lexsort((true, table["error"].is_valid().to_numpy()))[:_MOST_PREDICTIONS]
+    rows = table.take(pa.array(first)).to_pylist()
+    for row, value in zip(rows, true[first].tolist(), strict=True):
+        row["p_true"] = value
         row["p_defective"] = math.nan if row["error"] else round(inspector.defective(row), _DIGITS)
-    rows.sort(key=lambda row: (row["error"] is not None, row["p_true"]))
     columns = ["key", "true", "class", "decision", "p_true", "p_defective", "tyre", "error"]
-    return table_text(columns, [[row[name] for name in columns] for row in rows[:_MOST_PREDICTIONS]])
+    return table_text(columns, [[row[name] for name in columns] for row in rows])
 
 
 def table_text(columns: list[str], rows: list[list[Any]]) -> str:

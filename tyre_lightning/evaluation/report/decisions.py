@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tyre_lightning.decision.bounds import interval_ends
@@ -89,7 +90,7 @@ def sides(
     def side(hit: NDArray[np.bool_], order: NDArray[np.float64]) -> Side:
         found, reviewed = tyres.take(hit & judged), _shows(tyres.take(hit & ~judged), probabilities.shape[1])
         found = found.take(np.argsort(order[hit & judged], kind="stable"))
-        keys, names = [scores.keys[place] for place in found.deciding], [*found.names]
+        keys, names = scores.keys.take(pa.array(found.deciding)).to_pylist(), found.names.to_pylist()
         table = probabilities[found.deciding]
         shows, said = _shows(found, table.shape[1]), likeliest[found.deciding]
         novel = np.zeros(len(found), bool)
@@ -113,10 +114,10 @@ def most_unlike(scores: Scores, good: int, calibration: Calibration) -> tuple[li
     probabilities = scores.outputs.probabilities(scores.logits[places], calibration.temperature)
     shows = scores.shows[places] if scores.shows is not None else None
     labels = scores.labels[places, None] if shows is None else [np.flatnonzero(row) for row in shows]
-    keys = [scores.keys[place] for place in places]
+    keys = scores.keys.take(pa.array(places)).to_pylist()
     return keys, {
         "keys": keys,
-        "tyres": [str(scores.tyres[place]) for place in places],
+        "tyres": scores.tyres.take(pa.array(places)).to_pylist(),
         "labels": [[int(label) for label in row if label >= 0] for row in labels],
         "said": scores.outputs.likeliest(scores.logits[places]).tolist(),
         "scores": (1 - probabilities[:, good]).tolist(),
