@@ -18,13 +18,14 @@ from tests.browser import asked, browser_tests, chromium, open_page, resize
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.decision.bounds import Interval
+from tyre_lightning.decision.bounds import Interval, interval_ends
 from tyre_lightning.decision.operating_point import OperatingPoint, measure_rates
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.judgement import fit_calibration
+from tyre_lightning.evaluation.report import decisions
 from tyre_lightning.evaluation.report.charts import rate_curves
-from tyre_lightning.evaluation.report.decisions import sides
+from tyre_lightning.evaluation.report.decisions import LISTED, STEPS, interval_table, sides
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.texts import column
@@ -205,6 +206,21 @@ def test_a_page_of_one_image_is_written() -> None:
     assert len(embedded(html)["defective"]["scores"]) == int(one.labels[0] != GOOD)
 
 
+def test_a_page_of_many_tyres_is_no_larger_than_one_of_some() -> None:
+    many, some = (sides(scores(count, 2), GOOD, None)[0].to_dict() for count in (120_000, 30_000))
+    assert len(many["keys"]) == LISTED and len(many["scores"]) <= LISTED + STEPS
+    assert len(json.dumps(many)) < 1.1 * len(json.dumps(some))
+
+
+@pytest.mark.parametrize("total", [0, 1, 9_999, 10_001, 437_500])
+def test_between_the_counts_of_a_table_of_intervals_a_line_is_as_good(total: int) -> None:
+    found = interval_table(total, 0.9)
+    assert len(found["counts"]) <= LISTED + 1
+    counts = np.unique(np.random.default_rng(0).integers(0, total + 1, 3000))
+    for ends, exact in zip((found["low"], found["high"]), interval_ends(counts, total, 0.9), strict=True):
+        np.testing.assert_allclose(np.interp(counts, found["counts"], ends), exact, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with chromium(tmp_path_factory.mktemp("profile")) as driver:
@@ -352,6 +368,26 @@ class TestPage:
             assert driver.find_element("id", "state").text == "0.25"
         finally:
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+    def test_of_many_tyres_counts_are_to_the_next_step(
+        self, tmp_path: Path, visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(decisions, "LISTED", 20)
+        monkeypatch.setattr(decisions, "STEPS", 60)
+        page = write(tmp_path, 1000, BAND)
+        defective, good = sides(page.scores, GOOD, page.inspector.calibration)
+        assert defective.step == 6 and good.step == 2
+        driver, point = visit(page), page.inspector.point
+        assert point is not None and len(embedded(page.path.read_text(encoding="utf-8"))["good"]["scores"]) < 90
+        assert_python_agrees(driver, page, point.threshold)  # it counts to the promised threshold itself
+        for value in (0.05, 0.3, 0.6, 0.97):
+            move(driver, "slider", value)
+            escape, overkill, *_ = page.rates(value)
+            assert 0 <= int(text(driver, "#escapes .count")) - escape.count < 6
+            assert 0 <= int(text(driver, "#overkills .count")) - overkill.count < 2
+        assert "(the first 20 are listed)" in text(driver, "#escapes .range")
+        body = driver.find_element("tag name", "body").text
+        assert "they are counted to the next of every 6." in body
 
     def test_ten_thousand_images(self, tmp_path: Path, visit: Callable[..., Any]) -> None:
         page = write(tmp_path, 10_000, PROMISE)
