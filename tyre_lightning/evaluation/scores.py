@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.files import whole
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.texts import are_among, column, numbered, one_after_other
+from tyre_lightning.lake.texts import are_among, column, numbered, one_after_other, one_piece
 from tyre_lightning.lake.tyres import Shown, tyre_names
 from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 
@@ -87,40 +87,38 @@ class Scores:
         Raises:
             UserError: an object cannot be fetched.
         """
-        known = {name: index for index, name in enumerate(inspector.classes)}
-        codes = catalog.codes({**dict.fromkeys(catalog.classes, UNKNOWN), **known})
-        readable = np.zeros(len(catalog), bool)
-        logits, distances = [np.empty((0, len(inspector.classes)))], [np.empty(0)]
-        looks, done = [np.empty((0, len(TRAITS)))], 0
+        places_of = {name: index for index, name in enumerate(inspector.classes)}
+        codes = catalog.codes({**dict.fromkeys(catalog.classes, UNKNOWN), **places_of})
+        keys = catalog.table["key"]
+        rank, readable = numbered(keys)[1], np.zeros(len(catalog), bool)
+        logits, far = np.empty((len(catalog), len(inspector.classes))), np.empty(len(catalog))
+        looks, start = np.empty((len(catalog) if traits else 0, len(TRAITS))), 0
         for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH, traits=traits):
             for image in seen.images:
                 if isinstance(image, UnreadableImage):
                     fail(image)
-                else:
-                    readable[done] = True
-                done += 1
-            logits.append(seen.look.logits)
-            distances.append(inspector.distances(seen.look.features))
-            measured = [image.traits for image in seen.images if not isinstance(image, UnreadableImage)]
-            if traits and measured:
-                looks.append(np.array(measured))
-            advance(len(seen.entries))
-        keys = catalog.table["key"]
+            known = [not isinstance(image, UnreadableImage) for image in seen.images]
+            places = rank[start : start + len(known)][known]
+            readable[places], logits[places] = True, seen.look.logits
+            far[places] = inspector.distances(seen.look.features)
+            if traits and len(places):
+                looks[places] = [image.traits for image in seen.images if not isinstance(image, UnreadableImage)]
+            start += len(known)
+            advance(len(known))
         named = keys, *shown.columns(keys)
-        rows = np.flatnonzero(readable)
-        order = pc.sort_indices(keys.take(pa.array(rows))).to_numpy()
-        rows = rows[order]
-        lost, damaged, _ = (one.filter(pa.array(~readable)).to_pylist() for one in named)
+        order = np.argsort(rank)
+        rows, unread = order[readable], pa.array(order[~readable])
+        kept = slice(None) if readable.all() else readable  # without a copy
         return cls(
             **_taken(dict(zip(_TEXTS.values(), named, strict=True)), rows),
             labels=codes[rows],
-            logits=np.concatenate(logits)[order],
-            unreadable=tuple(sorted(lost)),
-            damaged=frozenset(damaged),
+            logits=logits[kept],
+            unreadable=tuple(keys.take(unread).to_pylist()),
+            damaged=frozenset(named[1].take(unread).to_pylist()),
             outputs=inspector.outputs,
             shows=catalog.truth(inspector.classes)[rows] if inspector.multi_label else None,
-            far=np.concatenate(distances)[order],
-            traits=np.concatenate(looks)[order] if traits else None,
+            far=far[kept],
+            traits=looks[kept] if traits else None,
         )
 
     def defective(self, good: int, temperature: float) -> NDArray[np.float64]:
@@ -170,12 +168,16 @@ class Scores:
             there = file.schema_arrow.names
             classes = pa.array([name.removeprefix("logit_") for name in there if name.startswith("logit_")])
             seen = file.read(["tyre"])["tyre"].is_valid()
+            all_seen = pc.all(seen).as_py()
 
-            def column_of(name: str, kept: pa.ChunkedArray = seen) -> pa.ChunkedArray:
-                return file.read([name])[name].filter(kept)
+            def column_of(name: str) -> pa.ChunkedArray:
+                values = file.read([name])[name]
+                return values if all_seen else values.filter(seen)
 
-            texts = {of: column_of(name).cast(pa.large_string()) for name, of in _TEXTS.items()}
-            texts = {of: texts["keys"] if one.equals(texts["keys"]) else one for of, one in texts.items()}
+            texts: dict[str, pa.ChunkedArray] = {}
+            for name, of in _TEXTS.items():
+                one = column_of(name).cast(pa.large_string())
+                texts[of] = texts["keys"] if texts and one.equals(texts["keys"]) else one
             labels = pc.index_in(column_of("true"), value_set=classes).fill_null(UNKNOWN).to_numpy().astype(np.int64)
             logits = np.empty((len(labels), len(classes)))
             for place, name in enumerate(classes.to_pylist()):
@@ -184,7 +186,7 @@ class Scores:
                 **texts,
                 labels=labels,
                 logits=logits,
-                unreadable=tuple(column_of("key", pc.invert(seen)).to_pylist()),
+                unreadable=tuple(file.read(["key"])["key"].filter(pc.invert(seen)).to_pylist()),
                 outputs=outputs,
                 shows=_unlisted(column_of(SHOWS), classes) if SHOWS in there else None,
                 far=column_of(DISTANCE).to_numpy() if DISTANCE in there else None,
@@ -202,35 +204,35 @@ class Scores:
         several = [] if self.shows is None else [SHOWS]
         said = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
         schema = row_schema(["key", "true", *several, *said])
-        keys = one_after_other([self.keys, column(self.unreadable)])
+        keys = one_piece(one_after_other([self.keys, column(self.unreadable)]))
         tyres = tyre_names(keys, inspector.group_pattern)
-        order = pc.sort_indices(pa.table({"tyre": tyres, "key": keys}), [("tyre", "ascending"), ("key", "ascending")])
+        order, shown = (numbered(one)[1] for one in (keys, tyres))
         parts = [schema.empty_table()]
-        for places in _whole_tyres(order.to_numpy().astype(np.int64), numbered(tyres)[1]):
-            named = zip(keys.take(pa.array(places)).to_pylist(), tyres.take(pa.array(places)).to_pylist(), strict=True)
-            rows = [
-                {"key": key, "tyre": tyre, **row}
-                for (key, tyre), row in zip(named, self._rows(inspector, places), strict=True)
-            ]
+        for rows in self._answered(inspector, _whole_tyres(np.lexsort((order, shown)), shown), keys, tyres):
             if inspector.group_pattern is not None:
                 decide_on_tyres(inspector, rows)
             parts.append(pa.Table.from_pylist(rows, schema))
         table = pa.concat_tables(parts)
         return table if inspector.group_pattern is None else table.take(pc.sort_indices(table["key"]))
 
-    def _rows(self, inspector: Inspector, places: Ints) -> Iterator[dict[str, Any]]:
-        """What is said of single images; beyond the last place come those that could not be read."""
-        classes = [*inspector.classes, None]  # the last for UNKNOWN
-        some = replace(self.take(places[places < len(self)]), unreadable=())
-        answers = iter(zip(inspector.answers_to(some.logits, some.distances()), some.true(), strict=True))
-        shows = iter([] if some.shows is None else _listed(some.shows, pa.array(inspector.classes)).to_pylist())
-        for place in places:
-            if place < len(self):
-                answer, label = next(answers)
-                row = {"true": classes[label], "error": None, **answer, SHOWS: next(shows, None)}
-            else:
-                row = {"true": None, **nothing_seen("it could not be read")}
-            yield row | {"decision": row["picture_decision"]}
+    def _answered(
+        self, inspector: Inspector, parts: Iterable[Ints], keys: pa.ChunkedArray, tyres: pa.ChunkedArray
+    ) -> Iterator[list[dict[str, Any]]]:
+        """What is said of single images, some at a time; those of the last places could not be read."""
+        classes, names = [*inspector.classes, None], pa.array(inspector.classes)  # None for UNKNOWN
+        true, far, unread = self.true(), self.distances(), nothing_seen("it could not be read")
+        for places in parts:
+            seen = places[places < len(self)]
+            listed = iter([] if self.shows is None else _listed(self.shows[seen], names).to_pylist())
+            said = (
+                {"true": classes[label], "error": None, SHOWS: next(listed, None), **answer}
+                for answer, label in zip(inspector.answers_to(self.logits[seen], far[seen]), true[seen], strict=True)
+            )
+            rows = [next(said) if readable else {**unread} for readable in places < len(self)]
+            named = (one.take(pa.array(places)).to_pylist() for one in (keys, tyres))
+            for row, key, tyre in zip(rows, *named, strict=True):
+                row |= {"key": key, "tyre": tyre, "decision": row["picture_decision"]}
+            yield rows
 
     def take(self, places: Ints) -> Scores:
         """Some of the images that could be read, and all that could not."""

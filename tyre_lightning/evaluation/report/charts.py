@@ -93,8 +93,8 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
     found = defective.total - escaped
     false = rejected + len(good.reviewed) + _below(good.scores[good.novel], steps)
     low = np.flatnonzero((escaped <= 2 * limit * defective.total) & (false <= 2 * limit * good.total))
-    kept = np.unique(np.r_[evenly(len(steps), _STEPS), low[evenly(len(low), _STEPS)]])
-    escaped, found, false = escaped[kept], found[kept], false[kept]
+    places = np.unique(np.r_[evenly(len(steps), _STEPS), low[evenly(len(low), _STEPS)]])
+    escaped, found, false = escaped[places], found[places], false[places]
     escape = _with_ends(escaped, defective.total, confidence)
     overkill = _with_ends(false, good.total, confidence)
     precision = _with_ends(found, found + false, confidence)
