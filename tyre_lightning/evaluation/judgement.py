@@ -81,12 +81,7 @@ def decision_metrics(
     operating point, 1 - its escape rate.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
-    found = {}
-    for name, divisor in (("", temperature), ("_uncalibrated", 1.0)):
-        logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
-        probabilities = softmax(logits, divisor)
-        found[f"ece{name}"] = expected_calibration_error(probabilities, labels)
-        found[f"brier{name}"] = brier_score(probabilities, labels)
+    found = _faults(scores, temperature, "") | _faults(scores, 1.0, "_uncalibrated")
     if good_class is None:
         return found
     good = classes.index(good_class)
@@ -100,6 +95,14 @@ def decision_metrics(
     if scores.shows is not None:
         found |= {f"caught/{name}": 1 - part.share for name, part in rates.escape_by_class.items()}
     return found
+
+
+def _faults(scores: Scores, temperature: float, name: str) -> dict[str, float]:
+    """Calibration error and Brier score; ``name`` is how theirs end."""
+    logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
+    probabilities = softmax(logits, temperature)
+    error, brier = expected_calibration_error(probabilities, labels), brier_score(probabilities, labels)
+    return {f"ece{name}": error, f"brier{name}": brier}
 
 
 def rates_by_name(found: Rates) -> dict[str, float]:

@@ -48,12 +48,12 @@ def one_after_other(columns: Iterable[pa.ChunkedArray]) -> pa.ChunkedArray:
 
 def numbered(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
     """The different texts of a column in order, a column, and where among them each of the N is, shape (N,)."""
-    order = pc.sort_indices(texts)
-    ordered = texts.take(order)
+    order = pc.sort_indices(texts).to_numpy()
+    ordered = texts if np.array_equal(order, np.arange(len(order))) else texts.take(pa.array(order))
     first = np.ones(len(texts), bool)  # of those that are the same
     first[1:] = pc.not_equal(ordered[1:], ordered[:-1]).to_numpy()
     place = np.empty(len(texts), np.int64)
-    place[order.to_numpy()] = np.cumsum(first) - 1
+    place[order] = np.cumsum(first) - 1
     return (ordered if first.all() else ordered.filter(pa.array(first))), place
 
 

@@ -130,8 +130,9 @@ def _decisions(
 def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[str, float]:
     found = class_metrics(scores, inspector.classes, inspector.good_class)
     logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
-    probabilities = [softmax(logits, temperature) for temperature in (1.0, inspector.temperature)]
-    before, after = (expected_calibration_error(values, labels) for values in probabilities)
+    before, after = (
+        expected_calibration_error(softmax(logits, temperature), labels) for temperature in (1.0, inspector.temperature)
+    )
     values = {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
     if inspector.good_class is None:
         return values
