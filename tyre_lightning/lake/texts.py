@@ -60,6 +60,8 @@ def numbered(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]
 def are_among(texts: pa.ChunkedArray, others: Iterable[str] | pa.ChunkedArray) -> NDArray[np.bool_]:
     """Which of N texts are others too, shape (N,)."""
     known = others if isinstance(others, pa.ChunkedArray) else pa.array([*others], texts.type)
+    if len(known) > len(texts):  # a table of the fewer is smaller
+        known = known.filter(pc.is_in(known, value_set=texts))
     return np.asarray(pc.is_in(texts, value_set=known).to_numpy(), bool)
 
 
