@@ -27,10 +27,6 @@ class Shown:
     tyres: Mapping[str, str] = field(default_factory=dict)  # names
     groups: Mapping[str, str] = field(default_factory=dict)  # of tyres that cannot be told apart
 
-    def tyre(self, key: str) -> str:
-        """The name of the tyre on an image."""
-        return self.tyres.get(key, key)
-
     def columns(self, keys: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         """Of a column of keys the names of the tyres and of their groups, two columns.
 
