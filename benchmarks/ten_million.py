@@ -5,6 +5,8 @@ picture for each, goes through what a training does before its first step, room 
 the catalog that the first left. Prints the seconds of each room and the highest memory while it works; at the end, that
 of the main process and its four workers together (PSS: shared pages count once). The store takes no time to answer:
 what listing waits for is in ``listing.py``. Copies are not looked for, as where a first look would take days.
+
+With ``--after`` what comes after the last step, for one in twenty of them: see ``after_training.py``.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--start", default="fork", choices=["fork", "forkserver", "spawn"])
     parser.add_argument("--named", action="store_true", help="file names tell tyres, of one picture each")
-    parser.add_argument("--after", action="store_true", help="what comes after the training, see after_training.py")
+    parser.add_argument("--after", action="store_true", help="what comes after the training")
     options = parser.parse_args()
     if options.after:
         with tempfile.TemporaryDirectory() as folder:
