@@ -237,7 +237,7 @@ def mirrored(inspector: Inspector, scores: Scores, root: Path, views: int) -> Sc
     preprocessing = inspector.preprocessing
     network = Network(inspector.name, len(inspector.classes), preprocessing.mean, preprocessing.std, views=views)
     network.load_state_dict(inspector.network.state_dict())
-    images = [inspector.read((root.parent / key).read_bytes(), key) for key in scores.keys]
+    images = [inspector.read((root.parent / key).read_bytes(), key) for key in scores.keys.to_pylist()]
     logits = [network.eval()(torch.stack(part)).double().numpy() for part in batched(images, 32)]
     return dataclasses.replace(scores, logits=np.concatenate(logits))
 

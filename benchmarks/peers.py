@@ -29,6 +29,7 @@ from tyre_lightning.data.decoding import decode
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
+from tyre_lightning.lake.texts import column
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.averaging import Average
 from tyre_lightning.model.backbones import Network, preset
@@ -283,8 +284,8 @@ def run(root: Path, name: str, regime: str, size: int, fold: int) -> shared.Resu
     started = time.monotonic()
     found = PEERS[name](data)
     minutes = (time.monotonic() - started) / 60
-    names = np.array(data.test.keys, dtype=object)
-    scores = Scores(data.test.keys, data.test.labels.numpy(), found, names, names)
+    names = column(data.test.keys)
+    scores = Scores(names, data.test.labels.numpy(), found, names, names)
     return shared.Result(name, regime, size, fold, shared.measure(scores, data.classes), minutes)
 
 

@@ -18,6 +18,7 @@ import tyre_lightning.evaluation.judgement as judgement
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.texts import column
 from tyre_lightning.model.best_epoch import standard_error
 
 Floats = NDArray[np.float64]
@@ -44,8 +45,8 @@ class Population:
 
     def sample(self, drawn: Ints, epoch: int) -> Scores:
         """The scores of some tyres, shape (n,), each taken for a tyre of its own."""
-        names = np.array([f"{place:06}" for place in range(len(drawn))], dtype=object)
-        return Scores([*names], self.labels[drawn], self.logits[epoch, drawn], names, names)
+        names = column([f"{place:06}" for place in range(len(drawn))])
+        return Scores(names, self.labels[drawn], self.logits[epoch, drawn], names, names)
 
     def rates(self, epoch: int, temperature: float, threshold: float) -> tuple[float, float]:
         """Escape and overkill rate: the shares of defective tyres below a threshold and of good ones from it on."""

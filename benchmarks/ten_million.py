@@ -5,6 +5,8 @@ picture for each, goes through what a training does before its first step, room 
 the catalog that the first left. Prints the seconds of each room and the highest memory while it works; at the end, that
 of the main process and its four workers together (PSS: shared pages count once). The store takes no time to answer:
 what listing waits for is in ``listing.py``. Copies are not looked for, as where a first look would take days.
+
+With ``--after`` what comes after the last step, for one in twenty of them: see ``after_training.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import psutil
 import pyarrow as pa
+from after_training import after
 from catalog_memory import CLASSES, MadeUp
 
 from tyre_lightning.config import Cache, DataConfig, S3Config, WorkerStart
@@ -140,7 +143,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--start", default="fork", choices=["fork", "forkserver", "spawn"])
     parser.add_argument("--named", action="store_true", help="file names tell tyres, of one picture each")
+    parser.add_argument("--after", action="store_true", help="what comes after the training")
     options = parser.parse_args()
+    if options.after:
+        with tempfile.TemporaryDirectory() as folder:
+            after(Watch(options.rows // 20), Path(folder), options.rows // 20, named=options.named)
+        return
     start(options.rows, options.start, "_([0-9a-f]{12})_" if options.named else None)
 
 

@@ -17,6 +17,7 @@ from tyre_lightning.decision.operating_point import Calibration
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.answer import answer
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.texts import column
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.inspector import Inspector
 
@@ -27,8 +28,8 @@ PROMISE = OperatingPointConfig(0.05, 0.9)
 
 def scores_of(probabilities: np.ndarray, labels: np.ndarray, name: str = "tyre") -> Scores:
     """Pictures of a tyre each, with these class probabilities [N, 3]."""
-    names = np.array([f"{name} {number:04}" for number in range(len(labels))], dtype=object)
-    return Scores([*names], labels, np.log(probabilities), names, names)
+    names = column([f"{name} {number:04}" for number in range(len(labels))])
+    return Scores(names, labels, np.log(probabilities), names, names)
 
 
 def drawn(seed: int, counts: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:

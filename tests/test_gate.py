@@ -9,6 +9,7 @@ import pytest
 
 from tyre_lightning.config import GateConfig
 from tyre_lightning.errors import UserError
+from tyre_lightning.lake.texts import column
 from tyre_lightning.promote.comparison import Performance, Verdicts, escape_bound, performance
 from tyre_lightning.promote.rule import judge
 
@@ -18,7 +19,7 @@ def model(escaping: int, rejected: int, defective: int = 400, good: int = 400) -
     decisions = np.full(defective + good, "reject", dtype=object)
     decisions[:escaping] = "accept"
     decisions[defective + rejected :] = "accept"
-    names = np.array([str(number) for number in range(defective + good)], dtype=object)
+    names = column([str(number) for number in range(defective + good)])
     verdicts = Verdicts(names, decisions, np.arange(defective + good) < defective, np.zeros(len(names), bool))
     return performance(verdicts, f1=0.9, latency_ms=10.0)
 

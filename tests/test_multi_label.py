@@ -227,15 +227,15 @@ def shown(rows: pd.DataFrame, lake: Path) -> NDArray[np.bool_]:
 
 def test_training_predict_and_the_served_model_say_the_same(run: Run, lake: Path) -> None:
     rows = rows_of(run, lake / "test", "rows.parquet").set_index("key")
-    assert len(run.scores.keys) == 4 * 5 + 4 * PAIRS and len(rows) == 4 * 5 + 2 * 4 * PAIRS
-    said = rows.loc[[key.removeprefix("v1/") for key in run.scores.keys]]
+    assert len(run.scores) == 4 * 5 + 4 * PAIRS and len(rows) == 4 * 5 + 2 * 4 * PAIRS
+    said = rows.loc[[key.removeprefix("v1/") for key in run.scores.keys.to_pylist()]]
     recorded = 1 - said["p_good"].to_numpy()
     ours = run.scores.defective(GOOD, run.metrics["temperature"])
     assert np.abs(ours - recorded).max() < 1e-6 and ours.std() > 1e-3
     with contextlib.chdir(run.place):
         mlflow.set_tracking_uri(run.uri)
         served = mlflow.pyfunc.load_model("models:/tyre-defects/1")
-        files = [(lake.parent / key).read_bytes() for key in run.scores.keys[:12]]
+        files = [(lake.parent / key).read_bytes() for key in run.scores.keys[:12].to_pylist()]
         answers = served.unwrap_python_model().predict(None, pd.DataFrame({"image": files}))
     assert np.abs(1 - answers["p_good"].to_numpy(float) - ours[:12]).max() < 1e-6
     assert [[*names] for names in answers["defects"]] == [[*names] for names in said["defects"][:12]]
@@ -247,8 +247,8 @@ def test_a_picture_with_two_defects_is_one_image_of_the_recorded_data(run: Run) 
     client: Any = mlflow.MlflowClient(run.uri)
     (recorded,) = client.search_runs([client.get_experiment_by_name("tyre-defects").experiment_id])
     profiles = {part.tags[0].value: json.loads(part.dataset.profile) for part in recorded.inputs.dataset_inputs}
-    assert profiles["test"]["images"] == len(run.scores.keys)
-    assert sum(profiles["test"]["classes"].values()) == len(run.scores.keys) + 4 * PAIRS
+    assert profiles["test"]["images"] == len(run.scores)
+    assert sum(profiles["test"]["classes"].values()) == len(run.scores) + 4 * PAIRS
 
 
 def test_all_defects_are_listed_and_each_is_measured(run: Run, lake: Path) -> None:

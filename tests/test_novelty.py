@@ -32,6 +32,7 @@ from tyre_lightning.decision.operating_point import Calibration, OperatingPoint,
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.answer import novelty_sentence
+from tyre_lightning.lake.texts import column
 from tyre_lightning.model.inspector import UNLIKE, Inspector
 from tyre_lightning.prediction import _promise
 from tyre_lightning.promote.comparison import Performance, Verdicts, performance
@@ -210,7 +211,7 @@ def test_what_is_novel_is_reviewed_and_what_is_rejected_stays_so() -> None:
     point = calibration.operating_point(OperatingPointConfig())
     assert point.novel_rate == 0.01
     scores, far = np.array([0.1, 0.1, 0.95, 0.95, 0.1]), np.array([50.0, 101.0, 50.0, 101.0, np.nan])
-    names = np.array([*"abcde"], dtype=object)
+    names = column([*"abcde"])
     tyres = Tyres.of(names, scores, np.array([0, 0, 1, 1, 1]), 0, distances=far)
     assert decisions(point, tyres, calibration).tolist() == ["accept", "review", "reject", "reject", "accept"]
     assert decisions(replace(point, novel_rate=None), tyres, calibration).tolist()[1] == "accept"
@@ -222,7 +223,7 @@ def test_what_is_novel_is_reviewed_and_what_is_rejected_stays_so() -> None:
 
 
 def test_one_picture_makes_a_tyre_novel() -> None:
-    names = np.array([*"aab"], dtype=object)
+    names = column([*"aab"])
     tyres = Tyres.of(names, np.full(3, 0.1), np.zeros(3, int), 0, distances=np.array([3.0, 101.0, 3.0]))
     assert tyres.distances.tolist() == [101.0, 3.0]
     calibration = calibrated()
@@ -238,7 +239,7 @@ def test_a_promise_without_novelty_and_one_of_an_older_model() -> None:
 
 
 def test_the_gate_excuses_novelty_up_to_its_promise() -> None:
-    names = np.array([f"{index:04}" for index in range(400)], dtype=object)
+    names = column([f"{index:04}" for index in range(400)])
     defective = np.arange(400) < 200
     plain = np.where(defective, "reject", "accept").astype(object)
 

@@ -159,7 +159,7 @@ def assert_predict_agrees(folder: Path, run: Path, lake: Path) -> None:
     metrics = newest_run(folder).data.metrics
     recorded = Scores.read(run / "scores" / "test.parquet")
     found = rows[[f"p_{name}" for name in CLASSES]].to_numpy()
-    assert [f"v1/{key}" for key in rows["key"]] == recorded.keys
+    assert [f"v1/{key}" for key in rows["key"]] == recorded.keys.to_pylist()
     assert np.abs(softmax(recorded.logits, metrics["temperature"]) - found).max() < 1e-6
     calibration = Inspector.from_checkpoint(run / "checkpoints" / "best.ckpt").calibration
     assert calibration is not None and calibration.measured

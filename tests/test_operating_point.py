@@ -15,6 +15,7 @@ from tyre_lightning.decision.calibration import brier_score, expected_calibratio
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, decisions, measure_rates
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UserError
+from tyre_lightning.lake.texts import column
 
 GOOD = 1  # the index of a class
 PROMISES = [Promise(0.05, 0.9), Promise(0.01, 0.95), Promise(0.2, 0.5), Promise(0.1, 0.99)]
@@ -28,7 +29,7 @@ def calibration(draw: np.random.Generator, defective: int, good: int) -> Calibra
 
 def singles(scores: np.ndarray, good: np.ndarray) -> Tyres:
     """Tyres with a picture each."""
-    names = np.array([f"tyre {number:05}" for number in range(len(scores))], dtype=object)
+    names = column([f"tyre {number:05}" for number in range(len(scores))])
     return Tyres.of(names, scores, np.where(good, GOOD, 0), GOOD)
 
 
@@ -133,7 +134,7 @@ def pictures(least: int) -> Calibration:
 def test_rates() -> None:
     scores = np.array([0.1, 0.9, 0.9, 0.5, 0.1, 0.3, 0.9])
     labels = np.array([0, 0, 2, 2, 1, 1, 1])
-    names = np.array([*"abcdefg"], dtype=object)
+    names = column([*"abcdefg"])
     point = OperatingPoint(0.2, 0.8, OperatingPointConfig(0.05, 0.9))
     found = measure_rates(point, Tyres.of(names, scores, labels, 1), pictures(1), ["bulge", "good", "cracks"], "good")
     assert (found.escape.count, found.escape.total) == (1, 4)
@@ -158,11 +159,11 @@ def test_intervals_are_exact() -> None:
 
 
 def test_a_tyre_is_as_bad_as_its_worst_picture() -> None:
-    names = np.array(["b", "a", "b", "b", "c", "a"], dtype=object)
+    names = column(["b", "a", "b", "b", "c", "a"])
     scores = np.array([0.2, 0.4, 0.9, 0.3, 0.1, 0.7])
     labels = np.array([GOOD, GOOD, GOOD, 2, GOOD, GOOD])
     found = Tyres.of(names, scores, labels, GOOD, damaged={"c"})
-    assert found.names.tolist() == ["a", "b", "c"]
+    assert found.names.to_pylist() == ["a", "b", "c"]
     assert found.scores.tolist() == [0.7, 0.9, 0.1]
     assert found.labels.tolist() == [GOOD, 2, GOOD]  # one defective picture makes a defective tyre
     assert found.deciding.tolist() == [5, 2, 4]
@@ -176,7 +177,7 @@ def test_a_tyre_is_as_bad_as_its_worst_picture() -> None:
 
 
 def test_what_is_no_number_hides_behind_nothing() -> None:
-    names = np.array([*"aabbc"], dtype=object)
+    names = column([*"aabbc"])
     scores = np.array([0.1, np.nan, np.nan, 0.9, 0.1])
     found = Tyres.of(names, scores, np.array([0, GOOD, GOOD, GOOD, 0]), GOOD)
     assert found.labels.tolist() == [0, GOOD, 0] and found.deciding.tolist() == [1, 2, 4]
@@ -188,20 +189,20 @@ def test_what_is_no_number_hides_behind_nothing() -> None:
 
 
 def test_of_near_copies_one_counts_whatever_their_order() -> None:
-    names = np.array([f"{number}.jpg" for number in range(30)], dtype=object)
-    groups = np.array([f"group {number // 10}" for number in range(30)], dtype=object)
-    whole = Tyres.of(names, np.linspace(0, 1, 30), np.zeros(30, np.int64), GOOD)
+    names = [f"{number}.jpg" for number in range(30)]
+    groups = [f"group {number // 10}" for number in range(30)]
+    whole = Tyres.of(column(names), np.linspace(0, 1, 30), np.zeros(30, np.int64), GOOD)
     group_of = dict(zip(names, groups, strict=True))
-    found = whole.one_of_each(np.array([group_of[name] for name in whole.names], dtype=object))
-    assert sorted({group_of[name] for name in found.names}) == sorted({*groups}) and len(found) == 3
+    found = whole.one_of_each(column([group_of[name] for name in whole.names.to_pylist()]))
+    assert sorted({group_of[name] for name in found.names.to_pylist()}) == sorted({*groups}) and len(found) == 3
     shuffled = np.random.default_rng(0).permutation(30)
-    other = Tyres.of(names[shuffled], np.linspace(1, 0, 30), np.zeros(30, np.int64), GOOD)
-    again = other.one_of_each(np.array([group_of[name] for name in other.names], dtype=object))
-    assert again.names.tolist() == found.names.tolist()
+    other = Tyres.of(column([names[place] for place in shuffled]), np.linspace(1, 0, 30), np.zeros(30, np.int64), GOOD)
+    again = other.one_of_each(column([group_of[name] for name in other.names.to_pylist()]))
+    assert again.names.equals(found.names)
 
 
 def test_tyres_seen_less_often_than_in_calibration_are_reviewed() -> None:
-    names = np.repeat(np.array([f"t{number}" for number in range(60)], dtype=object), np.r_[2, [4] * 59])
+    names = column(np.repeat([f"t{number}" for number in range(60)], np.r_[2, [4] * 59]))
     found = Calibration.of(Tyres.of(names, np.ones(len(names)), np.zeros(len(names), np.int64), GOOD), GOOD, 1.0)
     assert found.least_pictures == 2 and found.mean_pictures == pytest.approx(238 / 60)
     assert found.doubt(2, 0) is None
@@ -216,7 +217,7 @@ def test_the_promise_holds_tyre_by_tyre(name: str) -> None:
     sets, scores = [], []
     for _ in range(rounds):
         latent, shown = scene.draw(draw)
-        names = np.array([f"{number:04}" for number in shown], dtype=object)
+        names = column([f"{number:04}" for number in shown])
         tyres = Tyres.of(names, to_probability(latent), np.zeros(len(latent), np.int64), GOOD)
         sets.append(Calibration.of(tyres, GOOD, 1.0))
         scores.append(to_latent(np.sort(tyres.scores)))

@@ -208,7 +208,7 @@ def test_predictions_begin_with_the_surest_errors() -> None:
     found = table(predictions_table(of, made))
     assert len(found) == 1000 and found["p_true"].is_monotonic_increasing
     assert found["class"][0] != found["true"][0] and {*found["decision"]} <= {"accept", "review", "reject"}
-    everything = {row["key"]: row for row in of.answers(made)}
+    everything = {row["key"]: row for row in of.answers(made).to_pylist()}
     first = everything[found["key"][0]]
     assert first["decision"] == found["decision"][0]
     assert found["p_defective"][0] == pytest.approx(1 - first[f"p_{CLASSES[GOOD]}"], abs=1e-4)

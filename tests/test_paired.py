@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from functools import cache
+from bisect import bisect_left
+from functools import cache, partial
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import multinomial, norm
+from scipy.stats import binom, multinomial, norm
 
+from tyre_lightning.decision import paired
 from tyre_lightning.decision.paired import (
+    EXACT,
     largest,
     p_value,
     passes,
@@ -156,6 +159,34 @@ def test_the_fewest_tyres_and_the_smallest_margin() -> None:
     assert smallest_margin(76, CONFIDENCE) <= MARGIN < smallest_margin(75, CONFIDENCE)
     assert smallest_margin(15, CONFIDENCE) == pytest.approx(1 - 0.1 ** (1 / 15), abs=2e-4)
     assert smallest_margin(0, CONFIDENCE) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.005, 0.03, 0.3])
+def test_of_many_tyres_the_level_is_kept_too(share: float) -> None:
+    """Of tables (b, c) by how many tyres b + c there are that escape only one; beyond 8 deviations nothing is."""
+    total, margin = EXACT + 1000, 0.01
+    apart = 2 * share + margin
+    reach = 8 * np.sqrt(total * apart)
+    counts = np.arange(max(0, int(total * apart - reach)), int(total * apart + reach))
+    most = [
+        bisect_left(range(count + 1), True, key=partial(fails, count, total, margin)) - 1 for count in counts.tolist()
+    ]
+    passed = binom.pmf(counts, total, apart) @ binom.cdf(most, counts, (share + margin) / apart)
+    assert 0 < passed <= 1 - CONFIDENCE
+
+
+def fails(apart: int, total: int, margin: float, more: int) -> bool:
+    return not passes(more, apart - more, total, margin, CONFIDENCE)
+
+
+@pytest.mark.parametrize(("more", "less"), [(20, 20), (60, 30), (10, 60)])
+def test_of_many_tyres_the_bound_is_at_most_twice_as_wide(
+    more: int, less: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, seen = upper_bound(more, less, 2000, MARGIN, CONFIDENCE), (more - less) / 2000
+    monkeypatch.setattr(paired, "EXACT", 1000)
+    assert 1 < (upper_bound(more, less, 2000, MARGIN, CONFIDENCE) - seen) / (exact - seen) < 2.1
+    assert upper_bound(0, 0, 400_000, MARGIN, CONFIDENCE) < 2e-5
 
 
 def test_it_takes_less_than_a_second() -> None:

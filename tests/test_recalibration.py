@@ -99,7 +99,7 @@ def test_the_network_stays_and_what_follows_from_validation_is_new(plant: Plant,
 def test_the_promise_is_made_by_tyres_that_are_new_to_the_network(plant: Plant, again: Trained) -> None:
     """And is the one that the rule gives on what the registered model says of them."""
     found = Scores.read(again.folder / SCORES / "val.parquet")
-    names = {key.rpartition("/")[2] for key in found.keys}
+    names = {key.rpartition("/")[2] for key in found.keys.to_pylist()}
     there = {path.name for path in (plant.root / "val").glob("*/*.jpg") if path.parent.name != "scuff"}
     assert plant.learnt and names == there - plant.learnt
     inspector = plant.inspector(2)

@@ -18,15 +18,17 @@ from tests.browser import asked, browser_tests, chromium, open_page, resize
 from tests.images import encode, picture
 from tyre_lightning.config import DataConfig, OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
-from tyre_lightning.decision.bounds import Interval
+from tyre_lightning.decision.bounds import Interval, interval_ends
 from tyre_lightning.decision.operating_point import OperatingPoint, measure_rates
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
 from tyre_lightning.evaluation.judgement import fit_calibration
+from tyre_lightning.evaluation.report import decisions
 from tyre_lightning.evaluation.report.charts import rate_curves
-from tyre_lightning.evaluation.report.decisions import sides
+from tyre_lightning.evaluation.report.decisions import LISTED, STEPS, interval_table, sides
 from tyre_lightning.evaluation.report.page import Facts, build_page
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.texts import column
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.inspector import Inspector
 
@@ -43,14 +45,14 @@ def scores(count: int, seed: int) -> Scores:
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, len(CLASSES), count)[np.arange(count) // 2]  # a tyre's two pictures show the same
     logits = draw.normal(0, 1, (count, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
-    keys = [f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)]
-    tyres = np.array([f"tyre {HOSTILE} {index // 2}" for index in range(count)], dtype=object)
+    keys = column([f"v1/test/{index}/{HOSTILE if index % 2 else LONG}.jpg" for index in range(count)])
+    tyres = column([f"tyre {HOSTILE} {index // 2}" for index in range(count)])
     return Scores(keys, labels, logits, tyres, tyres)
 
 
 def somewhere(found: Scores, seed: int) -> Scores:
     """The same scores, of images at random distances from what good tyres look like."""
-    return replace(found, far=np.random.default_rng(seed).exponential(size=len(found.keys)))
+    return replace(found, far=np.random.default_rng(seed).exponential(size=len(found)))
 
 
 def inspector(wanted: OperatingPointConfig | None, good: str | None = "good", *, tells: bool = False) -> Inspector:
@@ -180,7 +182,7 @@ def test_the_curves_and_the_gallery_know_what_is_novel(novel: Page) -> None:
     found = embedded(html)["unlike"]
     far = novel.scores.distances()
     order = np.argsort(-far)[:48]
-    assert found["keys"] == [novel.scores.keys[place] for place in order] and len(found["pictures"]) == 48
+    assert found["keys"] == novel.scores.keys.take(order).to_pylist() and len(found["pictures"]) == 48
     assert found["novelty"] == pytest.approx(calibration.novelty(far[order]), abs=1e-4)
     assert "novelty: review of 25 % of good tyres on average" in html
     escape, overkill, review, _ = novel.rates(point.threshold)
@@ -202,6 +204,21 @@ def test_a_page_of_one_image_is_written() -> None:
     one = scores(1, 2)
     html = build_page(inspector(PROMISE), one, "test", PROMISE, facts(curves={}), read)
     assert len(embedded(html)["defective"]["scores"]) == int(one.labels[0] != GOOD)
+
+
+def test_a_page_of_many_tyres_is_no_larger_than_one_of_some() -> None:
+    many, some = (sides(scores(count, 2), GOOD, None)[0].to_dict() for count in (120_000, 30_000))
+    assert len(many["keys"]) == LISTED and len(many["scores"]) <= LISTED + STEPS
+    assert len(json.dumps(many)) < 1.1 * len(json.dumps(some))
+
+
+@pytest.mark.parametrize("total", [0, 1, 9_999, 10_001, 437_500])
+def test_between_the_counts_of_a_table_of_intervals_a_line_is_as_good(total: int) -> None:
+    found = interval_table(total, 0.9)
+    assert len(found["counts"]) <= LISTED + 1
+    counts = np.unique(np.random.default_rng(0).integers(0, total + 1, 3000))
+    for ends, exact in zip((found["low"], found["high"]), interval_ends(counts, total, 0.9), strict=True):
+        np.testing.assert_allclose(np.interp(counts, found["counts"], ends), exact, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +322,7 @@ class TestPage:
         tyres = page.tyres()
         scores, labels = tyres.scores, tyres.labels
         move(driver, "number", 0.6)
-        keys = np.array(page.scores.keys)[tyres.deciding]
+        keys = np.array(page.scores.keys.to_pylist())[tyres.deciding]
         escaped, overkilled = (labels != GOOD) & (scores < 0.6), (labels == GOOD) & (scores >= 0.6)
         for name, hit, order in (("escapes", escaped, scores), ("overkills", overkilled, -scores)):
             expected = keys[hit][np.argsort(order[hit], kind="stable")].tolist()
@@ -351,6 +368,26 @@ class TestPage:
             assert driver.find_element("id", "state").text == "0.25"
         finally:
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+    def test_of_many_tyres_counts_are_to_the_next_step(
+        self, tmp_path: Path, visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(decisions, "LISTED", 20)
+        monkeypatch.setattr(decisions, "STEPS", 60)
+        page = write(tmp_path, 1000, BAND)
+        defective, good = sides(page.scores, GOOD, page.inspector.calibration)
+        assert defective.step == 6 and good.step == 2
+        driver, point = visit(page), page.inspector.point
+        assert point is not None and len(embedded(page.path.read_text(encoding="utf-8"))["good"]["scores"]) < 90
+        assert_python_agrees(driver, page, point.threshold)  # it counts to the promised threshold itself
+        for value in (0.05, 0.3, 0.6, 0.97):
+            move(driver, "slider", value)
+            escape, overkill, *_ = page.rates(value)
+            assert 0 <= int(text(driver, "#escapes .count")) - escape.count < 6
+            assert 0 <= int(text(driver, "#overkills .count")) - overkill.count < 2
+        assert "(the first 20 are listed)" in text(driver, "#escapes .range")
+        body = driver.find_element("tag name", "body").text
+        assert "they are counted to the next of every 6." in body
 
     def test_ten_thousand_images(self, tmp_path: Path, visit: Callable[..., Any]) -> None:
         page = write(tmp_path, 10_000, PROMISE)

@@ -15,6 +15,7 @@ from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.reader import open_cache, open_reader
 from tyre_lightning.lake.store import FolderStore
+from tyre_lightning.lake.texts import column
 from tyre_lightning.lake.tyres import Shown, tyre_of
 from tyre_lightning.promote.unseen import Past, unseen
 
@@ -26,7 +27,8 @@ OTHER = r"_(\d+)\."
 def catalog(tags: Mapping[str, str]) -> Catalog:
     """Images by key, with content tags."""
     labels = pa.DictionaryArray.from_arrays(pa.array([0] * len(tags), pa.int32()), pa.array(CLASSES))
-    columns = {"key": [*tags], "label": labels, "size": pa.array([1] * len(tags), pa.int64()), "etag": [*tags.values()]}
+    sizes = pa.array([1] * len(tags), pa.int64())
+    columns = {"key": column([*tags]), "label": labels, "size": sizes, "etag": column([*tags.values()])}
     return Catalog(pa.table(columns), CLASSES)
 
 

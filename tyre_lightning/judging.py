@@ -211,7 +211,7 @@ def score(inspector: Inspector, data: TyreDataModule, options: TrainerConfig) ->
 
 def readable(scores: Mapping[str, Scores]) -> dict[str, Scores]:
     """Without the usages of which no image could be read."""
-    return {usage: found for usage, found in scores.items() if found.keys}
+    return {usage: found for usage, found in scores.items() if len(found)}
 
 
 def fresh(scores: Mapping[str, Scores], seen: Mapping[str, Sequence[str]]) -> dict[str, Scores]:

@@ -97,7 +97,7 @@ def record_class_metrics(run: Run, inspector: Inspector, scores: Mapping[str, Sc
     """
     metrics: dict[str, float] = {}
     for usage, found in scores.items():
-        values = class_metrics(found, inspector.classes, inspector.good_class) if found.keys else {}
+        values = class_metrics(found, inspector.classes, inspector.good_class) if len(found) else {}
         metrics |= {f"{usage}/{name}": value for name, value in values.items()}
         metrics[f"{usage}/unreadable"] = float(len(found.unreadable))
     run.log_metrics(metrics, step)

@@ -21,10 +21,11 @@ from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, thumbnails
 from tyre_lightning.evaluation.judgement import confusion
-from tyre_lightning.evaluation.scores import SCORES, SHOWS, Scores
+from tyre_lightning.evaluation.predictions import SHOWS
+from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
-from tyre_lightning.model.inspector import answer_columns
+from tyre_lightning.model.inspector import DEFECTS
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
 from tyre_lightning.tracking.runs import CONFIG, REPORT, connect, fetch_artifact
@@ -152,11 +153,9 @@ class Result:
         Raises:
             UserError: the run has no such images.
         """
-        found = self._scores(usage)
-        inspector = self.model.inspector
-        several = [SHOWS] if inspector.multi_label else []
-        columns = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
-        return pd.DataFrame(found.answers(inspector), columns=["key", "true", *several, *columns])
+        table = self._scores(usage).answers(self.model.inspector)
+        lists = {name: table[name].to_pylist() for name in (SHOWS, DEFECTS) if name in table.column_names}
+        return table.to_pandas().assign(**lists)
 
     def errors(self, count: int = 12, usage: str | None = None, root: str | None = None) -> Image.Image:
         """A contact sheet of the images that the model gets most wrong: those where it is surest of another class.

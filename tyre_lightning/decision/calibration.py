@@ -19,9 +19,11 @@ Labels = NDArray[np.int64]
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
     """Class probabilities of logits [N, classes] that are divided by ``temperature``."""
-    scaled = logits / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    found = np.asarray(logits / temperature, np.float64)  # in place from here on: there may be half a million images
+    found -= found.max(axis=1, keepdims=True)
+    np.exp(found, out=found)
+    found /= found.sum(axis=1, keepdims=True)
+    return found
 
 
 def fit_temperature(logits: Floats, labels: Labels, weights: Floats | None = None) -> float:
@@ -42,9 +44,10 @@ def fit_temperature(logits: Floats, labels: Labels, weights: Floats | None = Non
 
     def unlikeliness(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
-        top = scaled.max(axis=1)
-        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        cross_entropy = float((counted * (log_sum - scaled[np.arange(len(labels)), labels])).sum())
+        top, true = scaled.max(axis=1), scaled[np.arange(len(labels)), labels]
+        scaled -= top[:, None]
+        log_sum = top + np.log(np.exp(scaled, out=scaled).sum(axis=1))
+        cross_entropy = float((counted * (log_sum - true)).sum())
         return cross_entropy + (log_temperature / _SPREAD) ** 2 / 2
 
     return math.exp(minimize_scalar(unlikeliness, bounds=_RANGE, method="bounded").x)
@@ -60,5 +63,6 @@ def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
 
 def brier_score(probabilities: Floats, labels: Labels) -> float:
     """Mean squared distance of the probabilities from the truth, summed over classes (Brier, 1950): 0 to 2."""
-    truth = np.eye(probabilities.shape[1])[labels]
-    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    away = probabilities.copy()
+    away[np.arange(len(labels)), labels] -= 1
+    return float(np.square(away, out=away).sum(axis=1).mean())

@@ -11,12 +11,14 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from tyre_lightning.lake.texts import are_among, each, numbered
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Names = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Tyres:
     """T tyres, in the order of their names.
 
     Args:
-        names: shape (T,).
+        names: a column of T texts.
         scores: P(defective), shape (T,): the highest of a tyre's pictures; NaN where that of one is no number.
         labels: class indices, shape (T,): the good class where all pictures are of it; else that of the defective
             picture with the highest P(defective).
@@ -35,7 +37,7 @@ class Tyres:
         shows: [T, classes], whether any of its pictures shows a class; [T, 0] where pictures show one class each.
     """
 
-    names: Names
+    names: pa.ChunkedArray
     scores: Floats
     labels: Ints
     deciding: Ints
@@ -50,7 +52,7 @@ class Tyres:
     @classmethod
     def of(
         cls,
-        names: Names,
+        names: pa.ChunkedArray,
         scores: Floats,
         labels: Ints,
         good: int,
@@ -61,7 +63,7 @@ class Tyres:
         """Tyres by their N pictures that could be read; those of which none could are not among them.
 
         Args:
-            names: of the tyre that each shows, shape (N,).
+            names: of the tyre that each shows, a column of N texts.
             scores: P(defective), shape (N,).
             labels: class indices, shape (N,).
             good: the index of the class without a defect.
@@ -69,20 +71,20 @@ class Tyres:
             shows: [N, classes], where pictures may show several defects.
             distances: from what good tyres look like, shape (N,), where that is known.
         """
-        found, place, pictures = np.unique(names, return_inverse=True, return_counts=True)
+        found, place = numbered(names)
         worst = -np.where(np.isnan(scores), np.inf, scores)  # nothing must hide behind what cannot be told
         order = np.lexsort((worst, place))
         deciding = order[_first_of_each(place[order])]
         telling = np.lexsort((worst, labels == good, place))  # a tyre's defective pictures first
         true = labels[telling[_first_of_each(place[telling])]]
-        whole = np.array([name not in damaged for name in found], bool)
         shown = np.zeros((len(found), 0 if shows is None else shows.shape[1]), bool)
         if shows is not None:
             np.logical_or.at(shown, place, shows)
         farthest = np.full(len(found), np.nan)
         if distances is not None:
             np.fmax.at(farthest, place, distances)
-        return cls(found, scores[deciding], true, deciding, pictures.astype(np.int64), whole, farthest, shown)
+        pictures, whole = np.bincount(place, minlength=len(found)), ~are_among(found, damaged)
+        return cls(found, scores[deciding], true, deciding, pictures, whole, farthest, shown)
 
     def showing(self, index: int) -> Bools:
         """Which of them show a class, shape (T,)."""
@@ -90,20 +92,26 @@ class Tyres:
 
     def take(self, kept: Bools | Ints) -> Tyres:
         """Some of them."""
-        return Tyres(*(getattr(self, item.name)[kept] for item in fields(self)))
+        places = np.arange(len(self))[kept]
+        names = self.names.take(pa.array(places))
+        return Tyres(names, *(getattr(self, item.name)[places] for item in fields(self)[1:]))
 
-    def one_of_each(self, groups: Names) -> Tyres:
+    def one_of_each(self, groups: pa.ChunkedArray) -> Tyres:
         """One tyre of each group, since others would say the same again; which one is left to a hash of its name.
 
         Args:
-            groups: of each tyre, shape (T,).
+            groups: of each tyre, a column of T texts.
         """
-        if not len(self):
+        different, place = numbered(groups)
+        if len(different) == len(self):
             return self
-        ranks = np.array([blake2b(str(name).encode(), digest_size=8).digest() for name in self.names])
-        place = np.unique(groups, return_inverse=True)[1]
+        ranks = np.fromiter(map(_rank, each(self.names)), np.uint64, len(self))
         order = np.lexsort((ranks, place))
         return self.take(np.sort(order[_first_of_each(place[order])]))
+
+
+def _rank(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
 def _first_of_each(ordered: Ints) -> Bools:

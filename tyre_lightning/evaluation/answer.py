@@ -91,9 +91,9 @@ def answer(
     found = scores[usage]
     counted = found.without(seen.get("val", ())) if usage == "val" else found
     by = ", by which its threshold was chosen" if usage == "val" else ""
-    lines = [f"the model on {len(found.keys)} {_NAMES[usage]} images{by}", *_quality(inspector, found, counted, wanted)]
+    lines = [f"the model on {len(found)} {_NAMES[usage]} images{by}", *_quality(inspector, found, counted, wanted)]
     good, calibration = inspector.good_class, inspector.calibration
-    if good is None or calibration is None or not counted.keys:
+    if good is None or calibration is None or not len(counted):
         return "\n".join([*lines, _line("promise", f"none, because {inspector.undecided()}")])
     offered = offers(calibration, wanted, counted, inspector.classes, good)
     promised = next(one for one in offered if one.rate == wanted.max_escape_rate)
@@ -112,7 +112,7 @@ def _quality(inspector: Inspector, found: Scores, counted: Scores, wanted: Opera
     lines = [_line("macro F1", f"{values['f1']:.3f}"), _line("worst class", _worst(found, classes, values))]
     if "auroc_defective" not in values or good is None:
         return lines
-    ends = auroc_ends(counted, classes.index(good), wanted.confidence) if counted.keys else {}
+    ends = auroc_ends(counted, classes.index(good), wanted.confidence) if len(counted) else {}
     between = f" ({ends['auroc_defective_low']:.3f} to {ends['auroc_defective_high']:.3f})" if ends else ""
     return [lines[0], _line("AUROC", f"{values['auroc_defective']:.3f}{between}, defective against good"), lines[1]]
 
@@ -192,7 +192,7 @@ def _unshared(inspector: Inspector, found: Scores, shared: int, wanted: Operatin
     """The same without tyres that training saw too, which are easier."""
     lines = [f"{shared} of these images are of tyres that training saw too; without them"]
     good, calibration, point = inspector.good_class, inspector.calibration, inspector.point
-    if not found.keys or good is None or calibration is None:
+    if not len(found) or good is None or calibration is None:
         return [f"{shared} of these images are of tyres that training saw too: none is left"]
     lines.append(_line("macro F1", f"{class_metrics(found, inspector.classes, good)['f1']:.3f}"))
     if point is not None:

@@ -33,6 +33,11 @@ def sweep(defective: Floats, good: Floats) -> Sweep:
     return Sweep(thresholds, escaped, len(good) - passed)
 
 
+def evenly(total: int, most: int) -> Ints:
+    """Places among ``total``, both ends among them: all, or ``most`` that are evenly apart."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
+
+
 def reliability(probability: Floats, truth: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """The calibration curve (Guo et al., arXiv:1706.04599): in each bin, what was said and what was true.
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tyre_lightning.evaluation.curves import reliability, sweep
+from tyre_lightning.evaluation.curves import evenly, reliability, sweep
 from tyre_lightning.names import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_POINTS = 5000  # of a curve
 
 
 def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
@@ -52,13 +55,15 @@ def decision_figure(defective: NDArray[np.bool_], scores: NDArray[np.float64], t
     calibration.plot(*reliability(scores, defective), marker="o")
     calibration.set(xlabel="mean P(defective)", ylabel="share that is defective", title="calibration")
     steps, escaped, false = sweep(scores[defective], scores[~defective])
+    at = 0 if threshold is None else int(np.searchsorted(steps, threshold))
+    kept = np.union1d(evenly(len(steps), _POINTS), at)
+    escaped, false, at = escaped[kept], false[kept], int(np.searchsorted(kept, at))
     found = defective.sum() - escaped
     escape, overkill = escaped / max(1, defective.sum()), false / max(1, (~defective).sum())
     precision_recall.plot(1 - escape[:-1], (found / np.maximum(found + false, 1))[:-1])
     precision_recall.set(xlabel="recall", ylabel="precision", title="precision and recall of defective tyres")
     trade.plot(escape, overkill)
     if threshold is not None:
-        at = int(np.searchsorted(steps, threshold))
         trade.plot(escape[at], overkill[at], "o", label=f"threshold {threshold:.3g}")
         trade.legend()
     trade.set(xlabel="escape rate", ylabel="overkill rate", title="escape against overkill")

@@ -19,6 +19,7 @@ from tyre_lightning.decision.novelty import NOBODY
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.evaluation.auroc import auroc_interval
 from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.lake.texts import numbered
 
 
 def fit_calibration(scores: Scores, good: int | None, learnt: NDArray[np.float64] = NOBODY) -> Calibration:
@@ -29,8 +30,9 @@ def fit_calibration(scores: Scores, good: int | None, learnt: NDArray[np.float64
         good: the index of the class without defects, if one is known.
         learnt: see :meth:`Calibration.of`.
     """
-    place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)[1:]
-    temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), 1 / sizes[place])
+    place = numbered(scores.groups)[1]
+    weights = 1 / np.bincount(place)[place]
+    temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), weights)
     if good is None:
         return Calibration(temperature, [], 0, [], 0)
     return Calibration.of(scores.counted(good, temperature), good, temperature, learnt)
@@ -59,8 +61,7 @@ def confusion(scores: Scores) -> NDArray[np.int64]:
 def auroc_ends(scores: Scores, good: int, confidence: float) -> dict[str, float]:
     """The ends of the interval of ``auroc_defective``, by name; none where :func:`auroc_interval` gives none."""
     raw = scores.defective(good, 1.0)  # as the AUROC itself is measured
-    bound = np.unique(scores.groups, return_inverse=True)[1]
-    ends = auroc_interval(raw, scores.labels != good, bound, confidence)
+    ends = auroc_interval(raw, scores.labels != good, numbered(scores.groups)[1], confidence)
     return {} if ends is None else {"auroc_defective_low": ends[0], "auroc_defective_high": ends[1]}
 
 
@@ -80,12 +81,7 @@ def decision_metrics(
     operating point, 1 - its escape rate.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
-    found = {}
-    for name, divisor in (("", temperature), ("_uncalibrated", 1.0)):
-        logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
-        probabilities = softmax(logits, divisor)
-        found[f"ece{name}"] = expected_calibration_error(probabilities, labels)
-        found[f"brier{name}"] = brier_score(probabilities, labels)
+    found = _faults(scores, temperature, "") | _faults(scores, 1.0, "_uncalibrated")
     if good_class is None:
         return found
     good = classes.index(good_class)
@@ -99,6 +95,14 @@ def decision_metrics(
     if scores.shows is not None:
         found |= {f"caught/{name}": 1 - part.share for name, part in rates.escape_by_class.items()}
     return found
+
+
+def _faults(scores: Scores, temperature: float, name: str) -> dict[str, float]:
+    """Calibration error and Brier score; ``name`` is how theirs end."""
+    logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
+    probabilities = softmax(logits, temperature)
+    error, brier = expected_calibration_error(probabilities, labels), brier_score(probabilities, labels)
+    return {f"ece{name}": error, f"brier{name}": brier}
 
 
 def rates_by_name(found: Rates) -> dict[str, float]:

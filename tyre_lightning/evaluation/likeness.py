@@ -18,6 +18,7 @@ from tyre_lightning.evaluation.gallery import jpeg_bytes
 from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.texts import column
 from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.examples import MOST, SIDE, Example, Examples
 from tyre_lightning.model.inspector import Inspector
@@ -91,7 +92,7 @@ def learn_reference(
     good = inspector.classes.index(str(inspector.good_class))
     every, labels = np.concatenate(features), np.array([label[key] for key in keys], np.int64)
     reference = Reference.fit(every, labels, good)
-    distances = left_out(every, labels, good, shown.names(keys)[1])
+    distances = left_out(every, labels, good, shown.columns(column(keys))[1].to_numpy())
     if reference is None:
         return Likeness(None, distances, None)
     named = [", ".join(compress(inspector.classes, row)) for row in catalog.truth(inspector.classes)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _TOGETHER = 4096  # rows in memory at one time
+SHOWS = "shows"  # the column of all true classes, where they are known and images may show several defects
 SUMMARY = "_summary.json"  # in a folder of parts, once all are there
 ABOUT = b"tyre_lightning"  # under which a parquet file's metadata has what its rows are about
 
@@ -41,15 +42,19 @@ class Writer(Protocol):
         """Finish the file's content."""
 
 
-_KINDS = {DEFECTS: pa.list_(pa.string()), NEAREST: pa.list_(pa.string()), NOVELTY: pa.float64()}
+_KINDS = {**dict.fromkeys((DEFECTS, NEAREST, SHOWS), pa.list_(pa.string())), NOVELTY: pa.float64()}
+_NUMBERS = {"p_": pa.float64(), "n_": pa.int64()}  # by how a name begins
 _ALWAYS = {"key", "tyre", "class", "decision", "error", NOVELTY}  # whatever the model
+
+
+def row_schema(columns: Sequence[str]) -> pa.Schema:
+    """What parquet keeps columns of these names as: see :func:`open_writer`."""
+    return pa.schema([(name, _NUMBERS.get(name[:2], _KINDS.get(name, pa.string()))) for name in columns])
 
 
 class _Parquet:
     def __init__(self, file: BinaryIO, columns: Sequence[str], about: Mapping[str, str]) -> None:
-        numbers = {"p_": pa.float64(), "n_": pa.int64()}
-        kinds = [pa.field(name, numbers.get(name[:2], _KINDS.get(name, pa.string()))) for name in columns]
-        self._schema = pa.schema(kinds, {ABOUT: json.dumps(about, ensure_ascii=False)})
+        self._schema = row_schema(columns).with_metadata({ABOUT: json.dumps(about, ensure_ascii=False)})
         self._writer = pq.ParquetWriter(file, self._schema)
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -125,7 +130,7 @@ def open_writer(output: str, columns: Sequence[str], about: Mapping[str, str] | 
 
     What the rows are about as a whole stays with a parquet file; the other kinds have no place for it.
 
-    ``defects`` and ``nearest`` are lists of texts; in csv one text, with commas.
+    ``defects``, ``nearest`` and ``shows`` are lists of texts; in csv one text, with commas.
 
     The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
 

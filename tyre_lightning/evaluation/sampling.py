@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tyre_lightning.data.traits import TRAITS
 from tyre_lightning.decision.sample import Sample
-from tyre_lightning.evaluation.scores import Scores
+from tyre_lightning.evaluation.scores import UNKNOWN, Scores
+from tyre_lightning.lake.texts import each, numbered
+from tyre_lightning.lake.tyres import tyre_names
 from tyre_lightning.model.inspector import NOVELTY, Inspector, Sighting
 
 NUMBERS = ("p_defective", NOVELTY, "distance", "pictures", "unreadable", *TRAITS)
@@ -134,19 +137,17 @@ def sample_of(inspector: Inspector, scores: Scores, most: int = KEPT) -> Sample:
     A line's mix of good and defective tyres is not that of any lake, so that only good ones can be compared. Where no
     class is known to be the good one, all tyres are kept.
     """
-    rows = scores.answers(inspector)
-    seen = dict(zip(scores.keys, zip(scores.distances().tolist(), _traits(scores), strict=True), strict=True))
-    good = inspector.good_class
-    defective = {row["tyre"] for row in rows if good is not None and row["true"] not in (good, None)}
-    fine = [row for row in rows if row["tyre"] not in defective and row["error"] is None]
+    tyres, place = numbered(tyre_names(scores.keys, inspector.group_pattern))
+    fine = np.ones(len(tyres), bool)
+    if inspector.good_class is not None:
+        fine[place[~np.isin(scores.true(), (inspector.classes.index(inspector.good_class), UNKNOWN))]] = False
     draw, gathered = Draw(most), Gathering(inspector)
-    for row in fine:
-        draw.add(row["tyre"])
-    for row in fine:
-        if draw.holds(row["tyre"]):
-            gathered.add(row, *seen.get(row["key"], ()))
-    return gathered.sample({"tyres": draw.tyres, "pictures": len(fine)})
-
-
-def _traits(scores: Scores) -> Sequence[Sequence[float] | None]:
-    return [None] * len(scores.keys) if scores.traits is None else scores.traits.tolist()
+    for tyre in each(tyres.filter(pa.array(fine))):
+        draw.add(tyre)
+    drawn = np.fromiter(map(draw.holds, each(tyres)), bool, len(tyres)) & fine
+    kept = replace(scores.take(np.flatnonzero(drawn[place])), unreadable=())
+    traits = [None] * len(kept) if kept.traits is None else kept.traits.tolist()
+    seen = dict(zip(each(kept.keys), zip(kept.distances().tolist(), traits, strict=True), strict=True))
+    for row in kept.answers(inspector).to_pylist():
+        gathered.add(row, *seen[row["key"]])
+    return gathered.sample({"tyres": draw.tyres, "pictures": int(fine[place].sum())})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,38 +18,46 @@ from tyre_lightning.data.traits import TRAITS
 from tyre_lightning.decision.outputs import ONE_CLASS, Outputs
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.evaluation.predictions import SHOWS, row_schema
 from tyre_lightning.evaluation.scoring import look_at
 from tyre_lightning.files import whole
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
-from tyre_lightning.lake.tyres import Shown, tyre_of
-from tyre_lightning.model.inspector import Inspector, decide_on_tyres, nothing_seen
+from tyre_lightning.lake.texts import are_among, column, numbered, one_after_other, one_piece
+from tyre_lightning.lake.tyres import Shown, tyre_names
+from tyre_lightning.model.inspector import Inspector, answer_columns, decide_on_tyres, nothing_seen
 
 Bools = NDArray[np.bool_]
-Names = NDArray[np.object_]
+Ints = NDArray[np.int64]
 
 SCORES = "scores"  # the folder of what the registered model said of each image of a run
-SHOWS = "shows"  # the column of all true classes, where images may show several defects
 DISTANCE = "distance"  # from what good tyres look like
 UNKNOWN = -1
 _BATCH = 32  # images in memory at one time; as many again are being fetched
+_TOGETHER = 4096  # answers that are Python objects at one time, and the rest of the last one's tyre
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Images in the order of their keys, and the tyres that they show."""
+    """Images in the order of their keys, and the tyres that they show, as columns: half a million fit.
 
-    keys: list[str]
+    Texts are columns of large_string; where every image shows a tyre of its own, the three are the same column.
+    """
+
+    keys: pa.ChunkedArray  # N texts
     labels: NDArray[np.int64]  # class indices, shape (N,); UNKNOWN where the model does not know the class
     logits: NDArray[np.float64]  # [N, classes]
-    tyres: Names  # the name of the tyre that each shows, shape (N,)
-    groups: Names  # the group of tyres of which near-copies were found, shape (N,); it counts once
+    tyres: pa.ChunkedArray  # the name of the tyre that each shows, N texts
+    groups: pa.ChunkedArray  # the group of tyres of which near-copies were found, N texts; it counts once
     unreadable: tuple[str, ...] = ()  # keys of images that are not among them
     damaged: frozenset[str] = frozenset()  # tyres that they would show
     outputs: Outputs = ONE_CLASS  # what logits mean
     shows: Bools | None = None  # [N, classes], where images may show several defects; ``labels`` has one of them
     far: NDArray[np.float64] | None = None  # from what good tyres look like, shape (N,), where that is known
     traits: NDArray[np.float64] | None = None  # [N, TRAITS], where they were asked for
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     @classmethod
     def of(
@@ -79,34 +87,39 @@ class Scores:
         Raises:
             UserError: an object cannot be fetched.
         """
-        known = {name: index for index, name in enumerate(inspector.classes)}
-        codes = catalog.codes({**dict.fromkeys(catalog.classes, UNKNOWN), **known})
-        row = {key: place for place, key in enumerate(catalog.keys())}
-        keys: list[str] = []
-        unreadable: list[str] = []
-        logits, distances = [np.empty((0, len(inspector.classes)))], [np.empty(0)]
-        looks: list[tuple[float, ...]] = []
+        places_of = {name: index for index, name in enumerate(inspector.classes)}
+        codes = catalog.codes({**dict.fromkeys(catalog.classes, UNKNOWN), **places_of})
+        keys = catalog.table["key"]
+        rank, readable = numbered(keys)[1], np.zeros(len(catalog), bool)
+        logits, far = np.empty((len(catalog), len(inspector.classes))), np.empty(len(catalog))
+        looks, start = np.empty((len(catalog) if traits else 0, len(TRAITS))), 0
         for seen in look_at(inspector.on(devices), reader, catalog.entries(), _BATCH, traits=traits):
-            for entry, image in zip(seen.entries, seen.images, strict=True):
+            for image in seen.images:
                 if isinstance(image, UnreadableImage):
                     fail(image)
-                elif image.traits is not None:
-                    looks.append(image.traits)
-                (unreadable if isinstance(image, UnreadableImage) else keys).append(entry.key)
-            logits.append(seen.look.logits)
-            distances.append(inspector.distances(seen.look.features))
-            advance(len(seen.entries))
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        keys = [keys[place] for place in order]
-        rows = np.array([row[key] for key in keys], np.int64)
-        damaged = frozenset(shown.tyre(key) for key in unreadable)
-        table = np.concatenate(logits)[order]
-        shows = catalog.truth(inspector.classes)[rows] if inspector.multi_label else None
-        names = shown.names(keys)
-        far = np.concatenate(distances)[order]
-        measured = np.array(looks).reshape(-1, len(TRAITS))[order] if traits else None
-        lost = tuple(sorted(unreadable))
-        return cls(keys, codes[rows], table, *names, lost, damaged, inspector.outputs, shows, far, measured)
+            known = [not isinstance(image, UnreadableImage) for image in seen.images]
+            places = rank[start : start + len(known)][known]
+            readable[places], logits[places] = True, seen.look.logits
+            far[places] = inspector.distances(seen.look.features)
+            if traits and len(places):
+                looks[places] = [image.traits for image in seen.images if not isinstance(image, UnreadableImage)]
+            start += len(known)
+            advance(len(known))
+        named = keys, *shown.columns(keys)
+        order = np.argsort(rank)
+        rows, unread = order[readable], pa.array(order[~readable])
+        kept = slice(None) if readable.all() else readable  # without a copy
+        return cls(
+            **_taken(dict(zip(_TEXTS.values(), named, strict=True)), rows),
+            labels=codes[rows],
+            logits=logits[kept],
+            unreadable=tuple(keys.take(unread).to_pylist()),
+            damaged=frozenset(named[1].take(unread).to_pylist()),
+            outputs=inspector.outputs,
+            shows=catalog.truth(inspector.classes)[rows] if inspector.multi_label else None,
+            far=far[kept],
+            traits=looks[kept] if traits else None,
+        )
 
     def defective(self, good: int, temperature: float) -> NDArray[np.float64]:
         """P(defective) = 1 - P(good) of each image, shape (N,); ``good`` is the good class's index."""
@@ -114,7 +127,7 @@ class Scores:
 
     def distances(self) -> NDArray[np.float64]:
         """Of each image from what good tyres look like, shape (N,); NaN where that is not known."""
-        return np.full(len(self.keys), np.nan) if self.far is None else self.far
+        return np.full(len(self), np.nan) if self.far is None else self.far
 
     def true(self) -> NDArray[np.int64]:
         """The class index that each image's likeliest class is compared with, shape (N,): that, if it shows it."""
@@ -127,7 +140,7 @@ class Scores:
         """The tyres to count: of those whose pictures are near-copies of each other's, one."""
         defective = self.defective(good, temperature)
         tyres = Tyres.of(self.tyres, defective, self.labels, good, self.damaged, self.shows, self.distances())
-        return tyres.one_of_each(self.groups[tyres.deciding])
+        return tyres.one_of_each(self.groups.take(pa.array(tyres.deciding)))
 
     def save(self, path: Path, classes: Sequence[str]) -> None:
         """Write a row for each image as parquet: key, tyre, group, true class, distance from what good tyres look
@@ -136,72 +149,141 @@ class Scores:
         Those that could not be read come last, and have a key alone. Where images may show several defects, ``shows``
         lists all true classes.
         """
-        missing = [None] * len(self.unreadable)
-        true = [None if label == UNKNOWN else classes[label] for label in self.labels]
-        names: dict[str, list[str | None]] = {"key": [*self.keys, *self.unreadable]}
-        names |= {"tyre": [*self.tyres, *missing], "group": [*self.groups, *missing], "true": [*true, *missing]}
-        columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
+        names = pa.array(classes, pa.string())
+        texts = {name: getattr(self, of).cast(pa.string()) for name, of in _TEXTS.items()}
+        columns = {**texts, "true": names.take(pa.array(self.labels, mask=self.labels == UNKNOWN))}
         if self.shows is not None:
-            listed = [[name for name, hit in zip(classes, row, strict=True) if hit] for row in self.shows]
-            columns[SHOWS] = pa.array([*listed, *missing], pa.list_(pa.string()))
-        columns[DISTANCE] = pa.array([*self.distances(), *missing], pa.float64(), from_pandas=True)
+            columns[SHOWS] = _listed(self.shows, names)
+        columns[DISTANCE] = pa.array(self.distances(), from_pandas=True)
         for index, name in enumerate(classes):
-            columns[f"logit_{name}"] = pa.array([*self.logits[:, index], *missing], pa.float64())
+            columns[f"logit_{name}"] = pa.array(self.logits[:, index])
+        lost = pa.table({"key": pa.array(self.unreadable, pa.string())})
         with whole(path) as unfinished:
-            pq.write_table(pa.table(columns), unfinished)
+            pq.write_table(pa.concat_tables([pa.table(columns), lost], promote_options="default"), unfinished)
 
     @classmethod
     def read(cls, path: Path, outputs: Outputs = ONE_CLASS) -> Scores:
         """What :meth:`save` wrote; of the tyres that unreadable images would show nothing is known any more."""
-        table = pq.read_table(path)
-        seen = pc.is_valid(table["tyre"])
-        unreadable = table.filter(pc.invert(seen))["key"].to_pylist()
-        table = table.filter(seen)
-        classes = [name.removeprefix("logit_") for name in table.column_names if name.startswith("logit_")]
-        logits = np.stack([table[f"logit_{name}"].to_numpy() for name in classes], axis=1)
-        places = {None: UNKNOWN} | {name: place for place, name in enumerate(classes)}
-        labels = np.array([places[name] for name in table["true"].to_pylist()], np.int64)
-        tyres, groups = (np.array(table[name].to_pylist(), dtype=object) for name in ("tyre", "group"))
-        shows = None
-        if SHOWS in table.column_names:
-            shows = np.array([[name in row for name in classes] for row in table[SHOWS].to_pylist()], bool)
-        keys = table["key"].to_pylist()
-        far = table[DISTANCE].to_numpy() if DISTANCE in table.column_names else None
-        return cls(keys, labels, logits, tyres, groups, tuple(unreadable), outputs=outputs, shows=shows, far=far)
+        with pq.ParquetFile(path) as file:  # column by column: all at once would be twice the memory
+            there = file.schema_arrow.names
+            classes = pa.array([name.removeprefix("logit_") for name in there if name.startswith("logit_")])
+            seen = file.read(["tyre"])["tyre"].is_valid()
+            all_seen = pc.all(seen).as_py()
 
-    def answers(self, inspector: Inspector) -> list[dict[str, Any]]:
-        """A row for each image in the order of keys: predict.py's columns, and ``true``, None where it is not known.
+            def column_of(name: str) -> pa.ChunkedArray:
+                values = file.read([name])[name]
+                return values if all_seen else values.filter(seen)
+
+            texts: dict[str, pa.ChunkedArray] = {}
+            for name, of in _TEXTS.items():
+                one = column_of(name).cast(pa.large_string())
+                texts[of] = texts["keys"] if texts and one.equals(texts["keys"]) else one
+            labels = pc.index_in(column_of("true"), value_set=classes).fill_null(UNKNOWN).to_numpy().astype(np.int64)
+            logits = np.empty((len(labels), len(classes)))
+            for place, name in enumerate(classes.to_pylist()):
+                logits[:, place] = column_of(f"logit_{name}").to_numpy()
+            return cls(
+                **texts,
+                labels=labels,
+                logits=logits,
+                unreadable=tuple(file.read(["key"])["key"].filter(pc.invert(seen)).to_pylist()),
+                outputs=outputs,
+                shows=_unlisted(column_of(SHOWS), classes) if SHOWS in there else None,
+                far=column_of(DISTANCE).to_numpy() if DISTANCE in there else None,
+            )
+
+    def answers(self, inspector: Inspector) -> pa.Table:
+        """A row for each image in the order of keys: ``key``, ``true``, null where it is not known, and what predict.py
+        says of it, in columns of its kinds.
 
         Of an image that shows several defects ``true`` is the likeliest class, if it shows it; ``shows`` lists all.
 
         Args:
             inspector: the model, with its operating point.
         """
-        classes = [*inspector.classes, None]  # the last for UNKNOWN
-        answers = inspector.answers_to(self.logits, self.distances())
-        rows: list[dict[str, Any]] = [
-            {"key": key, "true": classes[label], "error": None, **answer}
-            for key, label, answer in zip(self.keys, self.true(), answers, strict=True)
-        ]
-        for row, shown in zip(rows, [] if self.shows is None else self.shows, strict=False):
-            row[SHOWS] = [name for name, hit in zip(inspector.classes, shown, strict=True) if hit]
-        rows += [{"key": key, "true": None, **nothing_seen("it could not be read")} for key in self.unreadable]
-        rows.sort(key=lambda row: str(row["key"]))
-        for row in rows:
-            row |= {"tyre": tyre_of(row["key"], inspector.group_pattern)}
-            row["decision"] = row["picture_decision"]
-        if inspector.group_pattern is not None:
-            decide_on_tyres(inspector, rows)
-        return rows
+        several = [] if self.shows is None else [SHOWS]
+        said = answer_columns(inspector.columns(), multi_label=inspector.multi_label)
+        schema = row_schema(["key", "true", *several, *said])
+        keys = one_piece(one_after_other([self.keys, column(self.unreadable)]))
+        tyres = tyre_names(keys, inspector.group_pattern)
+        order, shown = (numbered(one)[1] for one in (keys, tyres))
+        parts = [schema.empty_table()]
+        for rows in self._answered(inspector, _whole_tyres(np.lexsort((order, shown)), shown), keys, tyres):
+            if inspector.group_pattern is not None:
+                decide_on_tyres(inspector, rows)
+            parts.append(pa.Table.from_pylist(rows, schema))
+        table = pa.concat_tables(parts)
+        return table if inspector.group_pattern is None else table.take(pc.sort_indices(table["key"]))
+
+    def _answered(
+        self, inspector: Inspector, parts: Iterable[Ints], keys: pa.ChunkedArray, tyres: pa.ChunkedArray
+    ) -> Iterator[list[dict[str, Any]]]:
+        """What is said of single images, some at a time; those of the last places could not be read."""
+        classes, names = [*inspector.classes, None], pa.array(inspector.classes)  # None for UNKNOWN
+        true, far, unread = self.true(), self.distances(), nothing_seen("it could not be read")
+        for places in parts:
+            seen = places[places < len(self)]
+            listed = iter([] if self.shows is None else _listed(self.shows[seen], names).to_pylist())
+            said = (
+                {"true": classes[label], "error": None, SHOWS: next(listed, None), **answer}
+                for answer, label in zip(inspector.answers_to(self.logits[seen], far[seen]), true[seen], strict=True)
+            )
+            rows = [next(said) if readable else {**unread} for readable in places < len(self)]
+            named = (one.take(pa.array(places)).to_pylist() for one in (keys, tyres))
+            for row, key, tyre in zip(rows, *named, strict=True):
+                row |= {"key": key, "tyre": tyre, "decision": row["picture_decision"]}
+            yield rows
+
+    def take(self, places: Ints) -> Scores:
+        """Some of the images that could be read, and all that could not."""
+        return replace(
+            self, **_taken({of: getattr(self, of) for of in _TEXTS.values()}, places),
+            labels=self.labels[places], logits=self.logits[places],
+            shows=None if self.shows is None else self.shows[places],
+            far=None if self.far is None else self.far[places],
+            traits=None if self.traits is None else self.traits[places],
+        )  # fmt: skip
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""
-        gone = set(keys)
-        kept = np.array([key not in gone for key in self.keys], bool)
-        rest = [key for key in self.keys if key not in gone]
-        return replace(
-            self, keys=rest, labels=self.labels[kept], logits=self.logits[kept], tyres=self.tyres[kept],
-            groups=self.groups[kept], unreadable=tuple(key for key in self.unreadable if key not in gone),
-            shows=None if self.shows is None else self.shows[kept], far=self.distances()[kept],
-            traits=None if self.traits is None else self.traits[kept],
-        )  # fmt: skip
+        gone = {*keys}
+        kept = self.take(np.flatnonzero(~are_among(self.keys, keys)))
+        return replace(kept, unreadable=tuple(key for key in self.unreadable if key not in gone))
+
+
+_TEXTS = {"key": "keys", "tyre": "tyres", "group": "groups"}  # attributes by their columns in a file
+
+
+def _taken(columns: Mapping[str, pa.ChunkedArray], places: Ints) -> dict[str, pa.ChunkedArray]:
+    """Some rows of columns, by name; a column that is there twice is taken once."""
+    taken = {id(one): one.take(pa.array(places)) for one in columns.values()}
+    return {name: taken[id(one)] for name, one in columns.items()}
+
+
+def _listed(shows: Bools, classes: pa.Array) -> pa.ListArray:
+    """The names of the classes that each of N images shows."""
+    ends = pa.array(np.r_[0, shows.sum(axis=1).cumsum()], pa.int32())
+    return pa.ListArray.from_arrays(ends, classes.take(pa.array(np.nonzero(shows)[1])))
+
+
+def _unlisted(listed: pa.ChunkedArray, classes: pa.Array) -> Bools:
+    """The inverse of :func:`_listed`, [N, classes]."""
+    lists = listed.combine_chunks()
+    shows = np.zeros((len(lists), len(classes)), bool)
+    shows[pc.list_parent_indices(lists).to_numpy(), pc.index_in(lists.flatten(), value_set=classes).to_numpy()] = True
+    return shows
+
+
+def _whole_tyres(order: Ints, tyres: Ints) -> Iterator[Ints]:
+    """Places of images in an order by tyres, some at a time; all of a tyre's come together.
+
+    Args:
+        order: shape (N,).
+        tyres: a number for the tyre that each image shows, shape (N,).
+    """
+    ends = np.flatnonzero(np.diff(tyres[order], append=-1)) + 1  # of each tyre
+    start = 0
+    while start < len(order):
+        end = int(ends[np.searchsorted(ends, min(start + _TOGETHER, len(order)))])
+        yield order[start:end]
+        start = end

@@ -64,6 +64,11 @@ class Catalog:
         """All keys, as Python strings."""
         return [*self.table["key"].to_pylist()]
 
+    def places(self, keys: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
+        """Where N of its keys are, shape (N,)."""
+        asked = keys if isinstance(keys, pa.ChunkedArray) else pa.array(keys, self.table["key"].type)
+        return np.asarray(pc.index_in(asked, value_set=self.table["key"]).to_numpy(), np.int64)
+
     def labels(self) -> list[str]:
         """All labels, as Python strings."""
         return [*self.table["label"].to_pylist()]

@@ -18,7 +18,6 @@ from tyre_lightning.lake.texts import Texts, column, mapped
 from tyre_lightning.names import one_form
 
 Ints = NDArray[np.int64]
-Names = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,21 @@ class Shown:
     tyres: Mapping[str, str] = field(default_factory=dict)  # names
     groups: Mapping[str, str] = field(default_factory=dict)  # of tyres that cannot be told apart
 
-    def tyre(self, key: str) -> str:
-        """The name of the tyre on an image."""
-        return self.tyres.get(key, key)
-
-    def names(self, keys: Sequence[str]) -> tuple[Names, Names]:
-        """Of N images the names of the tyres, shape (N,), and of their groups, shape (N,)."""
-        tyres = _looked_up(self.tyres, keys, keys)
-        return np.array(tyres, dtype=object), np.array(_looked_up(self.groups, keys, tyres), dtype=object)
-
     def columns(self, keys: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        """:meth:`names` of a column of keys, as columns; where nothing is known of any, that column itself, twice."""
-        if not self.tyres and not self.groups:
-            return keys, keys
-        if isinstance(self.tyres, Texts) and isinstance(self.groups, Texts):
-            alike = self.tyres.along(keys), self.groups.along(keys)
-            if alike[0] is not None and alike[1] is not None:
-                return alike
-        tyres, groups = self.names(keys.to_pylist())
-        return pa.chunked_array([pa.array(tyres, keys.type)]), pa.chunked_array([pa.array(groups, keys.type)])
+        """Of a column of keys the names of the tyres and of their groups, two columns.
+
+        Where nothing is known of any, they are that column itself.
+        """
+        tyres = _looked_up(self.tyres, keys, keys)
+        return tyres, _looked_up(self.groups, keys, tyres)
 
 
-def _looked_up(found: Mapping[str, str], keys: Sequence[str], otherwise: Sequence[str]) -> list[str]:
+def _looked_up(found: Mapping[str, str], keys: pa.ChunkedArray, otherwise: pa.ChunkedArray) -> pa.ChunkedArray:
     """What is found of each key, or what stands beside it."""
-    said = found.of(keys) if isinstance(found, Texts) else [found.get(key) for key in keys]
-    return [other if one is None else one for one, other in zip(said, otherwise, strict=True)]
+    if not found:
+        return otherwise
+    texts = found if isinstance(found, Texts) else Texts(column([*found]), column([*found.values()]))
+    return texts.of(keys, otherwise)
 
 
 def find_tyre(key: str, pattern: str | None) -> str | None:

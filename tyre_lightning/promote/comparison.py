@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tyre_lightning.config import GateConfig
@@ -19,6 +20,7 @@ from tyre_lightning.evaluation.latency import latencies_ms
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.reader import Reader
+from tyre_lightning.lake.texts import are_among
 from tyre_lightning.lake.tyres import Shown
 from tyre_lightning.model.inspector import Inspector
 
@@ -51,22 +53,22 @@ class Verdicts:
     """What becomes of T tyres.
 
     Args:
-        names: in order, shape (T,).
+        names: in order, a column of T texts.
         decisions: accept, review or reject, shape (T,).
         defective: whether each tyre is, shape (T,).
         novel: whether each is reviewed only because it is unlike good tyres, shape (T,).
         novel_rate: of good tyres no larger share is to be reviewed for that.
     """
 
-    names: NDArray[np.object_]
+    names: pa.ChunkedArray
     decisions: NDArray[np.object_]
     defective: Bools
     novel: Bools
     novel_rate: float = 0.0
 
-    def escaped(self, tyres: NDArray[np.object_]) -> tuple[int, int]:
+    def escaped(self, tyres: pa.ChunkedArray) -> tuple[int, int]:
         """Of some defective tyres, how many are accepted, and how many there are."""
-        mine = self.defective & np.isin(self.names, tyres)
+        mine = self.defective & are_among(self.names, tyres)
         return int((self.decisions[mine] == ACCEPT).sum()), int(mine.sum())
 
     def excused(self) -> float:
@@ -107,15 +109,17 @@ def perform(inspector: Inspector, test: TestSet) -> Performance:
     times = latencies_ms(inspector, test.reader.read(few))
     scores = Scores.of(inspector, test.reader, test.catalog, test.shown)
     names = [*dict.fromkeys([*test.catalog.classes, *inspector.classes])]
-    row = {key: place for place, key in enumerate(test.catalog.keys())}
-    shows = test.catalog.truth(names)[[row[key] for key in scores.keys]]
+    shows = test.catalog.truth(names)[test.catalog.places(scores.keys)]
     said = np.zeros_like(shows)
     said[:, [names.index(name) for name in inspector.classes]] = scores.outputs.listed(scores.logits)
     verdicts = judge_tyres(inspector, scores, ~shows[:, names.index(test.good_class)])
     found = performance(verdicts, macro_f1(shows, said), statistics.median(times) if times else float("nan"))
-    tyres = np.array(scores.tyres, dtype=object)
-    defects = {name: tyres[shows[:, place]] for place, name in enumerate(names) if name != test.good_class}
-    return replace(found, by_class={name: verdicts.escaped(mine) for name, mine in defects.items()})
+    by_class = {
+        name: verdicts.escaped(scores.tyres.filter(pa.array(shows[:, place])))
+        for place, name in enumerate(names)
+        if name != test.good_class
+    }
+    return replace(found, by_class=by_class)
 
 
 def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdicts:
@@ -130,7 +134,7 @@ def judge_tyres(inspector: Inspector, scores: Scores, defective: Bools) -> Verdi
     known = scores.defective(inspector.classes.index(inspector.good_class), inspector.temperature)
     labels = defective.astype(np.int64)
     found = Tyres.of(scores.tyres, known, labels, 0, scores.damaged, distances=scores.distances())
-    found = found.one_of_each(scores.groups[found.deciding])
+    found = found.one_of_each(scores.groups.take(pa.array(found.deciding)))
     decided = decisions(inspector.point, found, inspector.calibration)
     novel = reviewed_as_novel(inspector.point, found, inspector.calibration)
     rate = inspector.point.novel_rate
@@ -169,7 +173,7 @@ def escape_bound(challenger: Performance, other: Performance, gate: GateConfig) 
     Raises:
         UserError: there are so few defective tyres that even without a difference the margin is not proven.
     """
-    assert (challenger.verdicts.names == other.verdicts.names).all()  # both saw the same images
+    assert challenger.verdicts.names.equals(other.verdicts.names)  # both saw the same images
     defective = challenger.verdicts.defective
     total = int(defective.sum())
     if not passes(0, 0, total, gate.margin, gate.confidence):

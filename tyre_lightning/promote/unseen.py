@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tyre_lightning.audit.copies import find_copies
 from tyre_lightning.audit.embedding import COPIES
@@ -21,7 +23,10 @@ from tyre_lightning.lake.listing import read_catalog
 from tyre_lightning.lake.pinned import Pinned
 from tyre_lightning.lake.reader import Reader, open_cache, open_lake, open_reader
 from tyre_lightning.lake.store import Entry
-from tyre_lightning.lake.tyres import Shown, find_tyre
+from tyre_lightning.lake.texts import are_among, numbered, one_after_other
+from tyre_lightning.lake.tyres import Shown, tyre_names
+
+Bools = NDArray[np.bool_]
 
 LEARNT = ("train", "val")  # from the one the weights, from the other the best epoch and the threshold
 
@@ -71,7 +76,7 @@ def unseen(
         usage: of the images, for people.
     """  # fmt: skip
     listed, tagged = catalogs
-    seen: set[int] = set()
+    seen, place = np.zeros(len(listed), bool), numbered(shown.columns(listed.table["key"])[0])[1]
     for name, past in pasts.items():
         one = past.pinned
         found = _same_file(tagged, one) | _same_group(tagged, one)
@@ -79,54 +84,61 @@ def unseen(
             found |= _same_tyre(tagged, names, one)
         if not (past.near_copies and _knows(tagged, one)):
             found |= _near_copies(reader, listed, one, s3)
-        tyres = {shown.tyre(listed.key(place)) for place in found}
-        found |= {place for place, key in enumerate(listed.keys()) if shown.tyre(key) in tyres}
-        if found:
+        tyres = np.unique(place[found])
+        found = np.isin(place, tyres)
+        if len(tyres):
             log.warning("%d of %d %s images, of %d tyres, are left out: the %s learnt from pictures of these tyres",
-                        len(found), len(listed), usage, len(tyres), name)  # fmt: skip
+                        found.sum(), len(listed), usage, len(tyres), name)  # fmt: skip
         seen |= found
-    return [place for place in range(len(listed)) if place not in seen]
+    return [*np.flatnonzero(~seen).tolist()]
 
 
 def _learnt(one: Pinned) -> Iterator[tuple[str, Catalog]]:
     return ((usage, one.catalogs[usage]) for usage in LEARNT if usage in one.catalogs)
 
 
-def _tags(catalog: Catalog) -> list[str]:
-    return [*catalog.table["etag"].to_pylist()]
+def _same_file(tagged: Catalog, one: Pinned) -> Bools:
+    return are_among(tagged.table["etag"], one_after_other(catalog.table["etag"] for _, catalog in _learnt(one)))
 
 
-def _same_file(tagged: Catalog, one: Pinned) -> set[int]:
-    learnt = {tag for _, catalog in _learnt(one) for tag in _tags(catalog)}
-    return {place for place, tag in enumerate(_tags(tagged)) if tag in learnt}
-
-
-def _same_tyre(tagged: Catalog, pattern: str, one: Pinned) -> set[int]:
+def _same_tyre(tagged: Catalog, pattern: str, one: Pinned) -> Bools:
     """By what the file names tell."""
-    learnt = {find_tyre(key, pattern) for _, catalog in _learnt(one) for key in catalog.keys()} - {None}
-    return {place for place, key in enumerate(tagged.keys()) if find_tyre(key, pattern) in learnt}
+
+    def named(catalog: Catalog) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        keys = catalog.table["key"]
+        tyres = tyre_names(keys, pattern)
+        return tyres, pc.not_equal(keys, tyres)
+
+    learnt = one_after_other(tyres.filter(told) for tyres, told in (named(catalog) for _, catalog in _learnt(one)))
+    tyres, told = named(tagged)
+    return np.asarray(are_among(tyres, learnt) & told.to_numpy(), bool)
 
 
-def _same_group(tagged: Catalog, one: Pinned) -> set[int]:
+def _same_group(tagged: Catalog, one: Pinned) -> Bools:
     """By the near-copies that the model's own run found, where it had these images as test images.
 
     They are found by their contents, since another version of the lake has them under other keys.
     """
-    learnt = {group for usage in LEARNT for group in one.shown.get(usage, Shown()).groups.values()}
-    own, groups = one.catalogs.get("test"), one.shown.get("test", Shown()).groups
-    bound = (
-        {tag for key, tag in zip(own.keys(), _tags(own), strict=True) if groups.get(key) in learnt} if own else set()
-    )
-    return {place for place, tag in enumerate(_tags(tagged)) if tag in bound}
+
+    def groups(usage: str, catalog: Catalog) -> pa.ChunkedArray:
+        return one.shown.get(usage, Shown()).columns(catalog.table["key"])[1]
+
+    own = one.catalogs.get("test")
+    if own is None:
+        return np.zeros(len(tagged), bool)
+    bound = are_among(groups("test", own), one_after_other(groups(*learnt) for learnt in _learnt(one)))
+    return are_among(tagged.table["etag"], own.table["etag"].filter(pa.array(bound)))
 
 
 def _knows(tagged: Catalog, one: Pinned) -> bool:
     """Whether the model's run looked for near-copies between these images and those that it learnt from."""
     own = one.catalogs.get("test")
-    return "test" in one.shown and own is not None and {*_tags(tagged)} <= {*_tags(own)}
+    if "test" not in one.shown or own is None:
+        return False
+    return bool(are_among(tagged.table["etag"], own.table["etag"]).all())
 
 
-def _near_copies(reader: Reader, listed: Catalog, one: Pinned, s3: S3Config) -> set[int]:
+def _near_copies(reader: Reader, listed: Catalog, one: Pinned, s3: S3Config) -> Bools:
     """By what images look like; of those that were looked at before, on this machine, none is read again."""
     data = DataConfig(root=one.root)
     try:
@@ -139,11 +151,11 @@ def _near_copies(reader: Reader, listed: Catalog, one: Pinned, s3: S3Config) -> 
         theirs = _look(open_reader(store, open_cache(store, data), data), entries)
     except UserError as error:
         log.warning("near-copies among the images that a model learnt from cannot be looked for: %s", error)
-        return set()
+        return np.zeros(len(listed), bool)
     ours = _look(reader, [*listed.entries()])
     pairs = find_copies(Looks(pa.concat_tables([ours.table, theirs.table])))
     across = (pairs.left < len(ours)) & (pairs.right >= len(ours))
-    return {*np.unique(pairs.left[across]).tolist()}
+    return np.isin(np.arange(len(listed)), pairs.left[across])
 
 
 def _look(reader: Reader, entries: Sequence[Entry]) -> Looks:

@@ -70,11 +70,10 @@ class _Files:
 
     def __init__(self, data: TyreDataModule, usage: str) -> None:
         self._catalog = data.catalogs()[usage]
-        self._place = {key: index for index, key in enumerate(self._catalog.keys())}
         self._reader = data.reader()
 
     def __call__(self, keys: Sequence[str]) -> list[bytes | UnreadableImage]:
-        return self._reader.read([self._catalog.entry(self._place[key]) for key in keys])
+        return self._reader.read([self._catalog.entry(int(place)) for place in self._catalog.places(keys)])
 
 
 def _facts(run: Run, data: TyreDataModule) -> Facts:

@@ -11,9 +11,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tyre_lightning.evaluation.scores import Scores
+import numpy as np
+from numpy.typing import NDArray
+
+from tyre_lightning.evaluation.scores import UNKNOWN, Scores
+from tyre_lightning.lake.texts import numbered
+from tyre_lightning.lake.tyres import tyre_names
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.tracking.journal import Journal
+
+Ints = NDArray[np.int64]
 
 METRICS_TABLE = "metrics.json"  # every last value, with its interval: a row for each usage, metric and class
 EPOCHS_TABLE = "epochs.json"  # every value that was recorded at the end of an epoch: a row for each
@@ -72,13 +79,22 @@ def predictions_table(scores: Scores, inspector: Inspector) -> str:
         scores: of the images.
         inspector: the model.
     """
-    rows = scores.answers(inspector)
+    rows = scores.take(_wrongest(scores, inspector)).answers(inspector).to_pylist()
     for row in rows:
         row["p_true"] = round(row.get(f"p_{row['true']}", math.nan), _DIGITS)
         row["p_defective"] = math.nan if row["error"] else round(inspector.defective(row), _DIGITS)
-    rows.sort(key=lambda row: (row["error"] is not None, row["p_true"]))
+    rows.sort(key=lambda row: (row["error"] is not None, math.isnan(row["p_true"]), row["p_true"]))
     columns = ["key", "true", "class", "decision", "p_true", "p_defective", "tyre", "error"]
     return table_text(columns, [[row[name] for name in columns] for row in rows[:_MOST_PREDICTIONS]])
+
+
+def _wrongest(scores: Scores, inspector: Inspector) -> Ints:
+    """Places of the images that the table shows, and of the others of their tyres, which they are decided with."""
+    true, likely = scores.true(), scores.outputs.probabilities(scores.logits, inspector.temperature)
+    said = np.where(true == UNKNOWN, np.nan, likely[np.arange(len(true)), true])
+    first = np.argsort(said.round(_DIGITS), kind="stable")[:_MOST_PREDICTIONS]
+    tyres = numbered(tyre_names(scores.keys, inspector.group_pattern))[1]
+    return np.flatnonzero(np.isin(tyres, tyres[first]))
 
 
 def table_text(columns: list[str], rows: list[list[Any]]) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.decision.bounds import interval_ends
-from tyre_lightning.evaluation.curves import Floats, reliability, sweep
+from tyre_lightning.evaluation.curves import Floats, Ints, evenly, reliability, sweep
 from tyre_lightning.evaluation.report.decisions import Side
 from tyre_lightning.evaluation.scores import Scores
 
@@ -18,6 +17,7 @@ WIDTH, HEIGHT = 320, 240  # of an SVG's own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 38  # margins round the plot
 _STYLES = ("first", "ends", "ends")  # of a curve and of both ends of its intervals
 _POINTS = 300  # of a curve, beyond which no eye sees a difference
+_STEPS = 3000  # thresholds that curves are drawn from, and as many more where escape and overkill are low
 
 Pairs = Sequence[tuple[float, float]]
 Rate = tuple[Floats, Floats, Floats]
@@ -79,7 +79,8 @@ class Chart:
 def rate_curves(defective: Side, good: Side, limit: float, confidence: float) -> list[Chart]:
     """Escape against overkill (up to ``limit``), ROC, and precision against recall of defective tyres.
 
-    Each has the ends of the two rates' intervals at each threshold beside it.
+    Each has the ends of the two rates' intervals at each threshold beside it. Of many thresholds some are looked at,
+    evenly by how many tyres lie between them.
 
     Args:
         defective: the defective tyres.
@@ -91,8 +92,11 @@ def rate_curves(defective: Side, good: Side, limit: float, confidence: float) ->
     escaped = escaped - _below(defective.scores[defective.novel], steps)
     found = defective.total - escaped
     false = rejected + len(good.reviewed) + _below(good.scores[good.novel], steps)
-    escape = _with_ends(escaped, np.full_like(steps, defective.total), confidence)
-    overkill = _with_ends(false, np.full_like(steps, good.total), confidence)
+    low = np.flatnonzero((escaped <= 2 * limit * defective.total) & (false <= 2 * limit * good.total))
+    places = np.unique(np.r_[evenly(len(steps), _STEPS), low[evenly(len(low), _STEPS)]])
+    escaped, found, false = escaped[places], found[places], false[places]
+    escape = _with_ends(escaped, defective.total, confidence)
+    overkill = _with_ends(false, good.total, confidence)
     precision = _with_ends(found, found + false, confidence)
     caught = [1 - rate for rate in escape]
     trade = [_line(x[inside], y[inside], style) for x, y, style in zip(escape, overkill, _STYLES, strict=True)
@@ -149,7 +153,7 @@ def histogram(scores: Floats, bins: int = 60) -> list[float]:
     return [*np.sqrt(counts / max(1, counts.max())).round(4).tolist()]
 
 
-def _with_ends(counts: NDArray[np.int64], totals: NDArray[Any], confidence: float) -> Rate:
+def _with_ends(counts: Ints, totals: Ints | int, confidence: float) -> Rate:
     """Shares of tyres, and the low and the high ends of their intervals, each shape (N,)."""
     return counts / np.maximum(totals, 1), *interval_ends(counts, totals, confidence)
 
@@ -161,7 +165,7 @@ def _line(x: Floats, y: Floats, style: str) -> Line:
 def _thinned(x: Floats, y: Floats) -> Pairs:
     if not len(x):
         return []
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).astype(int))
+    kept = evenly(len(x), _POINTS)
     return list(zip(x[kept].tolist(), y[kept].tolist(), strict=True))
 
 

@@ -5,8 +5,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 24;
 const novel = { defective: new Set(data.defective.novel), good: new Set(data.good.novel) };
-const undecided = data.defective.total - data.defective.scores.length + data.good.total - data.good.scores.length
-  + novel.defective.size + novel.good.size;
+const all = { defective: first("defective", data.defective.judged), good: first("good", data.good.judged) };
+const undecided = data.defective.total - data.defective.judged + data.good.total - data.good.judged
+  + all.defective.novel + all.good.novel;
 const band = undecided > 0 || (data.point !== null && data.point.reject_from > data.point.threshold);
 const pages = { escapes: 0, overkills: 0, unlike: 0 };
 let threshold = data.start;
@@ -23,33 +24,59 @@ function prefix(length, holds) {
   return low;
 }
 
-const below = (t) => prefix(data.defective.scores.length, (i) => data.defective.scores[i] < t);
-const goodFrom = (t) => prefix(data.good.scores.length, (i) => data.good.scores[i] >= t);
+/** How many tyres of a side come first for which it holds; of many, to the next that the page has a score of. */
+function count(side, holds) {
+  const found = prefix(side.scores.length, (i) => holds(side.scores[i])), listed = side.keys.length;
+  if (found < listed) return found;
+  return found - listed < side.further.length ? side.further[found - listed] : side.judged;
+}
 
-/** The places of all tyres from one to another, but for those that are too unlike good ones to be accepted. */
-function accepted(kind, start, end) {
-  const found = [];
-  for (let i = start; i < end; i++) if (!novel[kind].has(i)) found.push(i);
+const below = (t) => count(data.defective, (score) => score < t);
+const goodFrom = (t) => count(data.good, (score) => score >= t);
+
+/** Of the first so many tyres: how many are too unlike good ones to be accepted, how many show each class, and of those. */
+function first(kind, end) {
+  const side = data[kind], place = end === side.judged ? side.further.length : side.further.indexOf(end);
+  if (place >= 0) {
+    const { novel: unlike, classes, novelClasses } = side.sums;
+    return { novel: unlike[place], classes: classes[place], novelClasses: novelClasses[place] };
+  }
+  const found = { novel: 0, classes: data.classes.map(() => 0), novelClasses: data.classes.map(() => 0) };
+  for (let i = 0; i < end; i++) {
+    const unlike = novel[kind].has(i);
+    if (unlike) found.novel += 1;
+    for (const label of side.labels[i]) {
+      found.classes[label] += 1;
+      if (unlike) found.novelClasses[label] += 1;
+    }
+  }
   return found;
 }
 
-/** Everything that the threshold decides, in counts; ``escaped`` has the places of the escapes. */
+/** Everything that the threshold decides, in counts; ``places`` has those of the escapes that the page lists. */
 function decide(t) {
   const rejectFrom = data.point !== null && data.point.reject_from > data.point.threshold ? Math.max(t, data.point.reject_from) : t;
   // Some tyres are reviewed whatever the threshold: they count, and are neither accepted nor rejected.
   const defective = data.defective.total, good = data.good.total;
-  const escaped = accepted("defective", 0, below(t)), escapes = escaped.length;
-  const caught = data.defective.scores.length - below(rejectFrom), overkills = goodFrom(rejectFrom);
-  const notAccepted = good - accepted("good", goodFrom(t), data.good.scores.length).length;
+  const low = below(t), escaped = first("defective", low), escapes = low - escaped.novel;
+  const uncaught = below(rejectFrom), caught = data.defective.judged - uncaught, overkills = goodFrom(rejectFrom);
+  const from = goodFrom(t), passed = data.good.judged - from - (all.good.novel - first("good", from).novel);
+  const notAccepted = good - passed, listed = range(0, Math.min(low, data.defective.keys.length));
   return {
-    defective, good, escaped, escapes, caught, notAccepted, overkills, rejectFrom,
+    defective, good, escapes, caught, notAccepted, overkills, rejectFrom,
+    places: listed.filter((i) => !novel.defective.has(i)),
+    escapedClasses: escaped.classes.map((found, i) => found - escaped.novelClasses[i]),
+    caughtClasses: first("defective", uncaught).classes.map((found, i) => all.defective.classes[i] - found),
     review: defective + good - escapes - caught - (good - notAccepted) - overkills,
   };
 }
 
-/** A share with its interval, which Python computed for every count. */
-function share(count, total, [low, high]) {
-  return { rate: total ? count / total : NaN, low: low[count], high: high[count] };
+/** A share with its interval, which Python computed for every count, or for so many that a line leads to the next. */
+function share(hits, total, { counts, low, high }) {
+  const next = prefix(counts.length - 1, (i) => counts[i] < hits), last = Math.max(0, next - 1);
+  const part = counts[next] === hits ? 1 : (hits - counts[last]) / (counts[next] - counts[last]);
+  const between = (ends) => part * ends[next] + (1 - part) * ends[last];
+  return { rate: total ? hits / total : NaN, low: between(low), high: between(high) };
 }
 
 function percent(value) {
@@ -68,10 +95,10 @@ function element(tag, text, className) {
   return made;
 }
 
-function tile(id, count, total, kind) {
-  const found = share(count, total, data.intervals[id]);
+function tile(id, hits, total, kind) {
+  const found = share(hits, total, data.intervals[id]);
   byId(id).textContent = percent(found.rate);
-  byId(`${id}-detail`).textContent = `${count} of ${total} ${kind}; ${confidence} interval ${between(found)}`;
+  byId(`${id}-detail`).textContent = `${hits} of ${total} ${kind}; ${confidence} interval ${between(found)}`;
 }
 
 function verdict(now) {
@@ -84,12 +111,6 @@ function verdict(now) {
   if (found.low > limit) return ["broken", `${most}; the whole interval lies above it`];
   const side = found.rate <= limit ? "the rate lies below it" : "the rate lies above it";
   return [found.rate <= limit ? "not refuted" : "in doubt", `${most}; ${side}, the interval on both sides`];
-}
-
-function tally(side, places) {
-  const found = data.classes.map(() => 0);
-  for (const i of places) for (const label of side.labels[i]) found[label] += 1;
-  return found;
 }
 
 /** The numbers from one to another. */
@@ -106,9 +127,7 @@ function fill(table, rows) {
 }
 
 function tables(now) {
-  const escapes = tally(data.defective, now.escaped);
-  const judged = data.defective.scores.length;
-  const caught = tally(data.defective, range(judged - now.caught, judged));
+  const escapes = now.escapedClasses, caught = now.caughtClasses;
   const classes = data.classes.map((name, i) => [name, i]).filter(([name]) => name !== data.goodClass);
   fill("defects", classes.map(([name, i]) => {
     const found = share(escapes[i], data.counts[i], data.intervals.classes[i]);
@@ -185,19 +204,19 @@ function card(side, index) {
   return item;
 }
 
-function gallery(id, side, places) {
-  const named = places.filter((i) => i < side.keys.length);
-  const section = byId(id), listed = named.length, count = places.length;
+/** A gallery of the places that the page lists, of so many that there are. */
+function gallery(id, side, places, total) {
+  const section = byId(id), listed = places.length;
   pages[id] = Math.max(0, Math.min(pages[id], Math.ceil(listed / PAGE) - 1));
   const start = pages[id] * PAGE, end = Math.min(start + PAGE, listed);
-  const unlisted = count > listed ? ` (the first ${listed} are listed)` : "";
-  section.querySelector(".count").textContent = String(count);
-  section.querySelector(".range").textContent = count ? `${start + 1} to ${end} of ${count}${unlisted}` : "none at this threshold";
+  const unlisted = total > listed ? ` (the first ${listed} are listed)` : "";
+  section.querySelector(".count").textContent = String(total);
+  section.querySelector(".range").textContent = total ? `${start + 1} to ${end} of ${total}${unlisted}` : "none at this threshold";
   const [previous, next] = section.querySelectorAll("button[data-step]");
   previous.disabled = start === 0;
   next.disabled = end >= listed;
   const cards = [];
-  for (let i = start; i < end; i++) cards.push(card(side, named[i]));
+  for (let i = start; i < end; i++) cards.push(card(side, places[i]));
   section.querySelector(".cards").replaceChildren(...cards);
 }
 
@@ -219,9 +238,9 @@ function update() {
   byId("current").setAttribute("x2", 600 * threshold);
   tables(now);
   markers(now);
-  gallery("escapes", data.defective, now.escaped);
-  gallery("overkills", data.good, range(0, now.overkills));
-  if (byId("unlike")) gallery("unlike", data.unlike, range(0, data.unlike.keys.length));
+  gallery("escapes", data.defective, now.places, now.escapes);
+  gallery("overkills", data.good, range(0, Math.min(now.overkills, data.good.keys.length)), now.overkills);
+  if (byId("unlike")) gallery("unlike", data.unlike, range(0, data.unlike.keys.length), data.unlike.keys.length);
 }
 
 /** Take a threshold; the control it came from keeps what was put there. */

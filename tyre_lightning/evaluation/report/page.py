@@ -26,7 +26,7 @@ from tyre_lightning.evaluation.report.charts import (
     rate_curves,
     trade_limit,
 )
-from tyre_lightning.evaluation.report.decisions import decision_data, most_unlike, sides
+from tyre_lightning.evaluation.report.decisions import LISTED, decision_data, most_unlike, sides
 from tyre_lightning.evaluation.report.pictures import PICTURES, Read, gallery
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
@@ -123,14 +123,16 @@ def _decisions(
     band = undecided or (point is not None and point.reject_from > point.threshold)
     novelty = novelty_sentence(point, calibration) if unlike and point is not None and calibration is not None else ""
     page = {"start": start, "charts": charts, "bars": bars, "band": band, "unlike": bool(unlike), "novelty": novelty}
-    return page | {"data": {**data, "start": start}}
+    counted = {"listed": LISTED, "step": max(defective.step, good.step)}
+    return page | counted | {"data": {**data, "start": start}}
 
 
 def _metrics(inspector: Inspector, scores: Scores, confidence: float) -> dict[str, float]:
     found = class_metrics(scores, inspector.classes, inspector.good_class)
     logits, labels = scores.outputs.outcomes(scores.logits, scores.labels)
-    probabilities = [softmax(logits, temperature) for temperature in (1.0, inspector.temperature)]
-    before, after = (expected_calibration_error(values, labels) for values in probabilities)
+    before, after = (
+        expected_calibration_error(softmax(logits, temperature), labels) for temperature in (1.0, inspector.temperature)
+    )
     values = {**found, "ece_before": before, "ece": after, "temperature": inspector.temperature}
     if inspector.good_class is None:
         return values
