@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, Run
 
+from tests import warm
 from tests.conftest import (
     PROJECT,
     SMALL,
@@ -294,23 +294,16 @@ def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> No
 @pytest.mark.long
 def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "train.py"), *options],
-        cwd=tmp_path, env=untracked_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
+    command = [str(PROJECT / "train.py"), *options]
+    with warm.running(command, tmp_path, untracked_environment(), tmp_path / "said", tmp_path / "errors") as process:
         deadline = time.monotonic() + 180
         while not list(tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+        assert process.wait(60) == 130
+    assert "Traceback" not in (tmp_path / "errors").read_text()
     assert only_run(tmp_path).info.status == "KILLED"
     (last,) = tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")
     left = torch.load(last, weights_only=True)
