@@ -31,7 +31,7 @@ from typing import IO, Any
 from tests.once import shared
 
 PROJECT = Path(__file__).parents[1]
-_HEAVY = (  # all that a training imports
+_HEAVY = (  # all that a training imports, and the most of other commands
     "tyre_lightning.training",
     "tyre_lightning.prediction",
     "tyre_lightning.audit.page",
@@ -51,6 +51,18 @@ _HEAVY = (  # all that a training imports
     "pyarrow.dataset",
     "sqlalchemy.dialects.sqlite",
     "torch.onnx",
+    "mlflow.cli",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "onnx",
+    "opentelemetry.sdk.metrics",
+    "optuna",
+    "safetensors.torch",
+    "tyre_lightning.line.review",
+    "tyre_lightning.serving.inbox",
+    "tyre_lightning.tracking.leaderboard",
+    "tyre_lightning.tracking.sweeper",
+    "uvicorn",
 )
 _LARGEST = 1 << 18  # of a request, in bytes
 _process: subprocess.Popen[bytes] | None = None  # the warm one, where this process has started it
@@ -250,6 +262,13 @@ def _warm_up() -> None:
     requirements_utils = sys.modules["mlflow.utils.requirements_utils"]
     requirements_utils._init_modules_to_packages_map()  # it takes each run that registers a model more than a second
     inspect.stack()  # Lightning calls it when it loads a checkpoint; it looks at the file of each module
+    from hydra import compose, initialize_config_dir
+
+    from tyre_lightning.config import CONF, register_schemas
+
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("train", overrides=["data.root=lake"])  # Hydra looks for plugins, and its parsers learn their grammars
 
 
 def _serve(listener: socket.socket) -> None:
@@ -264,9 +283,9 @@ def _serve(listener: socket.socket) -> None:
         while True:
             for key, _ in selector.select():
                 if key.fileobj is listener:
-                    connection, _ = listener.accept()
-                    connections.add(connection)
-                    selector.register(connection, selectors.EVENT_READ)
+                    accepted, _ = listener.accept()
+                    connections.add(accepted)
+                    selector.register(accepted, selectors.EVENT_READ)
                 elif isinstance(connection := key.fileobj, socket.socket):
                     if not _answer(connection, selector):
                         connections.discard(connection)
