@@ -313,6 +313,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) 
     assert run_script("train.py", *again, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
@@ -365,8 +366,9 @@ def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path
         assert two.data.metrics[name] == pytest.approx(one.data.metrics[name], abs=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.long
-def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> None:
+def test_folds_are_swept(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "data.val_fraction=0.2", "logger.registered_model=null"]
     done = run_script("train.py", "-m", "data.folds=2", "data.fold=0,1", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -374,7 +376,11 @@ def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, 
     first, second = (datasets(run)["test"].digest for run in runs(tmp_path))
     assert first != second
     assert "mean of 2" in done.stdout and re.search(r" ±\d\.\d\d\d ", done.stdout)
-    # Numbers 0 to 2 are those of tyres in both folders; each file of another number is a tyre of its own.
+
+
+def test_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> None:
+    """Numbers 0 to 2 are those of tyres in both folders; each file of another number is a tyre of its own."""
+    options = [f"data.root={lake}", *TINY, "data.val_fraction=0.2", "logger.registered_model=null"]
     done = run_script("train.py", r"data.group_pattern='^([0-2])\.'", *options, "logger.experiment=ids", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6 of 9 test images are of tyres that training sees too (v1/test/crack/0.jpg, ...)" in (
