@@ -313,7 +313,8 @@ def _answer(connection: socket.socket, selector: selectors.BaseSelector) -> bool
         _end_as_python_does({**json.loads(text), "files": files})
     for file in files:
         os.close(file)
-    connection.send(str(child).encode())
+    with contextlib.suppress(OSError):  # who asked has ended
+        connection.send(str(child).encode())
     selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
     return True
 
