@@ -1,4 +1,4 @@
-"""A real MLflow server as a child process, which tests may kill and start again, and a database for it."""
+"""A real MLflow server as a process, which tests may kill and start again, and a database for it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests import warm
 from tests.once import once
 
 _START_SECONDS = 120
@@ -63,7 +62,7 @@ class MlflowServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: warm.Process | None = None
 
     @property
     def address(self) -> str:
@@ -79,19 +78,13 @@ class MlflowServer:
         """Start it and wait until it answers."""
         lay_database(self.folder / "server.db")
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            str(Path(__file__).with_name("mlflow_here.py")),
+            "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
             "--backend-store-uri", self._database, "--artifacts-destination", self._artifacts,
             *self._options,
         ]  # fmt: skip
-        self._log = (self.folder / "server.log").open("ab")
-        self._process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self._environment,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = warm.start(command, self.folder, self._environment, log, log)
         end = time.monotonic() + _START_SECONDS
         while not self._answers():
             if time.monotonic() > end or self._process.poll() is not None:
@@ -99,12 +92,11 @@ class MlflowServer:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """SIGKILL, with all of its workers."""
+        """SIGKILL, with all of its processes."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-            self._log.close()
 
     def _answers(self) -> bool:
         try:

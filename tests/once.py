@@ -17,10 +17,15 @@ def share(folder: Path) -> None:
     _folder.mkdir(exist_ok=True)
 
 
+def shared() -> Path:
+    """The folder of the session."""
+    assert _folder is not None
+    return _folder
+
+
 def once(name: str, make: Callable[[Path], None]) -> Path:
     """The folder that ``make`` has filled, in this process or in another."""
-    assert _folder is not None
-    place = _folder / name
+    place = shared() / name
     with FileLock(f"{place}.lock"):
         if not (place / "done").exists():
             place.mkdir()

@@ -6,10 +6,9 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.cli import server as server_command
 
+from tests import warm
 from tests.conftest import PROJECT, TINY, run_script, subprocess_environment, write_images
 from tests.mlflow_server import MlflowServer
 from tyre_lightning.demo.server import S3Server
@@ -64,16 +64,15 @@ def test_two_trainings_at_once_on_postgresql_and_s3(database: str, store: S3Serv
     access = {**store.environment, "MLFLOW_S3_ENDPOINT_URL": store.endpoint}
     with MlflowServer(tmp_path, database, "s3://plant/mlflow", access, NAMES) as server:
         options = [f"data.root={tmp_path}/lake/v1", *TINY, f"logger.tracking_uri={server.uri}"]
-        trainings = [
-            subprocess.Popen(
-                [sys.executable, str(PROJECT / "train.py"), *options, f"seed={seed}"], cwd=tmp_path, env=environment,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for seed in (0, 1)
-        ]  # fmt: skip
-        for training in trainings:
-            _, errors = training.communicate(timeout=400)
-            assert training.returncode == 0, errors
+        log = tmp_path / "said"
+        with ExitStack() as stack:
+            for training in [
+                stack.enter_context(
+                    warm.running([str(PROJECT / "train.py"), *options, f"seed={seed}"], tmp_path, environment, log, log)
+                )
+                for seed in (0, 1)
+            ]:
+                assert training.wait(400) == 0, log.read_text()
         client = MlflowClient(server.uri)
         experiment = client.get_experiment_by_name(MODEL)
         assert experiment is not None

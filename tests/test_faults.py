@@ -6,14 +6,13 @@ import hashlib
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from mlflow.entities import Run
 from PIL import Image
 from torch import Tensor
 
+from tests import warm
 from tests.conftest import PROJECT, SMALL, run_script, subprocess_environment, write_images
 from tests.fault_proxy import Fault, FaultProxy
 from tests.images import encode, picture
@@ -495,33 +495,42 @@ def test_an_image_that_is_gone_when_copies_are_looked_for(
     assert f"cannot read 's3://{folder.parent.name}/{key}'" in message
 
 
+@dataclass(frozen=True)
+class Training:
+    """One that runs."""
+
+    process: warm.Process
+    errors: Path  # where it writes what goes wrong
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def end(self) -> str:
+        """What it has written when it has ended."""
+        self.process.wait(60)
+        return self.errors.read_text()
+
+    def children(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that are forks of it."""
+        command = psutil.Process(self.process.pid).cmdline()
+        return [child for child in self.children() if child.cmdline() == command]
+
+
 @contextmanager
-def training(root: str, folder: Path, endpoint: str, server: S3Server, *options: str) -> Iterator[psutil.Popen]:
+def training(root: str, folder: Path, endpoint: str, server: S3Server, *options: str) -> Iterator[Training]:
     """train.py in a session of its own, all of which has ended when the block has."""
     environment = {**subprocess_environment(server), "AWS_ENDPOINT_URL": endpoint}
-    process = psutil.Popen(
-        [sys.executable, str(PROJECT / "train.py"), f"data.root={root}", *OPTIONS, *options],
-        cwd=folder, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(condition: Callable[[], bool], process: psutil.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def workers_of(process: psutil.Popen) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if "train.py" in " ".join(child.cmdline())]
+    command = [str(PROJECT / "train.py"), f"data.root={root}", *OPTIONS, *options]
+    with warm.running(command, folder, environment, folder / "said", folder / "errors") as process:
+        yield Training(process, folder / "errors")
 
 
 @pytest.mark.long
@@ -529,14 +538,14 @@ def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_en
     """A terminal sends SIGINT to all processes of the run."""
     proxy.add(Fault("slow", seconds=3, times=None))
     root = f"s3://{folder.parent.name}/v1"
-    with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
-        wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED, process)  # both workers have begun
-        children = process.children(recursive=True)
+    with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as run:
+        run.wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED)  # both workers have begun
+        children = run.children()
         start = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        os.killpg(run.process.pid, signal.SIGINT)
+        errors = run.end()
         assert time.monotonic() - start < 10
-        assert process.returncode == 130
+        assert run.process.returncode == 130
         assert errors_in(errors) == []
         assert errors.strip().splitlines()[-1].startswith("interrupted")
         assert not psutil.wait_procs(children, timeout=3)[1]
@@ -548,14 +557,14 @@ def test_a_killed_worker_ends_the_run(proxy: FaultProxy, folder: Path, aws_env: 
     """As the system does when memory runs out."""
     proxy.add(Fault("slow", seconds=1, times=None))
     root = f"s3://{folder.parent.name}/v1"
-    with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as process:
-        wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED, process)  # both workers have begun
-        children = process.children(recursive=True)
+    with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as run:
+        run.wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED)  # both workers have begun
+        children = run.children()
         start = time.monotonic()
-        workers_of(process)[0].kill()
-        _, errors = process.communicate(timeout=60)
+        run.workers()[0].kill()
+        errors = run.end()
         assert time.monotonic() - start < 20
-        assert process.returncode == 1
+        assert run.process.returncode == 1
         assert "killed" in errors.lower()
         assert not psutil.wait_procs(children, timeout=3)[1]
     assert run_of(tmp_path).info.status == "FAILED"

@@ -82,7 +82,7 @@ def out_of_reach(checkpoint: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batches", [2, 3])
+@pytest.mark.parametrize("batches", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_broken_off_between_two_steps_loses_no_gradient(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +16,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.conftest import PROJECT, Trained
+from tests import warm
+from tests.conftest import Trained
 from tests.images import encode, picture
 from tests.test_serve import Plant, inspector, plant  # noqa: F401 (a fixture)
 from tyre_lightning.config import InboxConfig, S3Config, config_folder, register_schemas
@@ -437,21 +436,9 @@ def test_the_command_outlives_kills_and_ends_by_ctrl_c(
     for number in range(120):
         (box / f"T{number // 3}_{number}.jpg").write_bytes(encode(picture(number), "JPEG"))
     options = [f"input={box}", "pictures=3", f"tracking_uri={plant.uri}", "model=models:/tyres@champion"]
-    command = [sys.executable, "-m", "tyre_lightning.inbox", *options]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-
-    @contextmanager
-    def start() -> Iterator[subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            yield process
-        finally:
-            process.kill()  # where the test has failed
-            process.communicate()
-
-    with start() as first:
+    command = ["-m", "tyre_lightning.inbox", *options]
+    out, err = tmp_path / "out", tmp_path / "err"
+    with warm.running(command, tmp_path, os.environ, out, err) as first:
         while len(times(box)) < 20:
             assert first.poll() is None
             time.sleep(0.005)
@@ -459,19 +446,18 @@ def test_the_command_outlives_kills_and_ends_by_ctrl_c(
         first.wait()
     before = times(box)
     assert 20 <= len(before) < 160
-    with start() as second:
+    with warm.running(command, tmp_path, os.environ, out, err) as second:
         while len(times(box)) < 160:
             assert second.poll() is None
             time.sleep(0.05)
         second.send_signal(signal.SIGINT)
-        said, errors = second.communicate(timeout=60)
-    assert second.returncode == 0, errors
+        assert second.wait(60) == 0, err.read_text()
     after = times(box)
     assert {path: after[path] for path in before} == before
     rows = [read(path) for path in box.glob("*.jpg.json")]
     assert len(rows) == 120 and all(row["error"] is None for row in rows)
     assert all(len(read(path)["pictures"]) == 3 for path in box.glob("*.tyre.json"))
-    assert f"{120 - sum('.jpg.json' in path for path in before)} pictures got their verdicts" in said
+    assert f"{120 - sum('.jpg.json' in path for path in before)} pictures got their verdicts" in out.read_text()
 
 
 def test_a_promoted_model_takes_over(tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -15,6 +15,7 @@ import yaml
 
 from tests.conftest import PROJECT, TINY, untracked_environment, write_images
 from tests.mlflow_server import lay_database
+from tests.once import once
 from tyre_lightning.commands import COMMANDS
 
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "tyre_lightning", "conf")
@@ -67,9 +68,14 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Built from a copy: setuptools writes beside what it builds from, and keeps what it finds there."""
-    place = tmp_path_factory.mktemp("installed")
+def installed() -> Installed:
+    place = once("installed", build)
+    (wheel,) = place.glob("*.whl")
+    return Installed(wheel, place / "site")
+
+
+def build(place: Path) -> None:
+    """From a copy: setuptools writes beside what it builds from, and keeps what it finds there."""
     for name in BUILT_FROM:
         source, copy = PROJECT / name, place / "source" / name
         if source.is_dir():
@@ -80,7 +86,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     pip(["wheel", "--no-build-isolation", "--wheel-dir", str(place), str(place / "source")])
     (wheel,) = place.glob("*.whl")
     pip(["install", "--target", str(place / "site"), str(wheel)])
-    return Installed(wheel, place / "site")
 
 
 def pip(arguments: list[str]) -> None:
@@ -107,7 +112,12 @@ def test_the_wheel_says_what_it_is(installed: Installed) -> None:
     assert "\nRequires-Python: <3.14,>=3.11\n" in about
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+OFTEN = ("train", "predict")  # the others' modules and configs are in the wheel too, which the first test looks at
+
+
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=[] if verb in OFTEN else pytest.mark.slow) for verb in COMMANDS]
+)
 def test_every_verb_works_from_another_folder(verb: str, installed: Installed, tmp_path: Path) -> None:
     shown = installed.tyre(tmp_path, verb, "--cfg", "job")
     assert shown.returncode == 0 and "tracking_uri: " in shown.stdout + "tracking_uri: " * (
@@ -121,7 +131,8 @@ def test_every_verb_works_from_another_folder(verb: str, installed: Installed, t
 
 
 def test_its_help_lists_the_verbs(installed: Installed, tmp_path: Path) -> None:
-    assert all(f"  {verb} " in installed.tyre(tmp_path, "--help").stdout for verb in (*COMMANDS, "demo"))
+    shown = installed.tyre(tmp_path, "--help").stdout
+    assert all(f"  {verb} " in shown for verb in (*COMMANDS, "demo"))
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ Of SLURM there are the variables, the signal and a stand-in for ``scontrol``; th
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from mlflow.entities import Run
 from tests import warm
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.mlflow_server import lay_database
+from tests.once import once
 from tests.radosgw import free_port
 from tests.test_one_scoring_path import CLASSES, assert_predict_agrees
 from tests.test_slurm import SCONTROL
@@ -71,15 +74,20 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(lake: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """What two processes by torchrun have left and said."""
-    folder = tmp_path_factory.mktemp("together")
-    lay_database(folder / "mlflow.db")
+    """What two processes by torchrun have left and said; each process of the tests has its copy."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     command = [*torchrun, TRAIN, f"data.root={lake}", *OPTIONS]
-    env = {**untracked_environment(), "OMP_NUM_THREADS": "1"}
-    return folder, subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+
+    def train(made: Path) -> None:
+        (folder := made / "run").mkdir()
+        lay_database(folder / "mlflow.db")
+        env = {**untracked_environment(), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+        (made / "done.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+
+    made = once("together", train)
+    folder = shutil.copytree(made / "run", tmp_path_factory.mktemp("together") / "run")
+    return folder, subprocess.CompletedProcess(command, *json.loads((made / "done.json").read_text()))
 
 
 def by_srun(
@@ -187,7 +195,7 @@ def test_a_process_that_is_killed_ends_all(lake: Path, tmp_path: Path) -> None:
     assert other.stdout + other.stderr == ""
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: str) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL, f"data.num_workers={workers}"]
     first, other = by_srun(tmp_path, *given, variables={"BEFALLS": f"SIGTERM {workers}"})
@@ -202,7 +210,7 @@ def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: s
         assert re.fullmatch(r"error: outputs\S+/last\.ckpt is not there on \S+: all nodes must see .*\n", first.stderr)
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_a_mistake_in_any_process_is_one_sentence_of_the_first(lake: Path, tmp_path: Path, rank: str) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL]
     first, other = by_srun(tmp_path, *given, variables={"BEFALLS": f"error {rank}"})

@@ -68,10 +68,12 @@ def newest_run(folder: Path) -> Run:
     "options",
     [
         pytest.param(["callbacks.ema.decay=0.9"], id="with a moving average"),
-        pytest.param(["callbacks.ema.decay=null"], id="without a moving average"),
-        pytest.param(["trainer.precision=bf16-mixed"], id="in bfloat16"),
-        pytest.param(["callbacks.early_stopping.patience=1", "trainer.max_epochs=5"], id="stopped early"),
-        pytest.param(["trainer.max_epochs=4", "ckpt_path=last"], id="resumed"),
+        pytest.param(["callbacks.ema.decay=null"], id="without a moving average", marks=pytest.mark.slow),
+        pytest.param(["trainer.precision=bf16-mixed"], id="in bfloat16", marks=pytest.mark.slow),
+        pytest.param(
+            ["callbacks.early_stopping.patience=1", "trainer.max_epochs=5"], id="stopped early", marks=pytest.mark.slow
+        ),
+        pytest.param(["trainer.max_epochs=4", "ckpt_path=last"], id="resumed", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_run_records_is_what_predict_says(lake: Path, tmp_path: Path, options: list[str]) -> None:

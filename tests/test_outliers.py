@@ -128,6 +128,7 @@ def test_without_a_good_class_or_with_ones_own_loss_there_are_none() -> None:
     assert (learning(0.5)._outliers, nobody._outliers, own._outliers) == (0.5, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_what_is_no_tyre_is_called_good_less_often() -> None:
     """Two kinds of pictures that a few steps tell apart: what each of two networks says of pictures like neither."""
     labels = torch.arange(16) % 2

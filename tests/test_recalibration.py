@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from scipy.stats import beta
 
 from tests.conftest import train_here
+from tests.once import once
 from tyre_lightning.config import config_folder, register_schemas
 from tyre_lightning.demo.drawing import write_lake
 from tyre_lightning.errors import UserError
@@ -59,11 +60,13 @@ class Plant:
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
-    folder = tmp_path_factory.mktemp("plant")
-    write_lake(folder / "v1", {"train": 6, "val": 4, "test": 3}, size=48, clear=True)
-    names = f"logger.registered_model={NAME}", "logger.experiment=plant", f"data.cache_dir={folder}/cache"
-    learn = "callbacks.ema.decay=null", "trainer.max_epochs=3", "data.image_size=64"  # enough to tell tyres apart
-    train_here(folder, f"data.root={folder}/v1", *names, *PROMISE, *learn)
+    def train(made: Path) -> None:
+        write_lake(made / "v1", {"train": 6, "val": 4, "test": 3}, size=48, clear=True)
+        names = f"logger.registered_model={NAME}", "logger.experiment=plant", f"data.cache_dir={made}/cache"
+        learn = "callbacks.ema.decay=null", "trainer.max_epochs=3", "data.image_size=64"  # enough to tell tyres apart
+        train_here(made, f"data.root={made}/v1", *names, *PROMISE, *learn)
+
+    folder = shutil.copytree(once("plant", train), tmp_path_factory.mktemp("plant") / "plant")
     shutil.copytree(folder / "v1", folder / "v2")
     write_lake(folder / "v2", {"val": 9}, size=48, seed=1, clear=True)
     learnt = sorted((folder / "v2" / "train").glob("*/*.jpg"))[::4]

@@ -10,8 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -31,6 +29,7 @@ import uvicorn
 from omegaconf import OmegaConf
 from PIL import Image
 
+from tests import warm
 from tests.browser import asked, browser_tests, chromium, resize
 from tests.conftest import subprocess_environment
 from tests.images import encode, picture
@@ -283,59 +282,61 @@ def test_the_agreement_of_two_persons_is_told(plant: str, tmp_path: Path) -> Non
 # ---- what lasts
 
 
-def started(queue: str, folder: Path, environment: Mapping[str, str], *more: str) -> tuple[Any, str, str]:
-    """The command in a process of its own, the address that it tells, and what it said before that."""
-    command = [sys.executable, "-m", "tyre_lightning.review", f"queue={queue}", "port=0", *more]
-    process = subprocess.Popen(
-        command, cwd=folder, env={**environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    said = ""
-    while (line := process.stdout.readline()) and not line.startswith("open "):
-        said += line
-    assert line, said
-    return process, line.split()[1], said
+@contextmanager
+def started(
+    queue: str, folder: Path, environment: Mapping[str, str], log: Path, *more: str
+) -> Iterator[tuple[warm.Process, str, str]]:
+    """The command in a process of its own that writes to a file, the address that it tells, and what it said before."""
+    command = ["-m", "tyre_lightning.review", f"queue={queue}", "port=0", *more]
+    with warm.running(command, folder, environment, log, log) as process:
+        while not (found := re.search(r"^open (\S+).*\n", log.read_text(), re.MULTILINE)):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        yield process, found[1], log.read_text()[: found.start()]
 
 
 @pytest.mark.long
-def test_a_kill_loses_nothing_that_was_confirmed(s3_server: S3Server, tmp_path: Path) -> None:
+def test_a_kill_loses_nothing_that_was_confirmed(
+    s3_server: S3Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    logs = tmp_path_factory.mktemp("logs")
     (tmp_path / "week").mkdir()
     queue = write_queue(tmp_path, {f"T{number}": [f"week/{number}.jpg"] for number in range(3000)})
     environment = {**subprocess_environment(s3_server), TOKEN: SECRET}
-    process, address, said = started(queue, tmp_path, environment, "host=0.0.0.0")
-    assert "3000 tyres, 0 of them answered; answers go to answers" in said and SECRET not in said
-    assert re.fullmatch(rf"http://[^/]+:\d+/\?token={SECRET}", address)
-    page = Page(f"http://127.0.0.1:{address.rpartition(':')[2].partition('/')[0]}", None)  # type: ignore[arg-type]
-    page.cookies = page.get(f"/?token={SECRET}").cookies.get_dict()
-    confirmed: list[tuple[str, str]] = []
+    with started(queue, tmp_path, environment, logs / "first", "host=0.0.0.0") as (process, address, said):
+        assert "3000 tyres, 0 of them answered; answers go to answers" in said and SECRET not in said
+        assert re.fullmatch(rf"http://[^/]+:\d+/\?token={SECRET}", address)
+        page = Page(f"http://127.0.0.1:{address.rpartition(':')[2].partition('/')[0]}", None)  # type: ignore[arg-type]
+        page.cookies = page.get(f"/?token={SECRET}").cookies.get_dict()
+        confirmed: list[tuple[str, str]] = []
 
-    def answer_on(who: str) -> None:
-        held = page.ask("/next", who)["tyres"]
-        while True:
-            try:
-                answer = page.post("/answer", {"who": who, "screen": "1", "tyre": held[0]["index"], "answer": "crack"})
-            except requests.RequestException:
-                return
-            confirmed.append((held[0]["name"], who))
-            held = answer.json()["tyres"]
+        def answer_on(who: str) -> None:
+            held = page.ask("/next", who)["tyres"]
+            while True:
+                given = {"who": who, "screen": "1", "tyre": held[0]["index"], "answer": "crack"}
+                try:
+                    answer = page.post("/answer", given)
+                except requests.RequestException:
+                    return
+                confirmed.append((held[0]["name"], who))
+                held = answer.json()["tyres"]
 
-    people = [threading.Thread(target=answer_on, args=(who,)) for who in ("ann", "bob")]
-    for one in people:
-        one.start()
-    while len(confirmed) < 60:
-        time.sleep(0.005)
-    process.kill()
-    for one in people:
-        one.join()
-    process.wait()
+        people = [threading.Thread(target=answer_on, args=(who,)) for who in ("ann", "bob")]
+        for one in people:
+            one.start()
+        while len(confirmed) < 60:
+            time.sleep(0.005)
+        process.kill()
+        for one in people:
+            one.join()
     kept = {(one.tyre, one.who) for one in latest(str(tmp_path / "answers"))}
     assert {*confirmed} <= kept and len(kept) <= len(confirmed) + 2
-    process, _, said = started(queue, tmp_path, environment, "host=0.0.0.0")
-    assert f"{len(kept)} of them answered" in said
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=20)
-    assert rest.strip() == f"{3000 - len(kept)} of 3000 tyres are left; to go on, give the same command again"
-    assert process.returncode == 0
+    with started(queue, tmp_path, environment, logs / "second", "host=0.0.0.0") as (process, _, said):
+        assert f"{len(kept)} of them answered" in said
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    rest = (logs / "second").read_text().splitlines()[-1]
+    assert rest == f"{3000 - len(kept)} of 3000 tyres are left; to go on, give the same command again"
     assert not any(SECRET in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
 
 

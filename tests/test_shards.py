@@ -672,16 +672,14 @@ def test_kills_lose_nothing_and_cost_little(
     write(pictures, tmp_path / "line")
     predict(model, tmp_path / "line", tmp_path / "whole" / "out", "shards=2")
     (tmp_path / "logged.py").write_text(LOGGED.format(project=str(PROJECT)))
-    command = [sys.executable, "logged.py", f"model={model}", "input=line", "output=out", "shards=2", "batch_size=2"]
+    command = ["logged.py", f"model={model}", "input=line", "output=out", "shards=2", "batch_size=2"]
     looked.touch()
     for _ in range(6):
         until = len(looked.read_text().splitlines()) + chance.randint(1, 12)
-        process = subprocess.Popen(command, cwd=tmp_path, env=trained.environment, stdout=-3, stderr=-3)
-        while process.poll() is None and len(looked.read_text().splitlines()) < until:
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
-    done = subprocess.run(command, cwd=tmp_path, env=trained.environment, stdout=-3, stderr=-3, check=False)
+        with warm.running(command, tmp_path, trained.environment, tmp_path / "said", tmp_path / "said") as process:
+            while process.poll() is None and len(looked.read_text().splitlines()) < until:
+                time.sleep(0.002)
+    done = warm.run(command, tmp_path, trained.environment, timeout=100)
     assert done.returncode == 3
     for name in ("out", "out-tyres"):
         same(rows_of(tmp_path / name), rows_of(tmp_path / "whole" / name))

@@ -159,7 +159,7 @@ def test_a_worker_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_used_store_works_in_other_processes(lake: tuple[Path, Store], method: str) -> None:
     folder, store = lake
     write_files(folder, "1.jpg")

@@ -169,6 +169,7 @@ def test_a_sweep_that_was_killed_goes_on_in_its_folder(options: list[str], tmp_p
     assert "this run has finished before" in done.stdout and "goes on" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_study_that_was_killed_goes_on_without_its_finished_trials(options: list[str], tmp_path: Path) -> None:
     arguments = (

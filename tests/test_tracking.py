@@ -112,8 +112,11 @@ def whole() -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("minutes", "workers", "epoch", "batch"),
-    [(10, 0, 1, 3), (0, 0, 1, 3), (0, 2, 2, 1)],
-    ids=["from the epoch's start", "from within an epoch", "from within an epoch, with workers"],
+    [
+        pytest.param(10, 0, 1, 3, id="from the epoch's start", marks=pytest.mark.slow),
+        pytest.param(0, 0, 1, 3, id="from within an epoch"),
+        pytest.param(0, 2, 2, 1, id="from within an epoch, with workers", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     whole: Path, tmp_path: Path, minutes: int, workers: int, epoch: int, batch: int

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, Run
 
+from tests import warm
 from tests.conftest import (
     PROJECT,
     SMALL,
@@ -294,23 +294,16 @@ def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> No
 @pytest.mark.long
 def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "train.py"), *options],
-        cwd=tmp_path, env=untracked_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
+    command = [str(PROJECT / "train.py"), *options]
+    with warm.running(command, tmp_path, untracked_environment(), tmp_path / "said", tmp_path / "errors") as process:
         deadline = time.monotonic() + 180
         while not list(tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+        assert process.wait(60) == 130
+    assert "Traceback" not in (tmp_path / "errors").read_text()
     assert only_run(tmp_path).info.status == "KILLED"
     (last,) = tmp_path.glob("outputs/train/*/checkpoints/last.ckpt")
     left = torch.load(last, weights_only=True)
@@ -320,6 +313,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) 
     assert run_script("train.py", *again, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
@@ -372,8 +366,9 @@ def test_two_processes_give_one_process_s_test_metrics(lake: str, tmp_path: Path
         assert two.data.metrics[name] == pytest.approx(one.data.metrics[name], abs=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.long
-def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> None:
+def test_folds_are_swept(lake: str, tmp_path: Path) -> None:
     options = [f"data.root={lake}", *TINY, "data.val_fraction=0.2", "logger.registered_model=null"]
     done = run_script("train.py", "-m", "data.folds=2", "data.fold=0,1", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -381,7 +376,11 @@ def test_folds_are_swept_and_tyres_that_training_saw_are_counted_out(lake: str, 
     first, second = (datasets(run)["test"].digest for run in runs(tmp_path))
     assert first != second
     assert "mean of 2" in done.stdout and re.search(r" ±\d\.\d\d\d ", done.stdout)
-    # Numbers 0 to 2 are those of tyres in both folders; each file of another number is a tyre of its own.
+
+
+def test_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> None:
+    """Numbers 0 to 2 are those of tyres in both folders; each file of another number is a tyre of its own."""
+    options = [f"data.root={lake}", *TINY, "data.val_fraction=0.2", "logger.registered_model=null"]
     done = run_script("train.py", r"data.group_pattern='^([0-2])\.'", *options, "logger.experiment=ids", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6 of 9 test images are of tyres that training sees too (v1/test/crack/0.jpg, ...)" in (

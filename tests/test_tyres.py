@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import table_of, train_here
 from tests.images import encode, picture
+from tests.once import once
 from tyre_lightning.config import DataConfig, OperatingPointConfig, config_folder, register_schemas
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint
@@ -52,15 +53,17 @@ def write_tyres(root: Path, usage: str, first: int, tyres: int, views: str) -> N
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a lake of tyres, two pictures each, and a run on it."""
-    folder = tmp_path_factory.mktemp("plant")
-    root = folder / "lake" / "v1"
-    write_tyres(root, "train", 0, 12, "ab")
-    write_tyres(root, "val", 100, 8, "ab")
-    write_tyres(root, "test", 200, 6, "ab")
-    promise = ["operating_point.max_escape_rate=0.3", "operating_point.confidence=0.9"]
-    learn = ["trainer.max_epochs=2", "data.image_size=64", "logger.system_metrics=false"]
-    train_here(folder, f"data.root={root}", PATTERN, *promise, *learn)
-    return folder
+
+    def train(folder: Path) -> None:
+        root = folder / "lake" / "v1"
+        write_tyres(root, "train", 0, 12, "ab")
+        write_tyres(root, "val", 100, 8, "ab")
+        write_tyres(root, "test", 200, 6, "ab")
+        promise = ["operating_point.max_escape_rate=0.3", "operating_point.confidence=0.9"]
+        learn = ["trainer.max_epochs=2", "data.image_size=64", "logger.system_metrics=false"]
+        train_here(folder, f"data.root={root}", PATTERN, *promise, *learn)
+
+    return shutil.copytree(once("tyres", train), tmp_path_factory.mktemp("plant") / "plant")
 
 
 def predicted(plant: Path, folder: Path, source: Path) -> tuple[Summary, pd.DataFrame, pd.DataFrame]:

@@ -1,27 +1,37 @@
 """A warmed-up process that runs scripts as forks of itself: to import torch, Lightning and MLflow takes seconds.
 
 Each script has its own process, environment, folder and arguments, and ends as Python ends. What it does not have is a
-fresh interpreter: tests of what is imported, or of signals, start one themselves.
+fresh interpreter: tests of what is imported start one themselves. All processes of a test session share one, which ends
+with the last of them.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+import hashlib
+import inspect
 import json
 import os
 import runpy
+import selectors
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from tests.once import shared
+
 PROJECT = Path(__file__).parents[1]
-_HEAVY = (  # all that a training imports
+_HEAVY = (  # all that a training imports, and the most of other commands
     "tyre_lightning.training",
     "tyre_lightning.prediction",
     "tyre_lightning.audit.page",
@@ -41,20 +51,116 @@ _HEAVY = (  # all that a training imports
     "pyarrow.dataset",
     "sqlalchemy.dialects.sqlite",
     "torch.onnx",
+    "mlflow.cli",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "onnx",
+    "opentelemetry.sdk.metrics",
+    "optuna",
+    "safetensors.torch",
+    "tyre_lightning.line.review",
+    "tyre_lightning.serving.inbox",
+    "tyre_lightning.tracking.leaderboard",
+    "tyre_lightning.tracking.sweeper",
+    "uvicorn",
 )
-_lock = threading.Lock()
-_process: subprocess.Popen[str] | None = None
+_LARGEST = 1 << 18  # of a request, in bytes
+_process: subprocess.Popen[bytes] | None = None  # the warm one, where this process has started it
+_kept: socket.socket | None = None  # while it is open, the warm process stays
 
 
-def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Like :func:`subprocess.run` of Python with captured texts.
+class Fork:
+    """A script that has been started; what of :class:`subprocess.Popen` is needed."""
+
+    def __init__(self, command: Sequence[str], connection: socket.socket, pid: int) -> None:
+        self.args = [*command]
+        self.pid = pid
+        self.returncode: int | None = None
+        self._connection = connection
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, negative for a signal.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in as many seconds.
+        """
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                answer = self._connection.recv(_LARGEST)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            assert answer, "the warm process has ended"
+            self.returncode = int(answer)
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, if it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        """Unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """By SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+Process = Fork | subprocess.Popen[bytes]
+
+
+def start(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: int | IO[Any], stderr: int | IO[Any]
+) -> Process:
+    """Like :class:`subprocess.Popen` of Python, with nothing to read and in a session of its own.
 
     Args:
         command: a script's path, or ``-m`` and a module, and the arguments.
         cwd: where to.
         env: the whole environment.
-        timeout: in seconds.
+        stdout: a file, or its descriptor.
+        stderr: likewise; both may be the same.
     """
+    files = [file if isinstance(file, int) else file.fileno() for file in (stdout, stderr)]
+    if not hasattr(os, "pidfd_open"):
+        whole = [sys.executable, *command]
+        null = subprocess.DEVNULL
+        return subprocess.Popen(
+            whole, cwd=cwd, env=env, stdin=null, stdout=files[0], stderr=files[1], start_new_session=True
+        )
+    global _kept
+    if _kept is None:
+        _kept = _connect()
+    request = json.dumps({"command": [*command], "cwd": str(cwd), "env": {**env}}).encode()
+    while True:
+        connection = _connect()
+        with contextlib.suppress(ConnectionError):
+            socket.send_fds(connection, [request], files)
+            if answer := connection.recv(_LARGEST):
+                return Fork(command, connection, int(answer))
+        connection.close()  # it was about to end
+
+
+@contextmanager
+def running(command: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> Iterator[Process]:
+    """Like :func:`start`, with what it says appended to files; its whole session has ended when the block has."""
+    with out.open("a") as stdout, err.open("a") as stderr:
+        process = start(command, cwd, env, stdout, stderr)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Like :func:`subprocess.run` of Python with captured texts; the arguments are those of :func:`start`."""
     return run_together(command, cwd, [env], timeout)[0]
 
 
@@ -62,79 +168,49 @@ def run_together(
     command: Sequence[str], cwd: Path, envs: Sequence[Mapping[str, str]], timeout: float
 ) -> list[subprocess.CompletedProcess[str]]:
     """Like :func:`run`, in as many processes at once as there are environments."""
-    whole = [sys.executable, *command]
+    end = time.monotonic() + timeout
     with ExitStack() as stack:
         outputs = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in ("out", "err")] for _ in envs]
-        if not hasattr(os, "fork") or sys.platform == "darwin" or not _lock.acquire(blocking=False):
-            codes = _start(whole, cwd, envs, outputs, timeout)
-        else:
-            try:
-                codes = _ask(command, cwd, envs, outputs, timeout)
-            finally:
-                _lock.release()
+        started = [start(command, cwd, env, *files) for env, files in zip(envs, outputs, strict=True)]
+        try:
+            codes = [process.wait(max(0.0, end - time.monotonic())) for process in started]
+        finally:
+            for process in started:
+                process.kill()
         return [
-            subprocess.CompletedProcess(whole, code, *[(file.seek(0), file.read())[1] for file in files])
+            subprocess.CompletedProcess([*command], code, *[(file.seek(0), file.read())[1] for file in files])
             for code, files in zip(codes, outputs, strict=True)
         ]
 
 
-def _start(
-    whole: Sequence[str],
-    cwd: Path,
-    envs: Sequence[Mapping[str, str]],
-    outputs: Sequence[Sequence[IO[str]]],
-    timeout: float,
-) -> list[int]:
-    started = [
-        subprocess.Popen(whole, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        for env, (out, err) in zip(envs, outputs, strict=True)
-    ]
-    try:
-        return [process.wait(timeout) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-
-
-def _ask(
-    command: Sequence[str],
-    cwd: Path,
-    envs: Sequence[Mapping[str, str]],
-    outputs: Sequence[Sequence[IO[str]]],
-    timeout: float,
-) -> list[int]:
+def _connect() -> socket.socket:
+    """A connection to the session's warm process, which is started if there is none."""
     global _process
-    if _process is None or _process.poll() is not None:
-        _process = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm"], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-    requests = [
-        {
-            "command": [*command],
-            "cwd": str(cwd),
-            "env": {**env},
-            "files": [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in files],
-        }
-        for env, files in zip(envs, outputs, strict=True)
-    ]
-    assert _process.stdin and _process.stdout
-    _process.stdin.write(json.dumps(requests) + "\n")
-    _process.stdin.flush()
-    late = threading.Timer(timeout, _process.kill)
-    late.start()
-    try:
-        answer = _process.stdout.readline()
-    finally:
-        late.cancel()
-    if not answer:
-        raise subprocess.TimeoutExpired([*command], timeout)
-    return [int(code) for code in json.loads(answer)]
+    name = "\0tyre-lightning-" + hashlib.sha256(str(shared()).encode()).hexdigest()
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(ConnectionRefusedError):
+            connection.connect(name)
+            return connection
+        connection.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            try:
+                listener.bind(name)
+            except OSError:  # another process starts it just now
+                time.sleep(0.01)
+                continue
+            listener.listen(64)
+            null, descriptor = subprocess.DEVNULL, listener.fileno()
+            command = [sys.executable, "-m", "tests.warm", str(descriptor)]
+            _process = subprocess.Popen(
+                command, cwd=PROJECT, stdin=null, stdout=null, pass_fds=[descriptor], start_new_session=True
+            )
 
 
 def _become(request: dict[str, Any]) -> None:
     """What the fork does until Python ends."""
-    for target, path in enumerate(request["files"], 1):
-        file = os.open(path, os.O_WRONLY)
+    os.setsid()
+    for target, file in enumerate(request["files"], 1):
         os.dup2(file, target)
         os.close(file)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -179,26 +255,80 @@ def _end_as_python_does(request: dict[str, Any]) -> None:
     os._exit(code or 0)
 
 
-def _serve() -> None:
-    gc.disable()
+def _warm_up() -> None:
+    """Import what is imported, and fill caches of what only depends on that."""
     for name in _HEAVY:
         __import__(name)
     requirements_utils = sys.modules["mlflow.utils.requirements_utils"]
     requirements_utils._init_modules_to_packages_map()  # it takes each run that registers a model more than a second
+    inspect.stack()  # Lightning calls it when it loads a checkpoint; it looks at the file of each module
+    from hydra import compose, initialize_config_dir
+
+    from tyre_lightning.config import CONF, register_schemas
+
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("train", overrides=["data.root=lake"])  # Hydra looks for plugins, and its parsers learn their grammars
+
+
+def _serve(listener: socket.socket) -> None:
+    """Fork for each request, until the last connection has been closed."""
+    gc.disable()
+    _warm_up()
     gc.freeze()
     gc.enable()
-    while line := sys.stdin.readline():
-        children = [_fork(request) for request in json.loads(line)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), flush=True)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        connections: set[socket.socket] = set()
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is listener:
+                    accepted, _ = listener.accept()
+                    connections.add(accepted)
+                    selector.register(accepted, selectors.EVENT_READ)
+                elif isinstance(connection := key.fileobj, socket.socket):
+                    if not _answer(connection, selector):
+                        connections.discard(connection)
+                else:
+                    _tell_end(key, selector)
+            if not connections:
+                return
 
 
-def _fork(request: dict[str, Any]) -> int:
+def _answer(connection: socket.socket, selector: selectors.BaseSelector) -> bool:
+    """Start what is asked for; whether the connection is open."""
+    try:
+        text, files, _, _ = socket.recv_fds(connection, _LARGEST, 2)
+    except ConnectionError:
+        text = b""
+    if not text:
+        selector.unregister(connection)
+        connection.close()
+        return False
     child = os.fork()
     if not child:
-        _end_as_python_does(request)
-    return child
+        for key in selector.get_map().values():  # they are the parent's
+            os.close(key.fd)
+        selector.close()
+        _end_as_python_does({**json.loads(text), "files": files})
+    for file in files:
+        os.close(file)
+    with contextlib.suppress(OSError):  # who asked has ended
+        connection.send(str(child).encode())
+    selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
+    return True
+
+
+def _tell_end(key: selectors.SelectorKey, selector: selectors.BaseSelector) -> None:
+    """Say with which code a fork has ended."""
+    child, connection = key.data
+    selector.unregister(key.fileobj)
+    os.close(key.fd)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):  # nobody waits for it
+        connection.send(str(code).encode())
 
 
 if __name__ == "__main__":
-    _serve()
+    with socket.socket(fileno=int(sys.argv[1])) as given:
+        _serve(given)

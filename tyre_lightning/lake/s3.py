@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -285,6 +285,7 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
     _check_endpoint(_configured_endpoint(config))
     logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it reports where every client found its settings
     core = botocore.session.Session()
+    core.register_component("data_loader", _descriptions(core.get_config_variable("data_path")))
     session = boto3.Session(botocore_session=core, profile_name=config.profile)
     path_style = bool(_configured_endpoint(config)) if config.path_style is None else config.path_style
     client = session.client(
@@ -305,6 +306,14 @@ def _connect(bucket: str, config: S3Config) -> _Connection:
         bundle = core.get_config_variable("ca_bundle") if url.startswith("https:") else None
         fetch = Fetcher(bucket, credentials, url, region, path_style=path_style, ca_bundle=bundle, pause=READ_SECONDS)
     return _Connection(os.getpid(), client, fetch)
+
+
+@cache
+def _descriptions(folders: str | None) -> Any:
+    """AWS's services as botocore describes them, read once: each session would parse the files anew, for 0.1 s."""
+    from botocore.loaders import create_loader
+
+    return create_loader(folders)
 
 
 def _client_config(path_style: bool, anonymous: bool) -> Any:
