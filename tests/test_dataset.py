@@ -42,7 +42,7 @@ def module(root: str, **options: object) -> TyreDataModule:
     return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_every_kind_give_the_same_batches(lake: str, start: str) -> None:
     alone = list(module(lake).train_dataloader())
     workers = list(module(lake, num_workers=2, worker_start=WorkerStart(start)).train_dataloader())

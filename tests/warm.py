@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -275,6 +276,8 @@ def _serve(listener: socket.socket) -> None:
     """Fork for each request, until the last connection has been closed."""
     gc.disable()
     _warm_up()
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False  # what forks inherit, they do not take down
     gc.freeze()
     gc.enable()
     with selectors.DefaultSelector() as selector:
