@@ -182,11 +182,7 @@ def trained(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Tr
     )
 
 
-# Without the search for copies, for which a second network looks at all images: SMALL and tests of copies have it.
-TINY = (
-    *("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "data.near_copies=false"),
-    *("trainer.max_epochs=1", "trainer=cpu"),
-)
+TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
 SMALL = ("data.image_size=48", "trainer.max_epochs=2", "data.batch_size=8", "data.num_workers=1")
 
 

@@ -133,7 +133,7 @@ def test_the_report_of_a_run_has_its_numbers(trained: Trained, tmp_path: Path) -
     assert threshold == metrics["threshold"]
     escapes = sum(score < threshold for score in defective["scores"])
     assert escapes / len(defective["scores"]) == metrics["test/escape_rate"]
-    assert data["intervals"]["escape"][1][escapes] == pytest.approx(escape["high"])
+    assert data["intervals"]["escape"]["high"][escapes] == pytest.approx(escape["high"])
     assert sum(score >= threshold for score in good["scores"]) / len(good["scores"]) == metrics["test/overkill_rate"]
     assert sorted({*defective["keys"], *good["keys"]}) == sorted(
         f"v1/{path.relative_to(trained.local).as_posix()}" for path in trained.local.glob("test/*/*.jpg")

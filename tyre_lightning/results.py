@@ -21,11 +21,9 @@ from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, thumbnails
 from tyre_lightning.evaluation.judgement import confusion
-from tyre_lightning.evaluation.predictions import SHOWS
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
-from tyre_lightning.model.inspector import DEFECTS
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
 from tyre_lightning.tracking.runs import CONFIG, REPORT, connect, fetch_artifact
@@ -154,8 +152,7 @@ class Result:
             UserError: the run has no such images.
         """
         table = self._scores(usage).answers(self.model.inspector)
-        lists = {name: table[name].to_pylist() for name in (SHOWS, DEFECTS) if name in table.column_names}
-        return table.to_pandas().assign(**lists)
+        return pd.DataFrame(table.to_pylist(), columns=table.column_names)  # of the kinds that predict gives
 
     def errors(self, count: int = 12, usage: str | None = None, root: str | None = None) -> Image.Image:
         """A contact sheet of the images that the model gets most wrong: those where it is surest of another class.
