@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tyre_lightning.decision.bounds import interval_ends
 from tyre_lightning.decision.novelty import is_novel
 from tyre_lightning.decision.operating_point import Calibration, doubtful
+from tyre_lightning.evaluation.curves import evenly
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
@@ -183,7 +184,7 @@ def interval_table(total: int, confidence: float) -> dict[str, list[Any]]:
     """
     counts = np.arange(total + 1)
     if total > LISTED:
-        counts = np.unique(np.r_[counts[:STEPS], np.linspace(0, total, STEPS).astype(np.int64), counts[-STEPS:]])
+        counts = np.unique(np.r_[counts[:STEPS], evenly(total + 1, STEPS), counts[-STEPS:]])
     low, high = interval_ends(counts, total, confidence)
     return {"counts": counts.tolist(), "low": low.round(_DIGITS).tolist(), "high": high.round(_DIGITS).tolist()}
 
