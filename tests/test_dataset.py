@@ -1,6 +1,8 @@
 """Images stream in order, once each, from S3 and folders, in every kind of worker."""
 
+import gc
 import multiprocessing
+import os
 import re
 import shutil
 import time
@@ -17,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import write_images
 from tests.images import encode, picture
-from tyre_lightning.config import Cache, Changed, DataConfig, S3Config, Unreadable, WorkerStart
+from tyre_lightning.config import AugmentConfig, Cache, Changed, DataConfig, S3Config, Unreadable, WorkerStart
 from tyre_lightning.data.datamodule import TyreDataModule, batch_per_device
 from tyre_lightning.data.dataset import AHEAD_IMAGES, BatchSampler, EpochSampler, balanced
 from tyre_lightning.data.images import Images, unchanged
-from tyre_lightning.data.stream import default_start
+from tyre_lightning.data.stream import default_start, stream_by_processes
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache
 from tyre_lightning.lake.reader import Reader, open_store
@@ -50,6 +52,44 @@ def test_workers_of_every_kind_give_the_same_batches(lake: str, start: str) -> N
     for ours, theirs in zip(alone, workers, strict=True):
         assert torch.equal(ours.image, theirs.image)
         assert torch.equal(ours.label, theirs.label)
+
+
+class Held:
+    """It holds itself, as what a training leaves does, and notes which process deletes it."""
+
+    def __init__(self, notes: Path) -> None:
+        self.me = self
+        self.notes = notes
+
+    def __del__(self) -> None:
+        with self.notes.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def search(given: Any) -> Any:
+    gc.collect()
+    return given
+
+
+def searching() -> Any:
+    return search
+
+
+@pytest.mark.parametrize("way", ["training", "prediction"])
+def test_loading_processes_do_not_delete_what_an_earlier_training_has_left(lake: str, tmp_path: Path, way: str) -> None:
+    notes = tmp_path / "notes"
+    gc.disable()
+    try:
+        Held(notes)
+        if way == "training":
+            target = {"_target_": f"{__name__}.searching"}
+            assert list(module(lake, num_workers=1, augment=AugmentConfig(extra={"search": target})).train_dataloader())
+        else:
+            assert list(stream_by_processes(search, range(4), 2))
+    finally:
+        gc.enable()
+    gc.collect()
+    assert notes.read_text().split() == [str(os.getpid())]
 
 
 def test_a_spawned_process_starts_its_workers_as_any_other_does() -> None:

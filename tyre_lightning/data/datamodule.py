@@ -21,7 +21,7 @@ from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerS
 from tyre_lightning.cores import cores
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
 from tyre_lightning.data.images import Images, unchanged
-from tyre_lightning.data.stream import default_start
+from tyre_lightning.data.stream import begin_worker, default_start
 from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_any_size
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.cache import cache_folder
@@ -316,7 +316,10 @@ class TyreDataModule(L.LightningDataModule):
         if count == 0:
             return {}
         start = default_start() if self.config.worker_start is WorkerStart.auto else self.config.worker_start.value
-        return {"num_workers": count, "multiprocessing_context": start, "persistent_workers": True}
+        return {
+            "num_workers": count, "multiprocessing_context": start, "persistent_workers": True,
+            "worker_init_fn": begin_worker,
+        }  # fmt: skip
 
 
 def _extent(image: Tensor) -> Tensor:

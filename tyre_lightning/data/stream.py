@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def stream_by_processes(
     processes = min(cores(), MOST_PROCESSES)
     loader: DataLoader[Any] = DataLoader(
         _Batches(load), batch_sampler=batched(items, size), num_workers=processes, prefetch_factor=1,
-        multiprocessing_context=default_start(), collate_fn=_as_it_is,
+        multiprocessing_context=default_start(), collate_fn=_as_it_is, worker_init_fn=begin_worker,
     )  # fmt: skip
     for batch, found in loader:
         if isinstance(found, UserError):
@@ -93,6 +94,15 @@ class _Batches(Dataset[Any]):
 
 def _as_it_is(found: Any) -> Any:
     return found
+
+
+def begin_worker(number: int) -> None:
+    """Begin a loading process, which never searches for garbage in what it was forked with.
+
+    An earlier training of the same process, as those of a sweep are, leaves garbage that holds CUDA's objects. Whoever
+    deletes one in a forked process, where there is no CUDA, is ended.
+    """
+    gc.freeze()
 
 
 def default_start() -> str | None:

@@ -230,8 +230,8 @@ class TyreClassifier(L.LightningModule):
         self.train()
 
     def on_train_end(self) -> None:
-        """Give the graph's memory back."""
-        self._graph = None
+        """Give back what lies on the GPU."""
+        self._graph = self._latest = self._due = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by the batch and the process, so that a resumed training goes on as if it had not stopped."""
