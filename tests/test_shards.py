@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import re
 import shlex
@@ -27,13 +29,14 @@ from hydra import compose, initialize_config_dir
 
 from tests import warm
 from tests.conftest import PROJECT, Trained, run_script, use_server
+from tests.fault_proxy import Fault, FaultProxy
 from tests.images import encode, picture
 from tyre_lightning import prediction
 from tyre_lightning.config import S3Config, config_folder, register_schemas
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.predictions import read_about, read_predictions
-from tyre_lightning.lake import manifest, place
+from tyre_lightning.lake import manifest, place, store
 from tyre_lightning.lake.manifest import Claim, Listing, Manifest, agree, find_manifest, shard_of
 from tyre_lightning.lake.place import FolderPlace, Place, open_place
 from tyre_lightning.lake.reader import Reader
@@ -457,6 +460,43 @@ def test_a_picture_that_is_gone_is_a_row(
     rows = pd.read_parquet(tmp_path / "rows.parquet").set_index("key")
     assert rows.loc["line/early/T7_early.png", "error"] == "it was listed, and is not there any more"
     assert {*rows[rows["tyre"] == "T7"]["decision"]} == {"review"}
+
+
+@contextmanager
+def denied(plant: Path, match: str, there: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Meanwhile the files whose path has that in it may not be read."""
+    with monkeypatch.context() as patched, FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        if there == "s3":
+            patched.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            proxy.add(Fault("status", match, times=None, status=403, code="AccessDenied"))
+        else:
+            at_once = store._at_once
+
+            def refuse(path: str, flags: int) -> int:  # not by permissions, which root has in any case
+                if match in path:
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return at_once(path, flags)
+
+            patched.setattr(store, "_at_once", refuse)
+        yield
+
+
+@pytest.mark.parametrize("there", ["folder", "s3"])
+def test_a_picture_that_may_not_be_read_is_a_row(
+    model: Path, line: Path, plant: Path, tmp_path: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(line) if there == "folder" else "s3://plant/line"
+    with denied(plant, "early/T7_early.png", there, monkeypatch):
+        found = predict(model, source, tmp_path / "rows.parquet")
+    assert (found.images, found.unreadable) == (IMAGES, 2)
+    rows = pd.read_parquet(tmp_path / "rows.parquet").set_index("key")
+    assert rows.loc["line/early/T7_early.png", "error"] == "it may not be read"
+    assert {*rows[rows["tyre"] == "T7"]["decision"]} == {"review"}
+    with (
+        denied(plant, "line/", there, monkeypatch),
+        pytest.raises(UserError, match=r"cannot read '.*: (P|access is d)"),
+    ):
+        predict(model, source, tmp_path / "none.parquet")
 
 
 def test_a_folder_that_is_not_mounted_any_more_is_no_row(

@@ -65,6 +65,10 @@ class MissingObject(UserError):
     """What was listed is not there any more, or never was."""
 
 
+class ForbiddenObject(UserError):
+    """It is there, and who asks may not read it."""
+
+
 class UnreadableImage(UserError):
     """The bytes of one image cannot be decoded.
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from tyre_lightning.config import Cache, Changed, DataConfig, S3Config
-from tyre_lightning.errors import MissingObject, UnreadableImage, UserError
+from tyre_lightning.errors import ForbiddenObject, MissingObject, UnreadableImage, UserError
 from tyre_lightning.lake.cache import DiskCache, cache_folder
 from tyre_lightning.lake.store import Content, Entry, FolderStore, Store
 
 LARGEST = 1 << 30  # bytes that an image file may have
 GONE = "it was listed, and is not there any more"
+FORBIDDEN = "it may not be read"
 
 T = TypeVar("T")
 
@@ -72,7 +73,8 @@ class Reader:
         store: where they lie.
         cache: keeps what the store gave; None: nothing is kept.
         changed: what happens when the store holds something else than was listed.
-        vanishing: whether what was listed and is gone counts as unreadable; else it is an error.
+        vanishing: whether what was listed and is gone, or may not be read while others may, counts as unreadable; else
+            it is an error.
     """
 
     def __init__(self, store: Store, cache: DiskCache | None, changed: Changed, *, vanishing: bool = False) -> None:
@@ -80,6 +82,7 @@ class Reader:
         self._cache = cache
         self._changed = changed
         self._vanishing = vanishing
+        self._may_read = False  # as something has been
         self.problems: list[str] = [] if cache is None else cache.problems  # what the user should hear of
 
     def read(self, entries: Sequence[Entry]) -> list[bytes | UnreadableImage]:
@@ -126,24 +129,40 @@ class Reader:
         return None if value is None else bytes(value)
 
     def _fetch(self, entries: Sequence[Entry]) -> Sequence[Content | UnreadableImage]:
-        """What the store has of entries; where one of them is gone, each is asked for by itself."""
+        """What the store has of entries; where one of them is not to be had, each is asked for by itself."""
         try:
-            return self.store.get_many([entry.key for entry in entries])
-        except MissingObject:
+            contents = self.store.get_many([entry.key for entry in entries])
+        except (MissingObject, ForbiddenObject):
             if not self._vanishing:
                 raise
+        else:
+            self._may_read |= bool(contents)
+            return contents
         found = [self._find(entry) for entry in entries]
-        if not any(isinstance(one, Content) for one in found) and next(self.store.list(), None) is None:
-            raise UserError(f"nothing lies in {self.store.root} any more: is it a folder that should be mounted?")
-        return found
+        if any(isinstance(one, Content) for one in found):
+            self._may_read = True
+        else:
+            self._explain_none(found)
+        return [UnreadableImage(e.key, FORBIDDEN) if isinstance(f, ForbiddenObject) else f
+                for e, f in zip(entries, found, strict=True)]  # fmt: skip
 
-    def _find(self, entry: Entry) -> Content | UnreadableImage:
+    def _explain_none(self, found: Sequence[UserError | Content]) -> None:
+        """Raise where it is not single objects that are not to be had."""
+        if next(self.store.list(), None) is None:
+            raise UserError(f"nothing lies in {self.store.root} any more: is it a folder that should be mounted?")
+        denied = [one for one in found if isinstance(one, ForbiddenObject)]
+        if denied and (len(found) > 1 or not self._may_read):
+            raise denied[0]
+
+    def _find(self, entry: Entry) -> Content | UnreadableImage | ForbiddenObject:
         try:
             (found,) = self.store.get_many([entry.key])
         except MissingObject:
             if not entry.etag:  # it was named, not listed
                 raise
             return UnreadableImage(entry.key, GONE)
+        except ForbiddenObject as error:
+            return error
         return found
 
     def _keep(self, contents: Mapping[Entry, Content]) -> None:

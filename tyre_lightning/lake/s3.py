@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from tyre_lightning.config import S3Config
-from tyre_lightning.errors import MissingObject, StoreUnavailable, UserError, hide_passwords
+from tyre_lightning.errors import ForbiddenObject, MissingObject, StoreUnavailable, UserError, hide_passwords
 from tyre_lightning.lake.fetch import Fetcher, can_serve, may_fetch
 from tyre_lightning.lake.patience import Patience
-from tyre_lightning.lake.s3_errors import is_expiry, is_gone, is_missing, is_passing, reason
+from tyre_lightning.lake.s3_errors import is_expiry, is_forbidden, is_gone, is_missing, is_passing, reason
 from tyre_lightning.lake.s3_listing import PAGE, list_again
 from tyre_lightning.lake.s3_pages import Page, page_of, register
 from tyre_lightning.lake.store import THREADS, Content, Entry, Store, as_folder, check_size, in_threads
@@ -241,8 +241,13 @@ class S3Store(Store):
         except Exception as error:  # of the credential chain, too: missing files and commands, wrong settings
             endpoint = _configured_endpoint(self._config)
             where = f" at {hide_passwords(endpoint)}" if endpoint else ""
-            kind = StoreUnavailable if is_passing(error) else MissingObject if is_gone(error) else UserError
-            raise kind(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {reason(error)}") from error
+            raise _kind(error)(f"cannot {verb} 's3://{self._bucket}/{path}'{where}: {reason(error)}") from error
+
+
+def _kind(error: Exception) -> type[UserError]:
+    """Of the error that tells of one."""
+    kinds = {StoreUnavailable: is_passing, MissingObject: is_gone, ForbiddenObject: is_forbidden}
+    return next((kind for kind, holds in kinds.items() if holds(error)), UserError)
 
 
 def _folders(answer: dict[str, Any]) -> list[str]:

@@ -46,6 +46,13 @@ def is_gone(error: BaseException | None) -> bool:
     return _code_and_status(response)[0] in ("NoSuchKey", "404")
 
 
+def is_forbidden(error: BaseException | None) -> bool:
+    """Whether access is denied."""
+    response = getattr(error, "response", None) or {}
+    code, status = _code_and_status(response)
+    return code == "AccessDenied" or (status == 403 and code not in _ADVICE)
+
+
 def is_there_already(error: BaseException | None) -> bool:
     """Whether an object was not written because there is, or just then appears, another of that name."""
     response = getattr(error, "response", None) or {}

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from stat import S_ISREG
 from typing import NamedTuple
 
-from tyre_lightning.errors import MissingObject, UnreadableImage, UserError
+from tyre_lightning.errors import ForbiddenObject, MissingObject, UnreadableImage, UserError
 
 THREADS = 16
 
@@ -88,6 +88,7 @@ class Store(ABC):
         Raises:
             UnreadableImage: it is larger; no more of it was read.
             MissingObject: it is not there.
+            ForbiddenObject: it may not be read.
             UserError: it cannot be read; names the object and the status.
         """
 
@@ -179,7 +180,8 @@ class FolderStore(Store):
                 check_size(key, stat.st_size, largest)
                 return Content(file.read(), _tag(stat))
         except OSError as error:
-            kind = MissingObject if isinstance(error, FileNotFoundError) else UserError
+            kinds = {FileNotFoundError: MissingObject, PermissionError: ForbiddenObject}
+            kind = kinds.get(type(error), UserError)
             raise kind(f"cannot read '{path}': {error.strerror}") from error
 
     def entry(self, key: str) -> Entry:
