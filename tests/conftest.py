@@ -192,6 +192,7 @@ def trained(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 
 TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
+ONE_NETWORK = "data.near_copies=false"  # no second one looks at all images, where a test is not about what they show
 SMALL = ("data.image_size=48", "trainer.max_epochs=2", "data.batch_size=8", "data.num_workers=1")
 
 
