@@ -86,6 +86,15 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
     share(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _exported_once() -> Iterator[None]:
+    """Of the same network, the tests of a process make one ONNX file."""
+    from tests.exported import exported_once
+
+    with exported_once():
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server for the whole session; each folder in ``s3_server.folder`` is a bucket."""
@@ -183,6 +192,7 @@ def trained(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 
 TINY = ("data.image_size=32", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "trainer=cpu")
+ONE_NETWORK = "data.near_copies=false"  # no second one looks at all images, where a test is not about what they show
 SMALL = ("data.image_size=48", "trainer.max_epochs=2", "data.batch_size=8", "data.num_workers=1")
 
 

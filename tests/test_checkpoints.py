@@ -16,7 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.conftest import run_here, train_here, write_images
+from tests.conftest import ONE_NETWORK, run_here, train_here, write_images
 from tyre_lightning.checkpointing import BEST, LAST, PREVIOUS, WholeCheckpoints, save_whole, sound, sweep_up
 from tyre_lightning.config import TrainConfig
 from tyre_lightning.data.dataset import Batch
@@ -163,7 +163,7 @@ def test_another_epoch_becomes_the_best_where_the_best_is_lost(run: Path, caplog
 def options(tmp_path: Path) -> list[str]:
     """Of a training of four batches an epoch."""
     write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 2}, ("crack", "good"))
-    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED, "trainer.max_epochs=50"]
+    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED, ONE_NETWORK, "trainer.max_epochs=50"]
 
 
 def fill_disk(folder: Path, patched: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.conftest import TINY, run_here, run_script, train_here, write_images
+from tests.conftest import ONE_NETWORK, TINY, run_here, run_script, train_here, write_images
 from tyre_lightning.checks import balanced_weights, check_monitors
 from tyre_lightning.config import CallbacksConfig, CheckpointConfig, DataConfig, EarlyStoppingConfig, S3Config
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -29,7 +29,7 @@ def lake(tmp_path: Path) -> Path:
 def refused(folder: Path, lake: Path, *options: str) -> str:
     """What a training says that has to fail; its run has failed too."""
     with pytest.raises(UserError) as caught:
-        train_here(folder, f"data.root={lake}", *UNTRACKED, *options)
+        train_here(folder, f"data.root={lake}", *UNTRACKED, ONE_NETWORK, *options)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("tyre-defects")
     assert experiment is not None

@@ -314,6 +314,25 @@ def test_an_experiment_of_one_s_own_folder_says_where_its_values_go(group: str, 
             compose("train", overrides=[*found, f"{choose}bad"])
 
 
+def test_configs_of_one_file_do_not_share_their_values_and_follow_the_file(tmp_path: Path) -> None:
+    """Hydra composes again and again in a process: a file is parsed once, but for what has been written since."""
+    register_schemas()
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\ndata:\n  classes: [good, bad]\n")
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        first = compose("train", overrides=overrides)
+        first.data.classes.append("third")
+        first.model.optimizer.head_lr = 7.0
+        first.callbacks.checkpoint.monitor = "val/loss"
+        second = compose("train", overrides=overrides)
+        assert second.data.classes == ["good", "bad"]
+        assert second.model.optimizer.head_lr == 3e-3 and second.callbacks.checkpoint.monitor == "val/f1"
+        file.write_text(file.read_text().replace("bad", "cut"))
+        assert compose("train", overrides=overrides).data.classes == ["good", "cut"]
+
+
 def test_what_is_no_text_is_read_as_before() -> None:
     register_schemas()
     overrides = [

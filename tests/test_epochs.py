@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from tests.conftest import TINY, run_here, write_images
+from tests.conftest import ONE_NETWORK, TINY, run_here, write_images
 from tests.mlflow_server import lay_database
 from tyre_lightning.config import CONF, TrainerConfig, register_schemas
 from tyre_lightning.resuming import different
@@ -59,7 +59,7 @@ def test_a_training_finds_says_and_records_its_epochs(
     write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 2}, ("crack", "good"))
     register_schemas()
     places = [f"data.root={tmp_path}/lake/v1", f"paths.output_dir={tmp_path}/out"]
-    record = [f"logger.tracking_uri=sqlite:///{tmp_path}/mlflow.db", "logger.system_metrics=false"]
+    record = [f"logger.tracking_uri=sqlite:///{tmp_path}/mlflow.db", "logger.system_metrics=false", ONE_NETWORK]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*TINY, *places, *record, f"trainer.max_epochs={given}"])
     tell_start(cfg)

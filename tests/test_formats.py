@@ -17,7 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.conftest import Trained, train_here, write_images
+from tests.conftest import ONE_NETWORK, Trained, train_here, write_images
 from tests.images import encode, picture
 from tyre_lightning.config import OperatingPointConfig, S3Config
 from tyre_lightning.errors import UserError
@@ -69,7 +69,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_format_1(tmp_path: Path) -> None:
     last = unpacked("last.ckpt", tmp_path / "old" / "checkpoints")
     shutil.copytree(OLD / "tracking", tmp_path / "old" / "tracking")
     options = [f"data.root={root}", f"ckpt_path={last}", "trainer.max_epochs=3", "logger.system_metrics=false"]
-    metrics = train_here(tmp_path, *options, "data.batch_size=8")
+    metrics = train_here(tmp_path, *options, ONE_NETWORK, "data.batch_size=8")
     assert np.isfinite(metrics["train/loss_epoch"]) and metrics["test/images"] == 8
     (new,) = tmp_path.rglob("out/**/last.ckpt")
     assert torch.load(new, weights_only=True)["epoch"] == 2

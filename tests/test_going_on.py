@@ -11,7 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from tests.conftest import run_here, train_here, write_images
+from tests.conftest import ONE_NETWORK, run_here, train_here, write_images
 from tyre_lightning.checkpointing import GRADIENTS
 from tyre_lightning.config import PathsConfig, TrainConfig, known_keys
 from tyre_lightning.data.dataset import Batch
@@ -28,7 +28,7 @@ UNTRACKED = ("logger.registered_model=null", "logger.system_metrics=false")
 def options(tmp_path: Path) -> list[str]:
     """Of a training on a local lake of two classes, with four batches an epoch."""
     write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 2}, ("crack", "good"))
-    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED]
+    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED, ONE_NETWORK]
 
 
 @pytest.mark.long

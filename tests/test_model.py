@@ -22,6 +22,7 @@ from tyre_lightning.model.classifier import TyreClassifier, warmup_cosine
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.inspector import Inspector, whole_precision
 from tyre_lightning.model.metrics import InspectionMetrics
+from tyre_lightning.model.unfilled import unfilled
 from tyre_lightning.model.weights import load_weights
 
 LITE = "efficientnet_lite0"
@@ -42,6 +43,30 @@ def test_backbones_give_a_logit_for_each_class(name: str) -> None:
     with torch.inference_mode():
         logits = network(name).eval()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert logits.shape == (1, 3)
+
+
+def test_an_inspector_is_loaded_without_a_draw_and_answers_the_same(tmp_path: Path) -> None:
+    model = classifier()
+    inspector = Inspector.from_classifier(model)
+    inspector.save(tmp_path / "saved")
+    images, draws = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8), torch.get_rng_state()
+    loaded = Inspector.load(tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), draws)
+    with torch.inference_mode():
+        assert torch.equal(loaded.network(images), inspector.network(images))
+
+
+def test_only_the_thread_that_loads_builds_without_weights() -> None:
+    torch.manual_seed(1)
+    drawn = network().state_dict()[STEM]
+    with ThreadPoolExecutor(1) as other:
+        with unfilled():
+            torch.manual_seed(1)
+            mine, theirs = network(), other.submit(network).result()
+        assert torch.equal(theirs.state_dict()[STEM], drawn)
+    assert torch.equal(mine.mean, theirs.mean)
+    torch.manual_seed(1)
+    assert torch.equal(network().state_dict()[STEM], drawn)
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if "lite" in name])

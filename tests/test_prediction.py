@@ -307,6 +307,29 @@ def test_an_onnx_file_gives_predict_s_probabilities(trained: Trained, tmp_path: 
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: model=models:/none/1 cannot be loaded")
 
 
+def test_of_a_model_in_mlflow_its_code_is_not_fetched(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each file an artifact store is asked by itself, and of a model's code there are hundreds."""
+    download, fetched = mlflow.artifacts.download_artifacts, []
+
+    def watched(artifact_uri: str, dst_path: str) -> str:
+        folder = str(download(artifact_uri=artifact_uri, dst_path=dst_path))
+        fetched.append({path.name for path in Path(dst_path).rglob("*") if path.is_file()})
+        return folder
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", watched)
+    run = mlflow.MlflowClient(trained.tracking_uri).get_model_version("tyre-demo", "1").run_id
+    inspector = f"runs:/{run}/model/artifacts/inspector"
+    for model in (trained.model, "models:/tyre-demo@challenger", f"runs:/{run}/model", inspector):
+        assert load_inspector(model, trained.tracking_uri).classes == ["bulge", "crack", "flat_spot", "good"]
+    assert fetched == [{"inspector.json", "validation.parquet", "weights.safetensors"}] * 4
+    with pytest.raises(UserError, match=f"^model=runs:/{run}/scores holds no inspector.json: it was not made by"):
+        load_inspector(f"runs:/{run}/scores", trained.tracking_uri)
+    with pytest.raises(UserError, match=f"^model=runs:/{run}/none cannot be loaded: .*none"):
+        load_inspector(f"runs:/{run}/none", trained.tracking_uri)
+    with pytest.raises(UserError, match=r"^model=models:/tyre-demo cannot be loaded: .*'tyre-demo' not found"):
+        load_inspector("models:/tyre-demo", trained.tracking_uri)
+
+
 def activated(environment: dict[str, str]) -> dict[str, str]:
     """The virtual environment's programs are found, as after ``source .venv/bin/activate``: mlflow starts uvicorn."""
     return {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}

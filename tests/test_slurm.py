@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import run_here, train_here, write_images
+from tests.conftest import ONE_NETWORK, run_here, train_here, write_images
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch
 from tyre_lightning.errors import UserError
@@ -44,7 +44,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options(tmp_path: Path) -> list[str]:
     """Of a training of four batches an epoch."""
     write_images(tmp_path / "lake" / "v1", {"train": 10, "test": 2}, ("crack", "good"))
-    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED]
+    return [f"data.root={tmp_path}/lake/v1", *UNTRACKED, ONE_NETWORK]
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> Path:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 from omegaconf import OmegaConf
 
-from tests.conftest import TINY, run_script, train_here, write_images
+from tests.conftest import ONE_NETWORK, TINY, run_script, train_here, write_images
 from tests.mlflow_server import lay_database
 from tests.test_tracking import EXPERIMENT, script
 from tyre_lightning.errors import Pruned, UserError
@@ -51,8 +51,8 @@ runpy.run_path({project!r} + "/train.py", run_name="__main__")
 def options(tmp_path: Path) -> list[str]:
     """Of a training on a local lake of two classes, in seconds."""
     write_images(tmp_path / "lake" / "v1", {"train": 8, "test": 2}, ("crack", "good"))
-    root = f"data.root={tmp_path}/lake/v1"
-    return [root, *TINY, "logger.registered_model=null", "logger.system_metrics=false", "trainer.max_epochs=2"]
+    given = f"data.root={tmp_path}/lake/v1", *TINY, ONE_NETWORK
+    return [*given, "logger.registered_model=null", "logger.system_metrics=false", "trainer.max_epochs=2"]
 
 
 def recorded(folder: Path) -> tuple[list[Run], list[Run]]:

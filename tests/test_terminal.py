@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from tests.conftest import PROJECT, run_here, train_here, untracked_environment, write_images
+from tests.conftest import ONE_NETWORK, PROJECT, run_here, train_here, untracked_environment, write_images
 from tyre_lightning.config import SCHEMAS, config_folder, register_schemas
 from tyre_lightning.epochs import clock
 from tyre_lightning.messages import ShortFormatter, TerminalHandler
@@ -178,7 +178,9 @@ def test_a_run_says_what_it_does_and_what_came_of_it(
 ) -> None:
     promise = ("operating_point.max_escape_rate=0.4", "operating_point.confidence=0.6")
     bar = "trainer.enable_progress_bar=true"
-    metrics = train_here(tmp_path, lake, "logger.system_metrics=false", "trainer.max_epochs=3", bar, *promise)
+    metrics = train_here(
+        tmp_path, lake, ONE_NETWORK, "logger.system_metrics=false", "trainer.max_epochs=3", bar, *promise
+    )
     said = capsys.readouterr().out
     assert "\x1b" not in said and "━" not in said and "\r" not in said  # no bars: this is no terminal
     assert "  train    16 images of 16 tyres: crack 8, good 8\n" in said
@@ -215,7 +217,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(
 
 def test_without_a_good_class_its_columns_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "lake" / "v1", {"train": 5, "test": 2}, ("crack", "dent"))
-    train_here(tmp_path, f"data.root={tmp_path}/lake/v1", *UNTRACKED)
+    train_here(tmp_path, f"data.root={tmp_path}/lake/v1", *UNTRACKED, ONE_NETWORK)
     said = capsys.readouterr().out
     assert re.search(r"^epoch  train loss  val loss  macro F1 +time$", said, re.MULTILINE)
     assert "escape@" not in said and "AUROC" not in said

@@ -14,7 +14,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
+from tests.conftest import ONE_NETWORK, PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.fault_proxy import Fault, FaultProxy
 from tests.mlflow_server import MlflowServer
 from tests.once import once
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 @pytest.mark.long
 def test_another_configuration_or_a_finished_run_makes_a_new_run(lake: str, tmp_path: Path) -> None:
-    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "logger.registered_model=null"]
     assert run_script("train.py", *options, cwd=tmp_path).returncode == 0
     done = run_script("train.py", *options, "ckpt_path=last", cwd=tmp_path)
     assert done.returncode == 1
@@ -171,7 +171,7 @@ def during_training(folder: Path, action: Callable[[], None]) -> threading.Threa
 @pytest.mark.long
 def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
-    options = [f"data.root={lake}", *TINY, "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "trainer.max_epochs=4", "trainer.log_every_n_steps=1"]
     with MlflowServer(tmp_path) as server:
 
         def restart() -> None:
@@ -200,7 +200,7 @@ def test_a_server_that_is_killed_and_comes_back_misses_nothing(lake: str, tmp_pa
 @pytest.mark.long
 def test_what_a_server_never_took_is_sent_later(lake: str, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
-    options = [f"data.root={lake}", *TINY, "trainer.log_every_n_steps=1"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "trainer.log_every_n_steps=1"]
     with MlflowServer(tmp_path) as server:
         options += [f"logger.tracking_uri={server.uri}"]
         thread = during_training(work, server.kill)
@@ -231,7 +231,7 @@ def test_a_server_that_answers_too_late_has_everything_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     (work := tmp_path / "work").mkdir()
-    options = [f"data.root={lake}", *TINY, "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
     with MlflowServer(tmp_path) as server, FaultProxy(server.uri) as proxy:
         calls = ("runs/log-batch", "model-versions/create", "mlflow-artifacts/", "runs/update")
         late = [Fault("late", match=call, operation="other", seconds=4) for call in calls]

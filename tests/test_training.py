@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, Run
 
 from tests import warm
 from tests.conftest import (
+    ONE_NETWORK,
     PROJECT,
     SMALL,
     TINY,
@@ -150,7 +151,7 @@ def test_a_report_that_fails_costs_no_model(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tyre_lightning.tracking.report.build_page", fail)
-    metrics = train_here(tmp_path, f"data.root={lake}", "logger.system_metrics=false")
+    metrics = train_here(tmp_path, f"data.root={lake}", ONE_NETWORK, "logger.system_metrics=false")
     run = only_run(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/f1"] == pytest.approx(metrics["test/f1"])
@@ -269,7 +270,7 @@ def test_an_unreadable_image_is_counted_or_ends_the_run(lake: str, tmp_path: Pat
 
 @pytest.mark.long
 def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> None:
-    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "logger.registered_model=null"]
     none = run_script("train.py", *options, "ckpt_path=last", cwd=tmp_path)
     assert none.stderr.strip().endswith(
         "ckpt_path=last: no run of experiment 'tyre-defects' in outputs/train has left a checkpoint yet: give a "
@@ -293,7 +294,7 @@ def test_a_run_resumes_from_its_last_checkpoint(lake: str, tmp_path: Path) -> No
 
 @pytest.mark.long
 def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) -> None:
-    options = [f"data.root={lake}", *TINY, "trainer.max_epochs=1000", "logger.registered_model=null"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "trainer.max_epochs=1000", "logger.registered_model=null"]
     command = [str(PROJECT / "train.py"), *options]
     with warm.running(command, tmp_path, untracked_environment(), tmp_path / "said", tmp_path / "errors") as process:
         deadline = time.monotonic() + 180
@@ -309,7 +310,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_killed_run(lake: str, tmp_path: Path) 
     left = torch.load(last, weights_only=True)
     assert left["global_step"] > 0
     epochs = f"trainer.max_epochs={left['epoch'] + 2}"
-    again = [f"data.root={lake}", *TINY, epochs, f"ckpt_path={last}", "logger.registered_model=null"]
+    again = [f"data.root={lake}", *TINY, ONE_NETWORK, epochs, f"ckpt_path={last}", "logger.registered_model=null"]
     assert run_script("train.py", *again, cwd=tmp_path).returncode == 0
 
 
@@ -330,7 +331,7 @@ def test_a_sweep_ends_with_a_table_of_its_runs(lake: str, tmp_path: Path) -> Non
 
 @pytest.mark.long
 def test_a_run_that_fails_costs_a_sweep_no_other(lake: str, tmp_path: Path) -> None:
-    options = [f"data.root={lake}", *TINY, "logger.registered_model=null"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "logger.registered_model=null"]
     done = run_script("train.py", "-m", "model.weights=none,gone.ckpt,none", *options, cwd=tmp_path)
     assert done.returncode == 1
     table = done.stdout[done.stdout.index("runs of this sweep") :]

@@ -559,6 +559,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}{SCHEMA}", node=schema)
+    # Hydra copies where it reads from at every composition, and with it, in vain, the one store of all schemas.
+    setattr(ConfigStore, "__deepcopy__", lambda store, _: store)  # noqa: B010
     keep_texts()
 
 

@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_loaded = False  # what is frozen could be counted, but that takes as long as a search
+
 
 @contextmanager
 def unsearched() -> Iterator[None]:
@@ -26,9 +28,11 @@ def loading() -> Iterator[None]:
 
     Only the first time, and not in a user's own process: other garbage that is there by then stays too.
     """
-    if gc.get_freeze_count():
+    global _loaded
+    if _loaded:
         yield
         return
     with unsearched():
         yield
         gc.freeze()
+    _loaded = True

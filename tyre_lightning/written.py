@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydrasOwn
@@ -95,17 +96,28 @@ class _Overrides(HydraOverrideVisitor):
 class FileConfigSource(HydrasOwn):
     """Hydra's reader of config files, with its name: beside one that is called so, Hydra does not register its own."""
 
+    _read: ClassVar[dict[tuple[str, ...], ConfigResult]] = {}  # to read YAML takes longer than all else of a file
+
     def load_config(self, config_path: str) -> ConfigResult:
         """A file's values, with the texts of keys of text.
 
         Raises:
             UserError: the file does not say where its values go, and its folder does not either.
         """
-        result = super().load_config(config_path)
         path = Path(self.path, self._normalize_file_name(config_path))
+        if not path.exists():
+            return super().load_config(config_path)  # who raises what Hydra knows
+        written = path.read_text(encoding="utf-8")
+        known = (self.provider, self.path, config_path, written)
+        if known not in self._read:
+            self._read[known] = self._values(config_path, path, written)
+        return deepcopy(self._read[known])
+
+    def _values(self, config_path: str, path: Path, written: str) -> ConfigResult:
+        result = super().load_config(config_path)
         _check_place(path, config_path.rpartition("/")[0], result.header)
         package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
-        for key, text in _scalars(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""):
+        for key, text in _scalars(yaml.compose(written, Loader=yaml.SafeLoader), ""):
             if package + key.partition("[")[0] in _texts():
                 OmegaConf.update(result.config, key, text)
         return result

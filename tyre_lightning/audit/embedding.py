@@ -14,6 +14,7 @@ from tyre_lightning.config import S3Config
 from tyre_lightning.kernels import check_kernels
 from tyre_lightning.memory import keep_freed_memory
 from tyre_lightning.model.backbones import Network, preset
+from tyre_lightning.model.unfilled import unfilled
 from tyre_lightning.model.weights import load_weights
 
 WIDTH = 1280
@@ -46,9 +47,9 @@ class Embedder:
         values = preset(_BACKBONE)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_kernels([self._device])
-        with torch.random.fork_rng(devices=[]):  # a training to come draws the same whether or not images are looked at
-            network = Network(_BACKBONE, 2, values.mean, values.std)
-            load_weights(network, _BACKBONE, "imagenet", S3Config())
+        with unfilled():  # a training to come draws the same whether or not images are looked at
+            network = Network(_BACKBONE, 2, values.mean, values.std)  # whose head nobody asks
+        load_weights(network, _BACKBONE, "imagenet", S3Config())
         self._network = network.eval().to(self._device)
 
     @torch.inference_mode()

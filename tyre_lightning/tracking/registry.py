@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import tyre_lightning
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 MODEL_FOLDER = "model"
+_INSPECTOR = PurePosixPath("artifacts", "inspector")  # within it
 # What the served model imports, at the versions it was trained with.
 _REQUIREMENTS = (
     "mlflow", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "safetensors", "pillow",
@@ -100,14 +102,26 @@ def _from_mlflow(model: str, tracking_uri: str) -> Inspector:
     connect(tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=scratch)
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=_inspector_uri(model), dst_path=scratch)
         except Exception as error:  # MLflow, its stores and their clients each raise their own
             raise UserError(f"model={model} cannot be loaded: {first_line(error)}") from error
         return Inspector.load(_inspector_folder(Path(folder), model))
 
 
+def _inspector_uri(model: str) -> str:
+    """Where a model's inspector is, three files of the hundreds that it has with its code; if unseen, the model."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # which it raises again, for what was asked for
+        beside = mlflow.artifacts.list_artifacts(artifact_uri=f"{model}/{_INSPECTOR.parent}")
+        if _INSPECTOR.name in {Path(one.path).name for one in beside}:
+            return f"{model}/{_INSPECTOR}"
+    return model
+
+
 def _inspector_folder(folder: Path, model: str) -> Path:
-    for candidate in (folder, folder / "artifacts" / "inspector"):
+    for candidate in (folder, folder / _INSPECTOR):
         if (candidate / SPEC_FILE).is_file():
             return candidate
     raise UserError(f"model={model} holds no {SPEC_FILE}: it was not made by train.py")
