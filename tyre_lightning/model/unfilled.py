@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import Any
 
 from torch import Tensor, nn
 
 _DRAWS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_")  # of torch.nn.init
-_one = Lock()  # what one thread puts into place, another is not to take for torch's own
+_one = RLock()  # what one thread puts into place, another is not to take for torch's own
 
 
 @contextmanager
