@@ -32,7 +32,7 @@ ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db \
 		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
-# Four processes on two cores too (five take as long): many tests wait for other processes, or for time to pass.
+# Four processes on two cores too (five or six take as long): many tests wait for other processes, or for time to pass.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test: $(VENV)/.has-dev ## run the tests
