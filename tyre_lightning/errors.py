@@ -66,7 +66,7 @@ class MissingObject(UserError):
 
 
 class ForbiddenObject(UserError):
-    """It is there, and who asks may not read it."""
+    """Access to one object is denied; others may be read."""
 
 
 class UnreadableImage(UserError):

@@ -131,17 +131,14 @@ class Reader:
     def _fetch(self, entries: Sequence[Entry]) -> Sequence[Content | UnreadableImage]:
         """What the store has of entries; where one of them is not to be had, each is asked for by itself."""
         try:
-            contents = self.store.get_many([entry.key for entry in entries])
+            found: Sequence[Content | UnreadableImage | ForbiddenObject] = self.store.get_many([e.key for e in entries])
         except (MissingObject, ForbiddenObject):
             if not self._vanishing:
                 raise
-        else:
-            self._may_read |= bool(contents)
-            return contents
-        found = [self._find(entry) for entry in entries]
+            found = [self._find(entry) for entry in entries]
         if any(isinstance(one, Content) for one in found):
             self._may_read = True
-        else:
+        elif found:
             self._explain_none(found)
         return [UnreadableImage(e.key, FORBIDDEN) if isinstance(f, ForbiddenObject) else f
                 for e, f in zip(entries, found, strict=True)]  # fmt: skip

@@ -49,8 +49,7 @@ def is_gone(error: BaseException | None) -> bool:
 def is_forbidden(error: BaseException | None) -> bool:
     """Whether access is denied."""
     response = getattr(error, "response", None) or {}
-    code, status = _code_and_status(response)
-    return code == "AccessDenied" or (status == 403 and code not in _ADVICE)
+    return _is_denial(*_code_and_status(response))
 
 
 def is_there_already(error: BaseException | None) -> bool:
@@ -118,9 +117,13 @@ def _of_settings(error: Exception) -> str:
 def _refusal(response: dict[str, Any], operation: str) -> str:
     code, status = _code_and_status(response)
     advice = _ADVICE.get(code)
-    if code == "AccessDenied" or (advice is None and status == 403):
+    if _is_denial(code, status):
         advice = _MAY_NOT_WRITE if operation in _WRITING else _ADVICE["AccessDenied"]
     return f"{advice or 'S3 refused the request'} (HTTP {status}, {code})"
+
+
+def _is_denial(code: str, status: int | None) -> bool:
+    return code == "AccessDenied" or (status == 403 and code not in _ADVICE)
 
 
 def _code_and_status(response: dict[str, Any]) -> tuple[str, int | None]:
