@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tyre_lightning.audit.embedding import COPIES
 from tyre_lightning.audit.looks import Looks, look
 from tyre_lightning.audit.memory import Memory
+from tyre_lightning.decision.novelty import principal
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 
@@ -138,11 +139,10 @@ def _components(embeddings: NDArray[np.float16]) -> tuple[Floats, Floats]:
     chosen = np.random.default_rng(0).permutation(len(embeddings))[:_SAMPLE]
     sample = _unit(embeddings[np.sort(chosen)])
     mean = sample.mean(0)
-    variance, vectors = np.linalg.eigh(np.cov(sample - mean, rowvar=False, bias=True))
-    kept = min(_DIMENSIONS, len(embeddings) // 2)
-    variance, vectors = variance[::-1].clip(0), vectors[:, ::-1]
-    spread = np.sqrt(variance + _SHRINKAGE * variance[: len(sample)].mean() + 1e-12)
-    return mean, (vectors / spread)[:, :kept].astype(np.float32)
+    values, directions = principal((sample - mean).astype(np.float64))
+    variance, kept = values / len(sample), min(_DIMENSIONS, len(embeddings) // 2)
+    spread = np.sqrt(variance + _SHRINKAGE * variance.mean() + 1e-12)
+    return mean, (directions[:kept] / spread[:kept, None]).T.astype(np.float32)
 
 
 def _unit(vectors: NDArray[np.floating]) -> Floats:

@@ -73,7 +73,7 @@ class Reference:
         away = kept - means[place]
         free = len(kept) - len(means)
         count = min(DIRECTIONS, free // 2, kept.shape[1] - 1)  # the others tell the variance of the rest
-        values, vectors = _principal(away)
+        values, vectors = principal(away)
         rest = values[count:].sum() / free / (kept.shape[1] - count)
         if not rest > 0:
             return None
@@ -94,8 +94,15 @@ class Reference:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def _principal(away: Floats) -> tuple[Floats, Floats]:
-    """Sums of squares along the principal directions, descending, and these directions as rows."""
+def principal(away: Floats) -> tuple[Floats, Floats]:
+    """Sums of squares along the principal directions, descending, and these directions as rows.
+
+    Args:
+        away: from the mean, [N, D].
+
+    Returns:
+        min(N, D) values, and as many orthonormal directions [min(N, D), D].
+    """
     count, width = away.shape
     values, vectors = np.linalg.eigh(away @ away.T if count < width else away.T @ away)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]

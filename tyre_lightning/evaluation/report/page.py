@@ -27,7 +27,7 @@ from tyre_lightning.evaluation.report.charts import (
     trade_limit,
 )
 from tyre_lightning.evaluation.report.decisions import LISTED, decision_data, most_unlike, sides
-from tyre_lightning.evaluation.report.pictures import PICTURES, Read, gallery
+from tyre_lightning.evaluation.report.pictures import PICTURES, Picture, Read, columns, gallery
 from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.model.inspector import Inspector
 
@@ -111,8 +111,11 @@ def _decisions(
         done += count
         advance(done, total)
 
+    drawn: dict[str, Picture] = {}
     for name, keys in shown.items():
-        data[name] |= gallery(inspector, keys, read, add).to_dict()
+        pictures = gallery(inspector, keys, read, add, drawn)
+        drawn |= {key: picture for key, picture in zip(keys, pictures, strict=False) if picture.overlay}
+        data[name] |= columns(pictures)
     limit = trade_limit(defective.scores, good.scores, start)
     charts = [
         *rate_curves(defective, good, limit, wanted.confidence),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -25,24 +27,25 @@ _SIDE = 224  # pixels
 Read = Callable[[Sequence[str]], Sequence[bytes | UnreadableImage]]
 
 
-@dataclass
-class Gallery:
-    """The first pictures of a list of images, as base64 JPEG; empty where there is none, for the reason given."""
+class Picture(NamedTuple):
+    """One of a gallery, as base64 JPEG; ``picture`` is empty where there is none, for the reason given."""
 
-    pictures: list[str] = field(default_factory=list)
-    overlays: list[str] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, list[str]]:
-        """Plain values."""
-        return {"pictures": self.pictures, "overlays": self.overlays, "reasons": self.reasons}
+    picture: str
+    overlay: str = ""  # what the model looked at, if that was asked for
+    reason: str = ""
 
     def size(self) -> int:
         """Bytes of base64."""
-        return sum(map(len, self.pictures)) + sum(map(len, self.overlays))
+        return len(self.picture) + len(self.overlay)
 
 
-def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Callable[[int], None]) -> Gallery:
+def gallery(
+    inspector: Inspector,
+    keys: Sequence[str],
+    read: Read,
+    advance: Callable[[int], None],
+    known: Mapping[str, Picture] = MappingProxyType({}),
+) -> list[Picture]:
     """Pictures of the first of ``keys``: at most ``PICTURES``, fewer where they would make the page too large.
 
     Args:
@@ -50,36 +53,46 @@ def gallery(inspector: Inspector, keys: Sequence[str], read: Read, advance: Call
         keys: of images, those that matter most first.
         read: the files of some keys, in order.
         advance: told how many are done.
+        known: pictures of another gallery, by key, which need not be made again.
 
     Raises:
         UserError: the store cannot be read.
     """
-    found = Gallery()
-    explains = inspector if is_explainable(inspector) else None
-    for batch, images in stream(read, keys[:PICTURES], try_decode, _BATCH):
-        _show(found, images, explains if len(found.pictures) < OVERLAYS else None)
-        advance(len(batch))
-        if found.size() >= _BYTES:
-            break
-    advance(min(len(keys), PICTURES) - len(found.pictures))  # those that the page cannot carry
+    found: list[Picture] = []
+    wanted, size = keys[:PICTURES], 0
+    fresh = _made(inspector, [key for key in wanted if key not in known], read)
+    with closing(fresh):
+        for key in wanted:
+            found.append(known[key] if key in known else next(fresh))
+            advance(1)
+            if (size := size + found[-1].size()) >= _BYTES:
+                break
+    advance(len(wanted) - len(found))  # those that the page cannot carry
     return found
 
 
-def _show(found: Gallery, images: Sequence[Tensor | UnreadableImage], inspector: Inspector | None) -> None:
-    readable = [image for image in images if isinstance(image, Tensor)]
-    views = [] if inspector is None else [inspector.preprocessing(image) for image in readable]
-    heats = iter([] if inspector is None else explain(inspector, views))
+def columns(pictures: Sequence[Picture]) -> dict[str, list[str]]:
+    """Plain values, as the page takes them."""
+    return {f"{name}s": [getattr(picture, name) for picture in pictures] for name in Picture._fields}
+
+
+def _made(inspector: Inspector, keys: Sequence[str], read: Read) -> Generator[Picture]:
+    explains, count = is_explainable(inspector), 0
+    for _, images in stream(read, keys, try_decode, _BATCH):
+        yield from _shown(images, inspector, explains and count < OVERLAYS)
+        count += len(images)
+
+
+def _shown(images: Sequence[Tensor | UnreadableImage], inspector: Inspector, explained: bool) -> Iterator[Picture]:
+    read = inspector.preprocessing
+    views = [read(image) for image in images if isinstance(image, Tensor)] if explained else []
+    heats: Iterator[Any] = iter(explain(inspector, views) if explained else [])
     for image in images:
         if isinstance(image, UnreadableImage):
-            found.pictures.append("")
-            found.overlays.append("")
-            found.reasons.append(image.reason)
+            yield Picture("", reason=image.reason)
             continue
-        found.pictures.append(_small(F.to_pil_image(image)))
-        found.overlays.append(
-            "" if inspector is None else _small(overlay(image, next(heats), inspector.preprocessing, _SIDE))
-        )
-        found.reasons.append("")
+        small = _small(F.to_pil_image(image))
+        yield Picture(small, _small(overlay(image, next(heats), read, _SIDE)) if explained else "")
 
 
 def _small(picture: Image.Image) -> str:
