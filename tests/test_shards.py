@@ -376,6 +376,49 @@ def test_rows_of_another_prediction_are_not_joined_to_these(model: Path, line: P
     assert predict(model, line, out, "shards=2").images == ds.dataset(str(out)).count_rows() == IMAGES
 
 
+@pytest.mark.parametrize("output", ["rows.parquet", "out"])
+def test_what_is_damaged_is_done_again(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """By a disk: what is written here is whole, or not there."""
+    more = ["shards=2"] if output == "out" else []
+    predict(model, line, tmp_path / "whole" / output, *more)
+    with broken_off(monkeypatch, 9):
+        predict(model, line, tmp_path / output, *more)
+    for number, kept in enumerate(sorted(tmp_path.rglob("00000?.parquet"))):
+        kept.write_bytes(kept.read_bytes()[: 100 * number])
+    predict(model, line, tmp_path / output, *more)
+    same(rows_of(tmp_path / output), rows_of(tmp_path / "whole" / output))
+    assert len([one for one in caplog.messages if "is damaged: its pictures are looked at again" in one]) == 2
+
+
+def test_a_listing_or_a_note_that_is_damaged_is_one_sentence(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(model, line, out := tmp_path / "out", "shards=2")
+    note, _ = sorted(out.rglob("done/*.json"))
+    note.write_bytes(b"")
+    with pytest.raises(UserError, match=r"done/00000\.json was damaged: give the same again"):
+        predict(model, line, out, "shards=2")
+    assert predict(model, line, out, "shards=2") == whole
+    with broken_off(monkeypatch, 9):
+        predict(model, line, out := tmp_path / "other", "shards=2")
+    listed = sorted(out.rglob("listed.parquet"))[0]
+    for spoil in (lambda: listed.write_bytes(b"PAR1"), listed.unlink):
+        spoil()
+        with pytest.raises(UserError, match=r"listed\.parquet, which lists the images, cannot be read \("):
+            predict(model, line, out, "shards=2")
+
+
+def test_a_part_of_tyres_that_is_gone_is_made_again(model: Path, line: Path, tmp_path: Path) -> None:
+    predict(model, line, tmp_path / "out", "shards=2")
+    before = rows_of(tmp_path / "out-tyres")
+    (tmp_path / "out-tyres" / "part-00001-of-00002.parquet").unlink()
+    predict(model, line, tmp_path / "out", "shards=2")
+    same(rows_of(tmp_path / "out-tyres"), before)
+
+
 def test_there_is_no_summary_while_a_part_is_done_again(
     model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
