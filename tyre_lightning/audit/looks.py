@@ -95,13 +95,17 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight,
     remote = reader.store.remote
     scope = "s3" if remote else reader.store.address
     name = md5(f"{_FORM} {sight}\n{scope}".encode(), usedforsecurity=False).hexdigest()
-    known = memory.load(name, _schema())
-    missing = [entry for entry, place in zip(entries, _places(known, entries, remote), strict=True) if place is None]
+    shared, own = memory.load(name, _schema())
+    known = pa.concat_tables([shared, own])
+    places = _places(known, entries, remote)
+    for part in batched(sorted({place for place in places if place is not None and place >= len(shared)}), _PART):
+        memory.share(name, known.take(pa.array(part, pa.int64())))  # of a run that shared nothing, or was killed
+    missing = [entry for entry, place in zip(entries, places, strict=True) if place is None]
     with progress_bar(show and bool(missing)) as progress:
         task = progress.add_task("looking at images", total=len(missing))
-        for part in batched(missing, _PART):
+        for unseen in batched(missing, _PART):
             tables = []
-            for table in _tables(Embedder(sight), reader, part):
+            for table in _tables(Embedder(sight), reader, unseen):
                 tables.append(table)
                 progress.advance(task, len(table))
             new = pa.concat_tables(tables)
