@@ -78,6 +78,18 @@ def test_machines_look_at_a_part_each_and_no_other_looks_again(
     assert Seeing.seen == 2 * 60
 
 
+def test_a_training_does_not_look_at_what_an_audit_that_was_killed_has_left(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = look_ahead(audit_config(lake, f"data.looks={tmp_path}/looks", machine(tmp_path, "m"), "shards=3", "shard=0"))
+    data = DataConfig(root=str(lake), image_size=32, cache_dir=f"{tmp_path}/trainer", looks=f"{tmp_path}/looks")
+    monkeypatch.setattr(datamodule, "_LOOKED_AT", 59 - seen)
+    assert not open_data(TrainConfig(data=data)).looked and Seeing.seen == 2 * seen
+    assert f"not looked for among 60 images, {60 - seen} of them never seen, which would take about" in caplog.text
+    monkeypatch.setattr(datamodule, "_LOOKED_AT", 60 - seen)
+    assert open_data(TrainConfig(data=data)).looked and Seeing.seen == 60 + seen
+
+
 def test_a_training_shares_what_it_sees_and_sees_only_what_is_new(lake: Path, tmp_path: Path) -> None:
     def train_on(name: str) -> None:
         data = DataConfig(root=str(lake), image_size=32, cache_dir=f"{tmp_path}/{name}", looks=f"{tmp_path}/looks")
