@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hydra import compose, initialize_config_dir
 
 from tests import warm
 from tests.conftest import PROJECT, Trained, run_script, use_server
-from tests.fault_proxy import Fault, FaultProxy
+from tests.fault_proxy import Fault, FaultProxy, Operation, Request
 from tests.images import encode, picture
 from tyre_lightning import prediction
 from tyre_lightning.config import S3Config, config_folder, register_schemas
@@ -289,6 +289,41 @@ def test_on_s3_another_machine_goes_on(
     looked.clear()
     predict(model, address, output, "shards=2")
     assert not looked
+
+
+@dataclass
+class Writing(Fault):
+    """What goes wrong with writing, or deleting, alone."""
+
+    operation: Operation = "other"
+    method: str = "PUT"
+
+    def hits(self, request: Request, draw: random.Random) -> bool:
+        return request.method == self.method and super().hits(request, draw)
+
+
+@pytest.mark.parametrize("match", ["_shards/listing", "_shards/manifest.json", "000000.parquet", "part-", "_summary"])
+def test_a_store_that_is_busy_when_something_is_written_is_asked_again(
+    model: Path, plant: Path, monkeypatch: pytest.MonkeyPatch, match: str
+) -> None:
+    """As S3 is when many processes begin at once."""
+    monkeypatch.setattr(place, "_SETTLED", 0.0)
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.add(fault := Writing("status", match, times=4))
+        assert predict(model, "s3://plant/line", f"s3://plant/busy-{len(match)}", "shards=2").images == IMAGES
+    assert fault.times == 0
+
+
+@pytest.mark.parametrize(("method", "needed"), [("PUT", "s3:PutObject there"), ("DELETE", "s3:DeleteObject there")])
+def test_what_may_not_be_written_is_one_sentence(
+    model: Path, plant: Path, monkeypatch: pytest.MonkeyPatch, method: str, needed: str
+) -> None:
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.add(Writing("status", times=None, status=403, code="AccessDenied", method=method))
+        with pytest.raises(UserError, match=f"access is denied: the credentials need {needed}"):
+            predict(model, "s3://plant/line", f"s3://plant/denied{method}", "shards=2")
 
 
 @pytest.mark.parametrize("there", ["folder", "s3"])
