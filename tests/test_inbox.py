@@ -337,6 +337,34 @@ def test_a_folder_that_is_away_for_a_moment_is_looked_at_again(
     ]
 
 
+def test_a_disk_that_is_mounted_again_has_no_new_pictures(
+    tmp_path: Path, held_alone: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Meanwhile its mount point is an empty folder. What takes the folder's place for good is new."""
+    camera, away = tmp_path / "camera", tmp_path / "away"
+    (camera / "day").mkdir(parents=True)
+    for name in ("a.jpg", "day/b.jpg"):
+        (camera / name).write_bytes(JPEG)
+    with line(camera, held_alone, output=str(found := tmp_path / "found")) as work:
+        work.until(lambda: work.work.judged == 2)
+        before = times(found)
+        camera.rename(away)
+        camera.mkdir()
+        work.steps(3)
+        camera.rmdir()
+        away.rename(camera)
+        (camera / "day" / "c.jpg").write_bytes(JPEG)
+        work.until((found / "day" / "c.jpg.json").exists)
+        work.steps(3)
+        assert work.work.judged == 3 and {**times(found), **before} == times(found)
+        camera.rename(away)
+        camera.mkdir()
+        (camera / "a.jpg").write_bytes(encode(picture(1), "JPEG"))
+        work.until(lambda: work.work.judged == 4)
+    told = f"'{camera}' is another folder than before, and empty (is its disk mounted?); trying again"
+    assert caplog.messages == [told]
+
+
 def test_what_is_no_file_is_no_picture(tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_arrivals, "SETTLED_SECONDS", 0.2)
     os.mkfifo(tmp_path / "pipe.jpg")

@@ -78,6 +78,18 @@ def test_machines_look_at_a_part_each_and_no_other_looks_again(
     assert Seeing.seen == 2 * 60
 
 
+def test_a_training_does_not_look_at_what_an_audit_that_was_killed_has_left(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = look_ahead(audit_config(lake, f"data.looks={tmp_path}/looks", machine(tmp_path, "m"), "shards=3", "shard=0"))
+    data = DataConfig(root=str(lake), image_size=32, cache_dir=f"{tmp_path}/trainer", looks=f"{tmp_path}/looks")
+    monkeypatch.setattr(datamodule, "_LOOKED_AT", 59 - seen)
+    assert not open_data(TrainConfig(data=data)).looked and Seeing.seen == 2 * seen
+    assert f"not looked for among 60 images, {60 - seen} of them never seen, which would take about" in caplog.text
+    monkeypatch.setattr(datamodule, "_LOOKED_AT", 60 - seen)
+    assert open_data(TrainConfig(data=data)).looked and Seeing.seen == 60 + seen
+
+
 def test_a_training_shares_what_it_sees_and_sees_only_what_is_new(lake: Path, tmp_path: Path) -> None:
     def train_on(name: str) -> None:
         data = DataConfig(root=str(lake), image_size=32, cache_dir=f"{tmp_path}/{name}", looks=f"{tmp_path}/looks")
@@ -103,6 +115,17 @@ def test_a_place_that_takes_nothing_keeps_no_training_but_a_shard_says_so(
     options = (f"data.looks={tmp_path}/looks", machine(tmp_path, "two"), "shards=2", "shard=1")
     with pytest.raises(UserError, match="cannot write there"):
         look_ahead(audit_config(lake, *options))
+
+
+def test_what_a_machine_saw_before_it_shared_is_shared_too(lake: Path, tmp_path: Path) -> None:
+    """By a training, or by a shard whose place did not answer: the same command again must not leave it out."""
+    place, one = f"data.looks={tmp_path}/looks", machine(tmp_path, "one")
+    audit(audit_config(lake, one, f"output={tmp_path}/audit"))
+    for _ in range(2):
+        assert look_ahead(audit_config(lake, place, one, "shards=1", "shard=0")) == 60
+    assert len([*(tmp_path / "looks").rglob("*.parquet")]) == 2  # from afar, and close
+    look_ahead(audit_config(lake, place, machine(tmp_path, "two"), "shards=1", "shard=0"))
+    assert Seeing.seen == 2 * 60
 
 
 def test_a_damaged_part_is_seen_again(lake: Path, tmp_path: Path) -> None:
@@ -156,5 +179,5 @@ def test_the_command_of_the_page(lake: Path, tmp_path: Path) -> None:
     assert "shard 1 of 2: " in done.stdout and "images are looked at; looks keeps it" in done.stdout
     schema = looks._schema()
     memory = Memory(tmp_path / "none", FolderPlace(str(tmp_path / "looks")))
-    assert [len(memory.load(path.name, schema)) for path in (tmp_path / "looks").iterdir()] == [60, 60]
+    assert [len(memory.load(path.name, schema)[0]) for path in (tmp_path / "looks").iterdir()] == [60, 60]
     assert not (tmp_path / "multirun").exists()

@@ -256,6 +256,7 @@ def test_processes_of_torchrun_and_of_srun_know_which_they_are() -> None:
         srun | {"SLURM_PTY_PORT": "33000"},  # a shell
         srun | {"SLURM_STEP_NUM_TASKS": "1"},
         torchrun | {"WORLD_SIZE": "1"},
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "5"},  # a program that one of its processes has started
     ):
         assert here(alone) is None, alone
 
@@ -268,6 +269,9 @@ def test_processes_of_torchrun_and_of_srun_know_which_they_are() -> None:
         ({"SLURM_NTASKS": "4"}, 1, 1, r"SLURM_NTASKS=4, but this process was started alone: use `srun python"),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0",
           "GROUP_WORLD_SIZE": "1"}, 1, 2, r"torchrun has started one process, .* give it --nproc-per-node"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, 1, 1, "^OMPI_COMM_WORLD_SIZE=2: neither torchrun"),
+        ({"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a"}, 1, 1, "^WORLD_SIZE=4: .* would train alone: use one"),
+        ({"SLURM_NTASKS": "1", "PMI_SIZE": "1", "WORLD_SIZE": ""}, 1, 1, None),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2"}, 1, 8, None),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2"}, 1, -1, None),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2"}, 1, [0, 1],

@@ -351,7 +351,8 @@ def test_the_bytes_of_all_requests_together_are_bounded(plant: Plant) -> None:
             slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/x\r\nContent-Length: 4000\r\n\r\nx")
             while found.app._bytes != 4000:
                 time.sleep(0.01)
-            assert found.post("/predict", bytes(2000), "image/x").status_code == 429
+            refused = found.post("/predict", bytes(2000), "image/x")
+            assert refused.status_code == 429 and "others' requests take all room: ask again in 1 s" in refused.text
             assert found.post("/predict", bytes(1000), "image/x").status_code == 200  # and it holds nobody else
         while found.app._bytes:
             time.sleep(0.01)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hydra import compose, initialize_config_dir
 
 from tests import warm
 from tests.conftest import PROJECT, Trained, run_script, use_server
-from tests.fault_proxy import Fault, FaultProxy
+from tests.fault_proxy import Fault, FaultProxy, Operation, Request
 from tests.images import encode, picture
 from tyre_lightning import prediction
 from tyre_lightning.config import S3Config, config_folder, register_schemas
@@ -291,6 +291,41 @@ def test_on_s3_another_machine_goes_on(
     assert not looked
 
 
+@dataclass
+class Writing(Fault):
+    """What goes wrong with writing, or deleting, alone."""
+
+    operation: Operation = "other"
+    method: str = "PUT"
+
+    def hits(self, request: Request, draw: random.Random) -> bool:
+        return request.method == self.method and super().hits(request, draw)
+
+
+@pytest.mark.parametrize("match", ["_shards/listing", "_shards/manifest.json", "000000.parquet", "part-", "_summary"])
+def test_a_store_that_is_busy_when_something_is_written_is_asked_again(
+    model: Path, plant: Path, monkeypatch: pytest.MonkeyPatch, match: str
+) -> None:
+    """As S3 is when many processes begin at once."""
+    monkeypatch.setattr(place, "_SETTLED", 0.0)
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.add(fault := Writing("status", match, times=4))
+        assert predict(model, "s3://plant/line", f"s3://plant/busy-{len(match)}", "shards=2").images == IMAGES
+    assert fault.times == 0
+
+
+@pytest.mark.parametrize(("method", "needed"), [("PUT", "s3:PutObject there"), ("DELETE", "s3:DeleteObject there")])
+def test_what_may_not_be_written_is_one_sentence(
+    model: Path, plant: Path, monkeypatch: pytest.MonkeyPatch, method: str, needed: str
+) -> None:
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.add(Writing("status", times=None, status=403, code="AccessDenied", method=method))
+        with pytest.raises(UserError, match=f"access is denied: the credentials need {needed}"):
+            predict(model, "s3://plant/line", f"s3://plant/denied{method}", "shards=2")
+
+
 @pytest.mark.parametrize("there", ["folder", "s3"])
 def test_of_many_that_start_at_once_one_lists(
     there: str, tmp_path: Path, plant: Path, monkeypatch: pytest.MonkeyPatch
@@ -374,6 +409,49 @@ def test_rows_of_another_prediction_are_not_joined_to_these(model: Path, line: P
             predict(model, line, out, "shards=2")
         shutil.rmtree(folder)
     assert predict(model, line, out, "shards=2").images == ds.dataset(str(out)).count_rows() == IMAGES
+
+
+@pytest.mark.parametrize("output", ["rows.parquet", "out"])
+def test_what_is_damaged_is_done_again(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """By a disk: what is written here is whole, or not there."""
+    more = ["shards=2"] if output == "out" else []
+    predict(model, line, tmp_path / "whole" / output, *more)
+    with broken_off(monkeypatch, 9):
+        predict(model, line, tmp_path / output, *more)
+    for number, kept in enumerate(sorted(tmp_path.rglob("00000?.parquet"))):
+        kept.write_bytes(kept.read_bytes()[: 100 * number])
+    predict(model, line, tmp_path / output, *more)
+    same(rows_of(tmp_path / output), rows_of(tmp_path / "whole" / output))
+    assert len([one for one in caplog.messages if "is damaged: its pictures are looked at again" in one]) == 2
+
+
+def test_a_listing_or_a_note_that_is_damaged_is_one_sentence(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(model, line, out := tmp_path / "out", "shards=2")
+    note, _ = sorted(out.rglob("done/*.json"))
+    note.write_bytes(b"")
+    with pytest.raises(UserError, match=r"done/00000\.json was damaged: give the same again"):
+        predict(model, line, out, "shards=2")
+    assert predict(model, line, out, "shards=2") == whole
+    with broken_off(monkeypatch, 9):
+        predict(model, line, out := tmp_path / "other", "shards=2")
+    listed = sorted(out.rglob("listed.parquet"))[0]
+    for spoil in (lambda: listed.write_bytes(b"PAR1"), listed.unlink):
+        spoil()
+        with pytest.raises(UserError, match=r"listed\.parquet, which lists the images, cannot be read \("):
+            predict(model, line, out, "shards=2")
+
+
+def test_a_part_of_tyres_that_is_gone_is_made_again(model: Path, line: Path, tmp_path: Path) -> None:
+    predict(model, line, tmp_path / "out", "shards=2")
+    before = rows_of(tmp_path / "out-tyres")
+    (tmp_path / "out-tyres" / "part-00001-of-00002.parquet").unlink()
+    predict(model, line, tmp_path / "out", "shards=2")
+    same(rows_of(tmp_path / "out-tyres"), before)
 
 
 def test_there_is_no_summary_while_a_part_is_done_again(

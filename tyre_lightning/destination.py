@@ -43,8 +43,8 @@ class Output(ABC):
         """
 
     @abstractmethod
-    def there(self) -> set[int]:
-        """The shards whose parts are there."""
+    def there(self, *, tyres: bool) -> set[int]:
+        """The shards whose parts are there, with those of tyres where they are wanted."""
 
     @abstractmethod
     def writing(self, shard: int, *, tyres: bool) -> AbstractContextManager[Files]:
@@ -60,9 +60,10 @@ class OneFile(Output):
     def check_new(self, *, tyres: bool) -> None:
         """See :meth:`Output.check_new`: what lies there is replaced."""
 
-    def there(self) -> set[int]:
+    def there(self, *, tyres: bool) -> set[int]:
         """See :meth:`Output.there`."""
-        return {0} if Path(self._files.pictures).is_file() else set()
+        wanted = (self._files.pictures, *([self._files.tyres] if tyres else []))
+        return {0} if all(Path(file).is_file() for file in wanted) else set()
 
     @contextmanager
     def writing(self, shard: int, *, tyres: bool) -> Iterator[Files]:
@@ -92,9 +93,11 @@ class Parts(Output):
                     "the folder, or give another output"
                 )
 
-    def there(self) -> set[int]:
+    def there(self, *, tyres: bool) -> set[int]:
         """See :meth:`Output.there`."""
         names = self._pictures.names("")
+        if tyres:
+            names &= self._tyres.names("")
         return {shard for shard in range(self._shards) if self._name(shard) in names}
 
     @contextmanager

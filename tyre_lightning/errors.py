@@ -49,6 +49,18 @@ class Pruned(Exception):
     """A trial of a study has been ended early, because others do better."""
 
 
+class TooManyUnseen(Exception):
+    """More images were never looked at than are to be looked at now.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
 class Diverged(UserError):
     """A training's loss is no number any more, and so are its weights."""
 

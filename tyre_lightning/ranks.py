@@ -10,6 +10,9 @@ from typing import Any
 
 from tyre_lightning.errors import UserError
 
+# How many processes there are, by mpirun (Open MPI, MPICH) and by what starts PyTorch's in its own way.
+_OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -41,7 +44,10 @@ def here(environment: Mapping[str, str] = os.environ) -> Rank | None:
     """Which one this process is; None where it is alone, and starts others itself if there are to be any."""
     if environment.get("TORCHELASTIC_RUN_ID"):
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE")
-        rank = Rank("torchrun", *(int(environment[name]) for name in names))
+        numbers = [environment.get(name, "") for name in names]
+        if not all(map(str.isdecimal, numbers)):  # a program of a process of torchrun's, without all that it was told
+            return None
+        rank = Rank("torchrun", *map(int, numbers))
         return rank if rank.world > 1 else None
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or "1"  # what srun sets, and sbatch does not
     if tasks == "1" or "SLURM_PROCID" not in environment or "SLURM_PTY_PORT" in environment:  # a shell in the first
@@ -101,6 +107,12 @@ def _check_alone(nodes: int, devices: Any, environment: Mapping[str, str]) -> No
             f"trainer.num_nodes={nodes}, but this process was started alone: use `srun --nodes={nodes} "
             f"--ntasks-per-node={each} python train.py ...`, or on each node `torchrun --nnodes={nodes} "
             f"--node-rank=0 --nproc-per-node={each} --master-addr=NODE train.py ...`, with its own --node-rank"
+        )
+    others = [name for name in _OTHERS if environment.get(name, "1") not in ("", "0", "1")]
+    if others:
+        raise UserError(
+            f"{others[0]}={environment[others[0]]}: neither torchrun nor srun has started these processes, each of "
+            "which would train alone: use one of those"
         )
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
     if tasks != "1" and not environment.get("TORCHELASTIC_RUN_ID"):

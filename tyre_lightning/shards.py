@@ -15,6 +15,8 @@ from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tyre_lightning.data.stream import batched
 from tyre_lightning.destination import Output
 from tyre_lightning.errors import UserError
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class _GoneError(Exception):
-    """What was kept is not there any more: another process has done the same shard."""
+    """What was kept is not there any more: another process has done the same shard, or it was damaged."""
 
 
 class Work:
@@ -70,19 +72,25 @@ class Work:
     def done(self) -> set[int]:
         """The shards that are done."""
         notes = self._place.names(self._notes)
-        return {shard for shard in self._output.there() if Path(self._note(shard)).name in notes}
+        return {shard for shard in self._output.there(tyres=self._tyres) if Path(self._note(shard)).name in notes}
 
     def summary(self, shards: Iterable[int], output: str, tyres: str | None) -> Summary:
         """What was found in some shards that are done; the rows are in ``output`` and, where there are, ``tyres``.
 
         Raises:
-            UserError: what was noted of one cannot be read any more.
+            UserError: what was noted of one cannot be read any more; that is done again next time.
         """
         found = Summary(output, tyres)
         for shard in sorted(shards):
-            if (note := self._place.read(self._note(shard))) is None:
-                raise UserError(f"{self._place.root}/{self._note(shard)} was deleted meanwhile: give the same again")
-            found.add(json.loads(note))
+            path = self._note(shard)
+            if (note := self._place.read(path)) is None:
+                raise UserError(f"{self._place.root}/{path} was deleted meanwhile: give the same again")
+            try:
+                counts = json.loads(note)
+            except ValueError as error:
+                self._place.remove([path])
+                raise UserError(f"{self._place.root}/{path} was damaged: give the same again") from error
+            found.add(counts)
         return found
 
     def do(self, shard: int, look: Look, advance: Callable[[int], object]) -> None:
@@ -156,9 +164,15 @@ class Work:
     def _rows(self, shard: int) -> Iterator[Rows]:
         """What is kept of a shard, in order."""
         for number in range(self._chunks(shard)):
-            if (data := self._place.read(self._kept(shard, number))) is None:
+            if (data := self._place.read(path := self._kept(shard, number))) is None:
                 raise _GoneError
-            yield from_bytes(data)
+            try:
+                rows = from_bytes(data)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                log.warning("%s/%s is damaged: its pictures are looked at again", self._place.root, path)
+                self._place.remove([path])
+                raise _GoneError from error
+            yield rows
 
     def _join(self, shard: int) -> dict[str, Any]:
         """Write a shard's part; gives what is in it."""

@@ -45,13 +45,14 @@ class Pairs(NamedTuple):
     exact: NDArray[np.bool_]  # [M]: the files have the same bytes
 
 
-def read_copies(memory: Memory, reader: Reader, entries: Sequence[Entry]) -> tuple[Ints, Ints]:
+def read_copies(memory: Memory, reader: Reader, entries: Sequence[Entry], most: int | None = None) -> tuple[Ints, Ints]:
     """Places [M] and [M] in ``entries`` of images that show the same tyre; what was seen of them stays in ``memory``.
 
     Raises:
+        TooManyUnseen: more than ``most`` are to be read for it.
         UserError: an object cannot be read.
     """
-    pairs = find_copies(look(reader, entries, memory, COPIES))
+    pairs = find_copies(look(reader, entries, memory, COPIES, most=most))
     return pairs.left, pairs.right
 
 

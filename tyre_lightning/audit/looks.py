@@ -20,7 +20,7 @@ from tyre_lightning.audit.memory import Memory
 from tyre_lightning.data.decoding import try_decode
 from tyre_lightning.data.stream import batched, stream
 from tyre_lightning.data.traits import TRAITS, measure
-from tyre_lightning.errors import UnreadableImage
+from tyre_lightning.errors import TooManyUnseen, UnreadableImage
 from tyre_lightning.lake.reader import Reader
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.progress import progress_bar
@@ -76,7 +76,9 @@ class Looks:
         return np.concatenate([np.empty((0, WIDTH), np.float16), *chunks])
 
 
-def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight, show: bool = True) -> Looks:
+def look(
+    reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight, show: bool = True, most: int | None = None
+) -> Looks:
     """Measure images; those that ``memory`` knows are not read again.
 
     It knows an image of a folder by key and tag, and one on S3, whose tags follow from the contents, by its tag: in
@@ -88,20 +90,28 @@ def look(reader: Reader, entries: Sequence[Entry], memory: Memory, sight: Sight,
         memory: of what was seen before.
         sight: how closely they are looked at.
         show: a progress bar, while images are read.
+        most: to be read; None: any number.
 
     Raises:
+        TooManyUnseen: it would be more.
         UserError: an object, or what is shared of the memory, cannot be read.
     """
     remote = reader.store.remote
     scope = "s3" if remote else reader.store.address
     name = md5(f"{_FORM} {sight}\n{scope}".encode(), usedforsecurity=False).hexdigest()
-    known = memory.load(name, _schema())
-    missing = [entry for entry, place in zip(entries, _places(known, entries, remote), strict=True) if place is None]
+    shared, own = memory.load(name, _schema())
+    known = pa.concat_tables([shared, own])
+    places = _places(known, entries, remote)
+    for part in batched(sorted({place for place in places if place is not None and place >= len(shared)}), _PART):
+        memory.share(name, known.take(pa.array(part, pa.int64())))  # of a run that shared nothing, or was killed
+    missing = [entry for entry, place in zip(entries, places, strict=True) if place is None]
+    if most is not None and len(missing) > most:
+        raise TooManyUnseen(len(missing))
     with progress_bar(show and bool(missing)) as progress:
         task = progress.add_task("looking at images", total=len(missing))
-        for part in batched(missing, _PART):
+        for unseen in batched(missing, _PART):
             tables = []
-            for table in _tables(Embedder(sight), reader, part):
+            for table in _tables(Embedder(sight), reader, unseen):
                 tables.append(table)
                 progress.advance(task, len(table))
             new = pa.concat_tables(tables)

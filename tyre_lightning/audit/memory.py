@@ -37,23 +37,33 @@ class Memory:
         self._folder, self._shared = folder / "looks", shared
         self._refused: UserError | None = None
 
-    def load(self, name: str, schema: pa.Schema) -> pa.Table:
+    def load(self, name: str, schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
         """All parts of a table, those written last first; damaged ones are left out.
+
+        Gives what need not be written again, and what this disk has and others do not.
 
         Raises:
             UserError: what is shared cannot be read.
         """
         there = _parts(self._folder / name)
-        own = [_read(path, schema) for path in filter(trusted, reversed(there))]
-        others = self._from_others(name, {path.name for path in there}, schema)
-        return pa.concat_tables([schema.empty_table(), *others, *(table for table in own if table is not None)])
+        shared = {path.name for path in there} if self._shared is None else self._shared.names(name)
+        own = [(path.name in shared, _read(path, schema)) for path in filter(trusted, reversed(there))]
+        parts = {kind: [table for known, table in own if known == kind and table is not None] for kind in (True, False)}
+        others = self._from_others(name, shared - {path.name for path in there}, schema)
+        nothing = schema.empty_table()
+        return pa.concat_tables([nothing, *others, *parts[True]]), pa.concat_tables([nothing, *parts[False]])
 
     def save(self, name: str, table: pa.Table) -> None:
         """Write one more part; a disk or a place that refuses costs the next run the time, nothing else."""
-        part = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        pq.write_table(table, data := pa.BufferOutputStream())
-        written = data.getvalue().to_pybytes()
+        part, written = _new(table)
         self._keep(name, part, lambda path: path.write_bytes(written))
+        self._share(name, part, written)
+
+    def share(self, name: str, table: pa.Table) -> None:
+        """Have others find what this disk has already."""
+        self._share(name, *_new(table))
+
+    def _share(self, name: str, part: str, written: bytes) -> None:
         if self._shared is None:
             return
         try:
@@ -71,14 +81,13 @@ class Memory:
         if self._refused is not None:
             raise self._refused
 
-    def _from_others(self, name: str, there: set[str], schema: pa.Schema) -> Iterator[pa.Table]:
+    def _from_others(self, name: str, missing: set[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """The parts of others that are not on this disk; from now on they are."""
         if self._shared is None:
             return
-        missing = sorted(self._shared.names(name) - there, reverse=True)
         with progress_bar(bool(missing)) as progress:
             task = progress.add_task("fetching what others have seen", total=len(missing))
-            for part in missing:
+            for part in sorted(missing, reverse=True):
                 with self._shared.scratch() as scratch:
                     path = self._shared.bring(f"{name}/{part}", Path(scratch))
                     if (table := _read(path, schema)) is not None:
@@ -103,6 +112,12 @@ def open_memory(data: DataConfig, s3: S3Config) -> Memory:
         UserError: ``data.looks`` is malformed.
     """
     return Memory(cache_folder(data.cache_dir), open_place(data.looks, s3) if data.looks else None)
+
+
+def _new(table: pa.Table) -> tuple[str, bytes]:
+    """A name for one more part, and what it holds."""
+    pq.write_table(table, data := pa.BufferOutputStream())
+    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", data.getvalue().to_pybytes()
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table | None:

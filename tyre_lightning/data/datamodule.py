@@ -23,7 +23,7 @@ from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler,
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.stream import begin_worker, default_start
 from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_any_size
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import TooManyUnseen, UserError
 from tyre_lightning.lake.cache import cache_folder
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.lake.fingerprint import with_content_tags
@@ -224,28 +224,37 @@ class TyreDataModule(L.LightningDataModule):
     def _group(self, catalogs: Sequence[Catalog | None]) -> None:
         """Find the images that show the same tyre, wherever they lie."""
         read = [catalog for catalog in catalogs if catalog is not None]
-        if self._find_copies is None or self._too_many(sum(map(len, read))):
+        count = sum(map(len, read))
+        if self._find_copies is None or self._too_many(count):
             return
         reader = self.reader()
-        pairs = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))])
+        try:
+            pairs = self._find_copies(reader, [*chain(*(catalog.entries() for catalog in read))], _LOOKED_AT)
+        except TooManyUnseen as error:
+            self._leave_copies(count, error.count)
+            return
         for problem in reader.problems:
             log.warning("%s", problem)
         self.grouping = Grouping.of(read, self.config.group_pattern, pairs)
 
     def _too_many(self, count: int) -> bool:
-        """Whether to look for near-copies among so many images would keep a training waiting; says so."""
+        """Whether to look for near-copies among so many images would keep a training waiting, or take its memory."""
         fits = self.config.looks is not None and count * _LOOK_BYTES < psutil.virtual_memory().available
-        self.looked = count <= _LOOKED_AT or fits
-        if not self.looked:
-            hours = count * _LOOK / cores() / 3600
-            log.warning(
-                "near-copies are not looked for among %s images, which would take about %.2g hours and %.2g GB of "
-                "memory here (up to %s images they are, and more where an audit in shards has looked before, see "
-                "data.looks): pictures of one tyre may lie on both sides of a split, unless data.group_pattern=... "
-                "tells tyres by their file names", f"{count:,}", hours,
-                count * _LOOK_BYTES / 1e9, f"{_LOOKED_AT:,}",
-            )  # fmt: skip
-        return not self.looked
+        if count <= _LOOKED_AT or fits:
+            return False
+        self._leave_copies(count, count)
+        return True
+
+    def _leave_copies(self, count: int, unseen: int) -> None:
+        """Say that near-copies are not looked for, and what it would take."""
+        self.looked = False
+        log.warning(
+            "near-copies are not looked for among %s images%s, which would take about %.2g hours and %.2g GB of memory "
+            "here (up to %s images they are, and more where an audit in shards has looked before, see data.looks): "
+            "pictures of one tyre may lie on both sides of a split, unless data.group_pattern=... tells tyres by their "
+            "file names", f"{count:,}", "" if unseen == count else f", {unseen:,} of them never seen",
+            unseen * _LOOK / cores() / 3600, count * _LOOK_BYTES / 1e9, f"{_LOOKED_AT:,}",
+        )  # fmt: skip
 
     def shown(self, usage: str) -> Shown:
         """Which tyres the images of a usage show."""

@@ -18,7 +18,7 @@ from tyre_lightning.lake.tyres import Ints, Shown, group_names, groups_of
 
 Pair = tuple[str, str]
 _COLUMNS = ("key", "tyre", "group")
-FindCopies = Callable[[Reader, Sequence[Entry]], tuple[Ints, Ints]]
+FindCopies = Callable[[Reader, Sequence[Entry], int], tuple[Ints, Ints]]  # the number: of images to be read at most
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest, xxh3_128
 
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.lake.place import Place, has_died
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.tyres import find_tyre
@@ -70,10 +70,16 @@ class Manifest:
         Raises:
             UserError: it cannot be read.
         """
-        path = place.bring(f"{self.folder(shard)}/listed.parquet", scratch)
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_READ, columns=["key", "size", "etag"]):
-                yield from map(Entry, *(column.to_pylist() for column in batch.columns))
+        name = f"{self.folder(shard)}/listed.parquet"
+        try:
+            with pq.ParquetFile(place.bring(name, scratch)) as file:
+                for batch in file.iter_batches(_READ, columns=["key", "size", "etag"]):
+                    yield from map(Entry, *(column.to_pylist() for column in batch.columns))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{place.root}/{name}, which lists the images, cannot be read ({first_line(error)}): give another "
+                "output if it is lost"
+            ) from error
 
 
 def shard_of(tyre: str, shards: int) -> int:

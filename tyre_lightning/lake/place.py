@@ -217,13 +217,17 @@ class S3Place(Place):
         if self.read(path) is not None:
             return False
         key = self._store.key(path)
-        try:
-            self._store.ask("write", key, lambda client, at: client.put_object(**at, Body=data, IfNoneMatch="*"))
-        except UserError as error:
-            if not (is_there_already(error.__cause__) or is_unknown(error.__cause__)):
-                raise
-            if is_unknown(error.__cause__):
-                self.put(path, data)
+
+        def write() -> None:
+            try:
+                self._store.ask("write", key, lambda client, at: client.put_object(**at, Body=data, IfNoneMatch="*"))
+            except UserError as error:
+                if is_unknown(error.__cause__):
+                    self._store.put(key, data)
+                elif not is_there_already(error.__cause__):
+                    raise
+
+        _patiently(write)
         time.sleep(_SETTLED)
         return self.read(path) == data
 

@@ -17,10 +17,11 @@ _ADVICE = {
     "NoSuchKey": "there is no such object: it was deleted, or its key is misspelt",
     "PermanentRedirect": "the bucket is in another region: set s3.region",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set s3.region",
-    "SlowDown": "the service asks for fewer requests: give data.num_workers a smaller number, or wait",
+    "SlowDown": "the service asks for fewer requests: start fewer processes or workers at once, or wait",
 }
 _WRITING = ("CopyObject", "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 _MAY_NOT_WRITE = "access is denied: the credentials need s3:PutObject there, and s3:GetObject for what is copied"
+_MAY_NOT_DELETE = "access is denied: the credentials need s3:DeleteObject there"
 _NO_CREDENTIALS = (
     "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile with s3.profile"
 )
@@ -118,7 +119,8 @@ def _refusal(response: dict[str, Any], operation: str) -> str:
     code, status = _code_and_status(response)
     advice = _ADVICE.get(code)
     if _is_denial(code, status):
-        advice = _MAY_NOT_WRITE if operation in _WRITING else _ADVICE["AccessDenied"]
+        denied = {"DeleteObject": _MAY_NOT_DELETE} | dict.fromkeys(_WRITING, _MAY_NOT_WRITE)
+        advice = denied.get(operation, _ADVICE["AccessDenied"])
     return f"{advice or 'S3 refused the request'} (HTTP {status}, {code})"
 
 

@@ -165,7 +165,12 @@ class App:
 
     def _full(self) -> Refusal:
         wait = max(1, min(60, math.ceil(self.metrics.waiting * self._pace / cores())))
-        return Refusal(429, f"{self.metrics.waiting} pictures wait already: ask again in {wait} s", wait)
+        taken = (
+            f"{self.metrics.waiting} pictures wait already"
+            if self.metrics.waiting
+            else "others' requests take all room"
+        )
+        return Refusal(429, f"{taken}: ask again in {wait} s", wait)
 
     async def _rows(self, held: Held, asked: Asked, receive: Receive) -> list[Row] | None:
         """The rows of an answer; None where nobody waits for it any more.

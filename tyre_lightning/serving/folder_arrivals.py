@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from stat import S_ISREG
 
@@ -57,6 +58,7 @@ class FolderArrivals(Arrivals):
         super().__init__(store, target)
         self._lock = threading.Lock()
         self._folders = {"": _Folder()}
+        self._number = self._inode()
         self._files: dict[str, _File] = {}  # of which a verdict is due
         self._given: dict[str, _File] = {}  # that are being looked at
         self._old = {*self.verdicts()} if self.apart else set[str]()  # of a run before
@@ -70,6 +72,7 @@ class FolderArrivals(Arrivals):
         """See :meth:`Arrivals.ready`."""
         begun = time.monotonic()
         with self._lock:
+            self._see_root()
             for path in [*self._folders]:
                 self._look(path, begun)
             found = [path for path, file in [*self._files.items()] if self._whole(path, file, begun)]
@@ -87,6 +90,26 @@ class FolderArrivals(Arrivals):
                 return True
             self._files[path] = replace(file, tried=not readable)
             return False
+
+    def _see_root(self) -> None:
+        """Go on with what is known where it is the folder that it was, and wait while a disk is not mounted there.
+
+        Raises:
+            UserError: it is not, or another folder has taken its place, in which nothing is yet.
+        """
+        if (number := self._inode()) == self._number:
+            return
+        with suppress(OSError):  # which listing it will explain
+            if not os.listdir(self.store.root):
+                raise UserError(f"'{self.store.root}' is another folder than before, and empty (is its disk mounted?)")
+            self._number, self._folders = number, {"": _Folder()}
+
+    def _inode(self) -> int | None:
+        """What tells the root from another folder of its name; the same after its disk was mounted again."""
+        try:
+            return os.stat(self.store.root).st_ino
+        except OSError:
+            return None
 
     def _look(self, path: str, now: float) -> None:
         """List a folder, unless nothing can have been added."""
