@@ -157,6 +157,7 @@ def test_they_end_with_the_weights_of_processes_that_one_has_started(
             assert ours[name] == theirs[name], name
 
 
+@pytest.mark.slow  # of one task: test_slurm
 @pytest.mark.long
 def test_a_job_of_two_tasks_is_requeued_once_and_goes_on(
     together: tuple[Path, subprocess.CompletedProcess[str]], lake: Path, tmp_path: Path

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from tests.cases import first_of
 from tests.promise_simulation import SCENES, Promised, exact_thresholds, to_latent, to_probability
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, interval
@@ -54,7 +55,7 @@ def test_how_many_tyres_a_promise_needs() -> None:
     assert Promise(0.05, 0.9).needed() == 45
 
 
-@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("promise", first_of(PROMISES))
 def test_the_promise_holds_over_many_calibration_sets(promise: Promise) -> None:
     """The true rate is known here. It is broken as seldom as promised, and not much more seldom."""
     draw = np.random.default_rng(7)
@@ -210,7 +211,7 @@ def test_tyres_seen_less_often_than_in_calibration_are_reviewed() -> None:
     assert found.doubt(3, 1) == "1 of its 4 pictures cannot be read"
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", first_of(SCENES, 2))
 def test_the_promise_holds_tyre_by_tyre(name: str) -> None:
     """Whatever the number of a tyre's pictures tells of its defect; and what is promised is all that can be."""
     scene, draw, rounds = SCENES[name], np.random.default_rng(9), 600

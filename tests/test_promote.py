@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from tests.conftest import Trained, run_script
+from tests.mlflow_server import lay_database
 from tests.test_formats import OF_PICTURES, OLD, unpacked
 from tyre_lightning.config import LoggerConfig, OperatingPointConfig, config_folder, register_schemas
 from tyre_lightning.decision.operating_point import OperatingPoint
@@ -108,8 +109,8 @@ def registry(trained: Trained, tmp_path: Path) -> Registry:
     run = client.get_model_version("tyre-demo", "1").run_id
     catalog = Path(client.download_artifacts(str(run), CATALOG, str(tmp_path)))
     checkpoint = next(trained.folder.glob("outputs/train/*/checkpoints/best.ckpt"))
-    uri = f"sqlite:///{tmp_path}/registry.db"
-    own = connect(uri)
+    lay_database(tmp_path / "registry.db")
+    own = connect(uri := f"sqlite:///{tmp_path}/registry.db")
     experiment = own.create_experiment("gate", artifact_location=(tmp_path / "artifacts").as_uri())
     return Registry(uri, own, experiment, Inspector.from_checkpoint(checkpoint), catalog, trained)
 
