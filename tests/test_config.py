@@ -111,6 +111,13 @@ MISTAKES = [
     (["data.classes=[cracks]"], "data.classes=['cracks'] must name at least two classes"),
     (["data.bucket=b"], "data.root and data.bucket both say where the images are"),
     (["data.classes=[a,b"], "cannot read 'data.classes=[a,b' as key=value"),
+    (["data.root"], "cannot read 'data.root' as key=value: write data.root=... with a value"),
+    (
+        ["data.root=tyres, new/v1"],
+        "data.root has several values: write 'data.root=\"tyres, new/v1\"' for one text, "
+        "'data.root=[tyres, new/v1]' for a list, or -m for a run with each",
+    ),
+    (["data.root=//a:b@c,d"], """data.root has several values: write 'data.root="..."' for one text"""),
     (["data.root=x", "data.cache_dir=s3://b/c"], "data.cache_dir=s3://b/c is an address, and must be a place on this"),
 ]
 
