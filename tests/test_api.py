@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from PIL import Image
 
 import tyre_lightning as tl
 from tests.conftest import PROJECT, TINY, Trained, run_script
+from tests.images import encode, picture
 from tests.mlflow_server import lay_database
 from tyre_lightning.api import Model
 
@@ -92,6 +95,7 @@ def test_pictures_of_one_tyre_get_one_decision(model: Model, files: list[Path]) 
     assert rows["tyre"].tolist() == ["T1", "T1"]
     assert {*rows["decision"]} == {alone["decision"][worst]}
     assert rows["picture_decision"].tolist() == alone["picture_decision"][[worst, best]].tolist()
+    assert {*model.predict(pair, tyres=[7, 7])["tyre"]} == {"7"}
     apart = model.predict(pair, tyres=[None, None])
     assert apart["decision"].tolist() == rows["picture_decision"].tolist()
     with pytest.raises(tl.UserError, match="2 pictures and 1 names of tyres"):
@@ -109,20 +113,38 @@ def test_a_model_that_tells_tyres_reads_them_from_file_names(model: Model, files
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), torch.zeros(4, 4), 7, {"a": 1}.items]
+    "picture",
+    [
+        *(np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(4, np.uint8)),
+        *(torch.zeros(4, 4), torch.zeros((3, 0, 4), dtype=torch.uint8), io.BytesIO(b"lines\n" * 3), None, 7),
+        {"a": 1}.items,
+    ],
 )
-def test_what_is_no_picture_is_one_sentence(model: Model, picture: object) -> None:
-    with pytest.raises(tl.UserError, match=r"picture 0 is no picture but .*: give uint8 pixels"):
-        model.predict([picture])  # type: ignore[list-item]
+def test_what_is_no_picture_is_one_sentence(model: Model, picture: Any) -> None:
+    for given in (picture, [picture]):
+        with pytest.raises(tl.UserError, match=r"picture 0 is no picture but .*: give uint8 pixels"):
+            model.predict(given)
+
+
+def test_pixels_that_may_not_be_written_are_taken_without_a_word(model: Model, files: list[Path]) -> None:
+    pixels = np.asarray(Image.open(files[0]).convert("RGB"))
+    assert not pixels.flags.writeable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.predict(pixels)["p_good"].tolist() == model.predict(files[0])["p_good"].tolist()
 
 
 def test_what_is_not_there_is_one_sentence(model: Model, tmp_path: Path) -> None:
     with pytest.raises(tl.UserError, match="neither a models:/"):
         tl.load(tmp_path / "nowhere")
+    (tmp_path / "tyre.jpg").write_bytes(encode(picture(1, (40, 40)), "JPEG"))
+    with pytest.raises(tl.UserError, match=r"not a checkpoint of train\.py: it is no file of weights"):
+        tl.load(tmp_path / "tyre.jpg")
     with pytest.raises(tl.UserError, match=r"missing\.jpg is no file"):
         model.predict(tmp_path / "missing.jpg")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(tl.UserError, match="holds no images"):
-        model.predict(tmp_path)
+        model.predict(tmp_path / "empty")
 
 
 def test_it_shows_what_it_looked_at_and_what_it_is(model: Model, files: list[Path]) -> None:
@@ -147,6 +169,47 @@ def test_compose_gives_what_training_takes_and_open_data_its_images(trained: Tra
     ):
         with pytest.raises(tl.UserError, match=sentence):
             tl.compose(f"data.root={trained.local}", override)
+    calls: list[Any] = [tl.compose, tl.train]
+    mistaken: Any
+    for call in calls:
+        for mistaken in (3, ["data.root=x"], {"data": {}}):
+            with pytest.raises(tl.UserError, match=f"give overrides as texts.*: {type(mistaken).__name__} is none"):
+                call(mistaken)
+    with pytest.raises(tl.UserError, match=r"a config that compose\(\) has made: str is none"):
+        tl.open_data("lake/v1")  # type: ignore[arg-type]
+    with pytest.raises(tl.UserError, match="columns=0 must be at least 1"):
+        tl.show(data, [], columns=0)
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "sentence"),
+    [
+        (L.Callback(), "callbacks=Callback is no list"),
+        ([L.Callback], "the class Callback"),
+        ([3], "callbacks holds int"),
+    ],
+)
+def test_what_is_no_callback_leaves_no_run(
+    callbacks: Any, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tl.UserError, match=sentence):
+        tl.train("data.root=lake/v1", callbacks=callbacks)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_server_that_was_named_once_is_not_that_of_the_next_call(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tl.load(trained.model, tracking_uri=trained.tracking_uri)
+    assert tl.compose("data.root=lake/v1").logger.tracking_uri == "sqlite:///mlflow.db"
+    lay_database(tmp_path / "mlflow.db")
+    with pytest.raises(tl.UserError, match="not found"):
+        tl.load(trained.model)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.tracking_uri)
+    tl.load(trained.model)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +230,7 @@ def test_a_run_gives_the_rows_of_predict_with_the_true_classes(
     assert (rows["true"] == rows["class"]).mean() == pytest.approx(result.metrics["test/accuracy"])
     held_out = [int(count) for name, count in result.settings.items() if name.startswith("found.images.val.")]
     assert len(result.scores("val")) == sum(held_out)
-    with pytest.raises(tl.UserError, match=r"has no scores/train\.parquet"):
+    with pytest.raises(tl.UserError, match="no scores of usage=train: choose from test, val"):
         result.scores("train")
 
 
@@ -177,6 +240,8 @@ def test_a_run_shows_its_errors_its_report_and_its_curves(trained: Trained, resu
     assert sheet.width > sheet.height > 100
     with pytest.raises(tl.UserError, match="there is no folder"):
         result.errors(root="/nowhere")
+    with pytest.raises(tl.UserError, match="count=-1 must be 0 or more"):
+        result.errors(-1)
     report = result.report()
     assert "<html" in report.html and report._repr_html_().startswith("<iframe srcdoc=")
     assert "&lt;html" in report._repr_html_()
@@ -191,6 +256,8 @@ def test_what_is_not_a_run_is_one_sentence(trained: Trained) -> None:
         tl.open_run("0123", tracking_uri=trained.tracking_uri)
     with pytest.raises(tl.UserError, match="the experiment 'none-yet' has no runs yet"):
         tl.runs("none-yet", tracking_uri=trained.tracking_uri)
+    with pytest.raises(tl.UserError, match="newest=0 must be at least 1"):
+        tl.runs(trained.experiment, newest=0, tracking_uri=trained.tracking_uri)
 
 
 class Counting(L.Callback):

@@ -1,5 +1,6 @@
 """Every shipped config composes and holds; every mistake in one is a single sentence with a way out."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -111,6 +112,13 @@ MISTAKES = [
     (["data.classes=[cracks]"], "data.classes=['cracks'] must name at least two classes"),
     (["data.bucket=b"], "data.root and data.bucket both say where the images are"),
     (["data.classes=[a,b"], "cannot read 'data.classes=[a,b' as key=value"),
+    (["data.root"], "cannot read 'data.root' as key=value: write data.root=... with a value"),
+    (
+        ["data.root=tyres, new/v1"],
+        "data.root has several values: write 'data.root=\"tyres, new/v1\"' for one text, "
+        "'data.root=[tyres, new/v1]' for a list, or -m for a run with each",
+    ),
+    (["data.root=//a:b@c,d"], """data.root has several values: write 'data.root="..."' for one text"""),
     (["data.root=x", "data.cache_dir=s3://b/c"], "data.cache_dir=s3://b/c is an address, and must be a place on this"),
 ]
 
@@ -312,6 +320,24 @@ def test_an_experiment_of_one_s_own_folder_says_where_its_values_go(group: str, 
         assert (cfg.data.root, cfg.seed, cfg.model.name) == ("lake", 7, "efficientnet_lite0")
         with pytest.raises(UserError, match=rf"^{bad} lacks the line '# @package _global_': write it as the first"):
             compose("train", overrides=[*found, f"{choose}bad"])
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        (b"data:\n\tseed: 3\n", r"it is no YAML in line 2 \(found character '\\t' that cannot start any token\)"),
+        (b"data:\n  classes: [a\n", "it is no YAML in line 3"),
+        (b"seed: 1\nseed: 2\n", "it is no YAML in line 2"),
+        (b"# \xe9\nseed: 1\n", "it is not written in UTF-8"),
+        (b"- seed\n", "must have keys"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(written: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(written)
+    done = run_script("train.py", "--config-dir", str(tmp_path), "experiment=mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {tmp_path}/experiment/mine.yaml.* {sentence}.*\n", done.stderr), done.stderr
 
 
 def test_configs_of_one_file_do_not_share_their_values_and_follow_the_file(tmp_path: Path) -> None:

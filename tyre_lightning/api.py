@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
@@ -44,6 +45,7 @@ _TOGETHER = 32  # pictures
 Pixels: TypeAlias = Image.Image | NDArray[Any] | Tensor  # in memory
 Picture: TypeAlias = str | Path | bytes | Pixels
 Rows: TypeAlias = list[dict[str, Any]]
+_ONE = (str, Path, bytes, bytearray, Image.Image, np.ndarray, Tensor, io.IOBase)  # and not several, though iterable
 
 
 def load(model: str | Path, *, tracking_uri: str | None = None) -> Model:
@@ -78,7 +80,7 @@ class Model:
         self.inspector = inspector
         self.name = name
 
-    def predict(self, source: Picture | Iterable[Picture], tyres: Sequence[str | None] | None = None) -> pd.DataFrame:
+    def predict(self, source: Picture | Iterable[Picture], tyres: Sequence[object] | None = None) -> pd.DataFrame:
         """A row for each picture, with the numbers and the columns of predict.py's table.
 
         Args:
@@ -90,9 +92,8 @@ class Model:
         Raises:
             UserError: there is nothing at an address, or something is no picture.
         """
-        alone = isinstance(source, str | Path | bytes | Image.Image | np.ndarray | Tensor)
-        pictures: list[Any] = [source] if alone else list(source)  # type: ignore[arg-type]
-        rows = [*self._look(pictures)]
+        several: Any = source if isinstance(source, Iterable) and not isinstance(source, _ONE) else [source]
+        rows = [*self._look([*several])]
         if tyres is not None:
             _name_tyres(rows, tyres)
         if tyres is not None or self.inspector.group_pattern is not None:
@@ -174,6 +175,9 @@ def compose(*overrides: str) -> DictConfig:
     Raises:
         UserError: a key is not known, or a value is not possible.
     """
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError(f"give overrides as texts, such as 'data.root=lake/v1': {type(override).__name__} is none")
     register_schemas()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -218,20 +222,24 @@ def show(
     Raises:
         UserError: an image is missing or cannot be fetched.
     """
+    if columns < 1:
+        raise UserError(f"columns={columns} must be at least 1")
     keys = [*keys]
     named = [Path(key).name for key in keys] if titles is None else [*titles]
     return contact_sheet([*thumbnails(data.store, keys)], named, heading, columns)
 
 
 def _checked(config: DictConfig | TrainConfig) -> TrainConfig:
+    if not isinstance(config, DictConfig | TrainConfig):
+        raise UserError(f"give a config that compose() has made: {type(config).__name__} is none")
     return config if isinstance(config, TrainConfig) else to_train_config(config)
 
 
-def _name_tyres(rows: Rows, tyres: Sequence[str | None]) -> None:
+def _name_tyres(rows: Rows, tyres: Sequence[object]) -> None:
     if len(tyres) != len(rows):
         raise UserError(f"there are {len(rows)} pictures and {len(tyres)} names of tyres: give one for each picture")
     for row, tyre in zip(rows, tyres, strict=True):
-        row["tyre"] = None if tyre is None else one_form(tyre)
+        row["tyre"] = None if tyre is None else one_form(str(tyre))
 
 
 def _bytes(path: str | Path) -> bytes:
@@ -256,12 +264,20 @@ def _pixels(picture: bytes | Pixels, key: str) -> Tensor | UnreadableImage:
         except (OSError, ValueError) as error:
             return UnreadableImage(key, str(error))
     if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
-        return picture.cpu()
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] in ((), (3,)):
-        return _planes(picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, axis=2))
+        pixels = picture.cpu()
+    elif isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
+        pixels = _planes(picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, axis=2))
+    else:
+        pixels = torch.empty(0)
+    if pixels.numel() and len(pixels) == 3:
+        return pixels
     about = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray | Tensor) else type(picture)
-    raise UserError(f"{key} is no picture but {about}: give uint8 pixels [H, W, 3], [H, W] or, of torch, [3, H, W]")
+    raise UserError(
+        f"{key} is no picture but {about}: give uint8 pixels [H, W, 3], [H, W] or, of torch, [3, H, W], the bytes of a "
+        "file, a PIL image, a path, or a list of these"
+    )
 
 
 def _planes(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    own = np.array(pixels, order="C")  # torch warns of pixels that may not be written, as those of a PIL image
+    return torch.from_numpy(own).permute(2, 0, 1)

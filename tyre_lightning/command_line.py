@@ -237,6 +237,8 @@ def explain(error: Exception) -> str:
         return _missing_option(texts[0], list(error.options))
     if isinstance(error, OverrideParseException):
         return _unreadable(str(error.override), texts[0].splitlines()[0])
+    if several := re.match(r"Ambiguous value for argument '(.*)'", texts[0]):
+        return _several(several[1])
     key = re.search(r"full_key: (\S+)", whole)
     if key and re.search(r"Key '.*' not in '", whole):
         place = re.search(r"In '(\S+)': \w+ raised while composing", whole)
@@ -249,13 +251,28 @@ def explain(error: Exception) -> str:
 def _unreadable(override: str, reason: str) -> str:
     """What is wrong with an override; of one that may hold a password, which nobody can find in it, only the key."""
     key = _key(override)
-    if "//" in override or "@" in override or hide_passwords(override) != override:
+    if _may_be_secret(override):
         return f"""cannot read '{key}=...' as key=value: if the value is one text, write '{key}="..."'"""
+    if "=" not in override:
+        return f"cannot read '{override}' as key=value: write {key}=... with a value"
     reason = "Hydra wants some character quoted" if reason.startswith("Lexer") else reason
     way_out = (
         f"; if the value is one text, write {as_override(*override.split('=', 1))}" if f"{key}=" in override else ""
     )
     return f"cannot read '{override}' as key=value: {reason}{way_out}"
+
+
+def _several(override: str) -> str:
+    """What to do about an override that gives several values where one is wanted."""
+    key, _, value = override.partition("=")
+    secret = _may_be_secret(override)
+    text = f"""'{key}="..."'""" if secret else as_override(key, value)
+    several = shlex.quote(f"{key}=[{'...' if secret else value}]")
+    return f"{key} has several values: write {text} for one text, {several} for a list, or -m for a run with each"
+
+
+def _may_be_secret(override: str) -> bool:
+    return "//" in override or "@" in override or hide_passwords(override) != override
 
 
 def _schema(text: str) -> type:

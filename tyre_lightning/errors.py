@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -100,6 +101,8 @@ class UnreadableImage(UserError):
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, as part of a sentence, without passwords."""
+    if isinstance(error, UnpicklingError):  # torch says at length how to run what may be in the file
+        return "it is no file of weights, or holds more than these"
     return hide_passwords((str(error).strip() or type(error).__name__).splitlines()[0])
 
 

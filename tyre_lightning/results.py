@@ -58,12 +58,25 @@ def train(*given: str | DictConfig, callbacks: Sequence[L.Callback] = ()) -> Res
     composed = [one for one in given if isinstance(one, DictConfig)]
     if composed and len(given) > 1:
         raise UserError("give train() one config or several overrides, not both")
-    config = composed[0] if composed else compose(*[one for one in given if isinstance(one, str)])
+    config = composed[0] if composed else compose(*given)  # type: ignore[arg-type]  # it says what is no text
     tell_start(config)
+    check_callbacks(callbacks)
     from tyre_lightning.training import train as train_on
 
     done = train_on(config, callbacks)
     return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder)
+
+
+def check_callbacks(callbacks: object) -> None:
+    """Raise a :class:`UserError` unless these are several of Lightning's callbacks."""
+    from lightning.pytorch import Callback
+
+    if not isinstance(callbacks, Sequence):
+        raise UserError(f"callbacks={type(callbacks).__name__} is no list: give callbacks=[...]")
+    for one in callbacks:
+        if not isinstance(one, Callback):
+            what = f"the class {one.__name__}, not one of it" if isinstance(one, type) else type(one).__name__
+            raise UserError(f"callbacks holds {what}: give objects of Lightning's Callback")
 
 
 def open_run(run_id: str, *, tracking_uri: str | None = None, folder: Path | None = None) -> Result:
@@ -80,7 +93,7 @@ def open_run(run_id: str, *, tracking_uri: str | None = None, folder: Path | Non
     uri = tracking(tracking_uri)
     client = connect(uri)
     try:
-        run = client.get_run(run_id)
+        run = client.get_run(str(run_id))
     except MlflowException as error:
         raise UserError(f"there is no run {run_id}: {first_line(error)}") from error
     if PARENT_TAG not in run.data.tags:
@@ -99,6 +112,8 @@ def runs(experiment: str, *, newest: int = 20, tracking_uri: str | None = None) 
     Raises:
         UserError: there is no such experiment, or no run in it.
     """
+    if newest < 1:
+        raise UserError(f"newest={newest} must be at least 1")
     client = connect(tracking(tracking_uri))
     found = client.get_experiment_by_name(experiment)
     started = newest_trainings(client, found.experiment_id, newest) if found else []
@@ -158,13 +173,15 @@ class Result:
         """A contact sheet of the images that the model gets most wrong: those where it is surest of another class.
 
         Args:
-            count: of images at most.
+            count: of images at most, 0 or more.
             usage: see :meth:`scores`.
             root: where the lake lies by now; None: where training found it.
 
         Raises:
             UserError: the run has no such images, or they are not there any more.
         """
+        if count < 0:
+            raise UserError(f"count={count} must be 0 or more")
         table = self.scores(usage)
         table = table[table["error"].isna() & table["true"].notna()]
         sure = table[self.model.inspector.columns()].max(axis=1)
@@ -216,6 +233,8 @@ class Result:
         return as_picture(confusion_figure(confusion(found), self.model.inspector.classes))
 
     def _scores(self, usage: str | None) -> Scores:
+        if usage not in (None, "test", "val"):
+            raise UserError(f"there are no scores of usage={usage}: choose from test, val")
         with TemporaryDirectory() as folder:
             path = self._artifact(f"{SCORES}/{usage or self.judged_on}.parquet", folder)
             return Scores.read(path, self.model.inspector.outputs)

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
+from yaml import MarkedYAMLError
 
 from tyre_lightning.errors import UserError
 
@@ -102,25 +103,37 @@ class FileConfigSource(HydrasOwn):
         """A file's values, with the texts of keys of text.
 
         Raises:
-            UserError: the file does not say where its values go, and its folder does not either.
+            UserError: it is no YAML, or says no keys, or not where its values go, and its folder does not either.
         """
         path = Path(self.path, self._normalize_file_name(config_path))
         if not path.exists():
             return super().load_config(config_path)  # who raises what Hydra knows
-        written = path.read_text(encoding="utf-8")
-        known = (self.provider, self.path, config_path, written)
-        if known not in self._read:
-            self._read[known] = self._values(config_path, path, written)
+        try:
+            written = path.read_text(encoding="utf-8")
+            known = (self.provider, self.path, config_path, written)
+            if known not in self._read:
+                self._read[known] = self._values(config_path, path, written)
+        except (MarkedYAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {_why(error)}") from error
         return deepcopy(self._read[known])
 
     def _values(self, config_path: str, path: Path, written: str) -> ConfigResult:
         result = super().load_config(config_path)
+        if not OmegaConf.is_dict(result.config):
+            raise UserError(f"{path} must have keys, each with its value: it has none")
         _check_place(path, config_path.rpartition("/")[0], result.header)
         package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
         for key, text in _scalars(yaml.compose(written, Loader=yaml.SafeLoader), ""):
             if package + key.partition("[")[0] in _texts():
                 OmegaConf.update(result.config, key, text)
         return result
+
+
+def _why(error: MarkedYAMLError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not written in UTF-8"
+    line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    return f"it is no YAML{line} ({error.problem})"
 
 
 def _check_place(path: Path, group: str, header: Mapping[str, str | None]) -> None:

@@ -55,13 +55,19 @@ def check_export(network: Network, name: str, size: int) -> None:
     """
     if not is_timm(name):  # the others are tested
         return
-    training = network.training
+    training, pixels = network.training, np.zeros((1, 3, size, size), np.uint8)
+    way_out = "give another model.name, or another data.image_size"
     try:
-        Engine(network.eval(), size)(np.zeros((1, 3, size, size), np.uint8))
+        with torch.no_grad():  # an export may fold a size away that PyTorch refuses
+            network.eval()(torch.from_numpy(pixels))
+    except Exception as error:
+        raise UserError(f"{name} cannot look at pictures of {size} pixels ({first_line(error)}): {way_out}") from error
+    try:
+        Engine(network, size)(pixels)
     except Exception as error:  # of the exporter, the runtime, or the network itself
         raise UserError(
             f"{name} cannot be trained here, because ONNX Runtime, by which models answer on a CPU, cannot run it on "
-            f"pictures of {size} pixels ({first_line(error)}): give another model.name, or another data.image_size"
+            f"pictures of {size} pixels ({first_line(error)}): {way_out}"
         ) from error
     finally:
         network.train(training)

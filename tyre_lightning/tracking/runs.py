@@ -80,9 +80,20 @@ def _open(tracking_uri: str) -> MlflowClient:
         utils.MAX_RETRY_COUNT = _DATABASE_TRIES
     with _alone(uri):
         client = mlflow.MlflowClient(uri)
-        mlflow.set_tracking_uri(uri)
+        with _kept("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def _kept(name: str) -> Iterator[None]:
+    """A variable of the environment has afterwards what it had: MLflow's address there is the user's to choose."""
+    before = os.environ.get(name)
+    yield
+    os.environ.pop(name, None)
+    if before is not None:
+        os.environ[name] = before
 
 
 @contextmanager
