@@ -58,15 +58,24 @@ def whole(target: str | Path) -> Iterator[Path]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        sync(unfinished)
-        os.replace(unfinished, place)
-        with suppress(OSError):  # not every file system lets a folder be synced
-            sync(place.parent)
+        put_in_place(unfinished, place)
     except OSError as error:
         raise Unwritable(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def put_in_place(written: Path, place: Path) -> None:
+    """Have a file take another's place, or an empty one, on the same disk: what others read is whole at any time.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    sync(written)
+    os.replace(written, place)
+    with suppress(OSError):  # not every file system lets a folder be synced
+        sync(place.parent)
 
 
 def write_whole(target: str | Path, content: str | bytes) -> None:

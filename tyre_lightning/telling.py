@@ -26,7 +26,8 @@ def tell_start(cfg: DictConfig) -> None:
     pinned = data.catalog or (f"the images of run {data.from_run}" if data.from_run else None)
     source = data.root or (f"s3://{data.bucket}/{data.prefix or ''}" if data.bucket else pinned)
     epochs = cfg.trainer.max_epochs
-    most = "" if epochs is None else f", {epochs} epochs at most"  # else how many there are to be, the images will say
+    # Else how many there are to be, the images will say.
+    most = "" if epochs is None else f", {epochs} epoch{'s' if epochs > 1 else ''} at most"
     say(hide_passwords(f"training {cfg.model.name} on {source}{most}"))
 
 

@@ -19,7 +19,7 @@ import psutil
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
-from tyre_lightning.files import disk_errors, sync, write_whole
+from tyre_lightning.files import disk_errors, put_in_place, write_whole
 from tyre_lightning.lake.patience import Patience
 
 T = TypeVar("T")
@@ -143,10 +143,7 @@ class FolderPlace(Place):
         """See :meth:`Place.take`."""
         place = self._at(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        sync(file)
-        os.replace(file, place)
-        with suppress(OSError):  # not every file system lets a folder be synced
-            sync(place.parent)
+        put_in_place(file, place)
 
     def bring(self, path: str, scratch: Path) -> Path:
         """See :meth:`Place.bring`."""
