@@ -245,9 +245,9 @@ def test_looks_that_others_may_have_written_are_not_used(tmp_path: Path) -> None
     memory, schema = Memory(tmp_path), looks._schema()
     row = dict.fromkeys(schema.names) | {"key": "planted", "embedding": np.zeros(WIDTH, np.float16)}
     pq.write_table(pa.Table.from_pylist([row], schema), folder / "000001.parquet")
-    assert len(memory.load("name", schema)) == 1
+    assert sum(map(len, memory.load("name", schema))) == 1
     folder.chmod(0o777)
-    assert len(memory.load("name", schema)) == 0
+    assert sum(map(len, memory.load("name", schema))) == 0
     memory.save("name", schema.empty_table())
     assert len([*folder.iterdir()]) == 1
 

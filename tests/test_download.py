@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model, get_model_weights
 
+from tests.cases import first_of
 from tests.conftest import PROJECT
 from tyre_lightning.config import BACKBONES, S3Config
 from tyre_lightning.errors import UserError
@@ -105,7 +106,7 @@ def publish(
     return file
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", first_of(PUBLISHED, 2))
 def test_weights_as_torchvision_publishes_them_fit(
     name: str, publisher: Publisher, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests import warm
+from tests.cases import first_of
 from tests.conftest import untracked_environment, write_images
 from tests.images import encode, picture
 from tyre_lightning.audit import looks
@@ -59,7 +60,7 @@ def machine(tmp_path: Path, name: str) -> str:
     return f"data.cache_dir={tmp_path}/{name}"
 
 
-@pytest.mark.parametrize("there", ["folder", "s3"])
+@pytest.mark.parametrize("there", first_of(["s3", "folder"]))
 def test_machines_look_at_a_part_each_and_no_other_looks_again(
     there: str, lake: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from tests.cases import first_of
 from tests.conftest import use_server, write_files
 from tyre_lightning.config import S3Config
 from tyre_lightning.demo.server import S3Server
@@ -138,7 +139,7 @@ def in_worker(store: Store, keys: list[str], method: str = "fork") -> tuple[Any,
     return answer  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", first_of(["fork", "forkserver", "spawn"], 2))
 def test_workers_read_all_keys_in_order(lake: tuple[Path, Store], method: str) -> None:
     folder, store = lake
     names = [*ODD_NAMES, *(f"{number * 37 % 100}.jpg" for number in range(100))]
@@ -159,7 +160,7 @@ def test_a_worker_names_the_object_that_is_missing(lake: tuple[Path, Store]) -> 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", first_of(["fork", "forkserver", "spawn"], 2))
 def test_a_used_store_works_in_other_processes(lake: tuple[Path, Store], method: str) -> None:
     folder, store = lake
     write_files(folder, "1.jpg")
@@ -188,7 +189,7 @@ def test_a_whole_bucket_has_no_version(bucket: Path) -> None:
     assert store.get("train/good/1.jpg").data == b"train/good/1.jpg"
 
 
-@pytest.mark.parametrize("total", [2_500, pytest.param(25_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("total", first_of([2_500, 25_000]))
 def test_thousands_of_keys_list_completely(total: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = 5
     for part in range(parts):
