@@ -9,9 +9,12 @@ import subprocess
 import sys
 import traceback
 import warnings
+from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +29,7 @@ from tyre_lightning.command_line import CHECKS
 from tyre_lightning.config import SCHEMAS
 from tyre_lightning.demo.server import S3Server
 from tyre_lightning.errors import UnreadableImage, UserError, first_line, hide_passwords, without_passwords
-from tyre_lightning.tracking.runs import as_params
+from tyre_lightning.tracking.runs import as_params, connect
 from tyre_lightning.tracking.secrecy import hide_in_logs
 
 PASSWORD = "planted-pass/word"
@@ -303,6 +306,49 @@ def files_with(folder: Path, *secrets: str) -> list[tuple[Path, str]]:
     """Files below a folder that hold one of some secrets, and which."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [(path, secret) for path in files for secret in secrets if secret.encode() in path.read_bytes()]
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, list[str]]]:
+    """A server that answers anything with nothing: its host and port, and who asked, as they say."""
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            scheme, _, coded = self.headers.get("Authorization", "").partition(" ")
+            asked.append(b64decode(coded).decode() if scheme == "Basic" else "nobody")
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *given: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+
+
+def test_a_server_hears_its_own_password_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    with listening() as (first, heard), listening() as (other, heard_too):
+        connect(f"http://me:{SECRET}@{first}")
+        connect(f"http://{other}")
+        connect(f"http://{first}")  # as a run's folder and all logs have it
+        assert {*heard} == {f"me:{SECRET}"} and {*heard_too} == {"nobody"}
+        heard.clear()
+        heard_too.clear()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")  # by the user's hand, for any server
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "own")
+        connect(f"http://{other}")
+        connect(f"http://{first}")
+        connect(f"http://{other}")
+        assert {*heard} == {f"me:{SECRET}"} and {*heard_too} == {"user:own"}
 
 
 @pytest.mark.long

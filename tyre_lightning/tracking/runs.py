@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from filelock import FileLock
@@ -24,6 +24,7 @@ from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords,
 from tyre_lightning.names import mlflow_name
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.pages import furnish
+from tyre_lightning.tracking.passwords import hand_over_password
 from tyre_lightning.tracking.refusals import why_gone
 from tyre_lightning.tracking.sender import Sender, UnderWay, hold
 from tyre_lightning.tracking.sweeps import SWEEP_TAG, parent_of
@@ -489,16 +490,6 @@ def _user() -> str:
 
 def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {shorten(first_line(error), 200, placeholder=' ...')}"
-
-
-def hand_over_password(uri: str) -> str:
-    """A server's URI without user and password, which MLflow finds in its environment instead: it prints the URI."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.username:
-        return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return hide_passwords(uri)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
