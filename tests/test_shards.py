@@ -171,6 +171,19 @@ def test_the_parts_are_the_whole_and_one_data_set(model: Path, line: Path, tmp_p
     assert sum(said["decisions"].values()) == TYRES and said["promise"]["max_escape_rate"] == 0.25
 
 
+def test_tasks_of_srun_do_a_shard_each_and_never_all(model: Path, line: Path, tmp_path: Path, trained: Trained) -> None:
+    given = [str(PROJECT / "predict.py"), f"model={model}", f"input={line}", f"output={tmp_path}/found", "shards=2"]
+    slurm = {**trained.environment, "SLURM_JOB_ID": "12345", "SLURM_STEP_NUM_TASKS": "2"}
+    each = [{**slurm, "SLURM_PROCID": str(number)} for number in range(2)]
+    for done in warm.run_together(given, tmp_path, each, timeout=120):
+        assert done.returncode == 1 and "srun has started 2 processes, each of which would do all of it" in done.stderr
+    assert not (tmp_path / "found").exists()
+    for done in warm.run_together([*given, "shard=${oc.env:SLURM_PROCID}"], tmp_path, each, timeout=120):
+        assert done.returncode == 0, done.stderr
+    predict(model, line, tmp_path / "whole.parquet")
+    same(rows_of(tmp_path / "found"), rows_of(tmp_path / "whole.parquet"))
+
+
 def test_what_takes_predictions_takes_parts(model: Path, line: Path, tmp_path: Path) -> None:
     predict(model, line, tmp_path / "rows.parquet")
     predict(model, line, tmp_path / "out", "shards=2", "shard=0")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from tyre_lightning.command_line import USER_ERROR, end, guard, run
 from tyre_lightning.config import config_folder, register_schemas, to_train_config
 from tyre_lightning.loading import loading
-from tyre_lightning.ranks import Rank, check_ranks, check_sweep, here, leave_signals_to_first
+from tyre_lightning.ranks import Rank, check_apart, check_ranks, check_sweep, here, leave_signals_to_first
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.usage import Usage
@@ -66,7 +66,7 @@ def start(name: str) -> int:
 
 
 def _start(name: str, rank: Rank | None) -> int:
-    command = COMMANDS[name]
+    command, task = COMMANDS[name], _task(name)
     sys.argv[1:] = [*map(command.spelt, sys.argv[1:])]
     register_schemas()
     if {"--help", "-h"} & {*sys.argv[1:]}:
@@ -74,13 +74,23 @@ def _start(name: str, rank: Rank | None) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(config_folder(name)), config_name=name)
     def main(cfg: DictConfig) -> Any:
-        return guard(command.task, cfg, command.failure)
+        return guard(task, cfg, command.failure)
 
     def begin() -> None:
         check_sweep(rank, sweep=bool({"-m", "--multirun"} & {*sys.argv[1:]}))  # before it has a folder
         main()
 
     return run(begin, command.failure)
+
+
+def _task(name: str) -> Callable[[DictConfig], Any]:
+    task = COMMANDS[name].task
+
+    def alone(cfg: DictConfig) -> Any:
+        check_apart(here(), cfg.get("shard"))
+        return task(cfg)
+
+    return task if name == "train" else alone
 
 
 def _take_part() -> int:

@@ -95,6 +95,19 @@ def check_sweep(rank: Rank | None, *, sweep: bool) -> None:
         )
 
 
+def check_apart(rank: Rank | None, shard: int | None) -> None:
+    """Refuse several processes of what one does, unless each has a shard of it.
+
+    Raises:
+        UserError: each would do all of it.
+    """
+    if rank is not None and shard is None:
+        raise UserError(
+            f"{rank.by} has started {rank.world} processes, each of which would do all of it: start one alone, or have "
+            f"each predict or look at its own part, by shards={rank.world} 'shard=${{oc.env:SLURM_PROCID}}' with srun"
+        )
+
+
 def _check_alone(nodes: int, devices: Any, environment: Mapping[str, str]) -> None:
     if environment.get("TORCHELASTIC_RUN_ID") and (nodes, _count(devices)) != (1, 1):
         raise UserError(
