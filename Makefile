@@ -33,7 +33,8 @@ ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000
 		--allowed-hosts "$$(printf '%s:*,' $$hosts)" --cors-allowed-origins "$$(printf 'http://%s:5000,' $$hosts)"
 
 # Four processes on two cores too (five or six take as long): many tests wait for other processes, or for time to pass.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
+# They keep the bytecode, or each would compile all of the project anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test: $(VENV)/.has-dev ## run the tests
 	$(PYTEST) -m 'not slow'
