@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from tests.cases import first_of
 from tests.conftest import PROJECT, run_script
 from tyre_lightning.command_line import check_config
 from tyre_lightning.config import (
@@ -275,12 +277,14 @@ def texts(name: str) -> Iterator[str]:
             yield key
 
 
-@pytest.mark.parametrize("value", LIKE_NUMBERS)
+@pytest.mark.parametrize("turn", first_of(range(len(LIKE_NUMBERS)), 4))
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_text_stays_as_it_is_written(name: str, value: str) -> None:
+def test_a_text_stays_as_it_is_written(name: str, turn: int) -> None:
+    """In all turns each key has each of these texts once."""
     register_schemas()
-    written = {key: [value, "x"] if key == "data.classes" else value for key in texts(name)}
-    overrides = [f"{key}={value}" if key != "data.classes" else f"{key}=[{value},x]" for key in written]
+    given = dict(zip(texts(name), islice(cycle(LIKE_NUMBERS), turn, None), strict=False))
+    written = {key: [value, "x"] if key == "data.classes" else value for key, value in given.items()}
+    overrides = [f"{key}=[{value},x]" if key == "data.classes" else f"{key}={value}" for key, value in given.items()]
     with initialize_config_dir(str(config_folder(name)), version_base="1.3"):
         cfg = compose(name, overrides=overrides)
     assert {key: OmegaConf.select(cfg, key) for key in written} == written
