@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from tests.cases import first_of
 from tests.conftest import write_images
 from tests.images import encode, picture
 from tyre_lightning.config import AugmentConfig, Cache, Changed, DataConfig, S3Config, Unreadable, WorkerStart
@@ -44,7 +45,7 @@ def module(root: str, **options: object) -> TyreDataModule:
     return TyreDataModule(config, S3Config(), preset("efficientnet_lite0"))
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", first_of(["fork", "forkserver", "spawn"], 2))
 def test_workers_of_every_kind_give_the_same_batches(lake: str, start: str) -> None:
     alone = list(module(lake).train_dataloader())
     workers = list(module(lake, num_workers=2, worker_start=WorkerStart(start)).train_dataloader())

@@ -11,6 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from tests.cases import first_of
 from tests.conftest import ONE_NETWORK, run_here, train_here, write_images
 from tyre_lightning.checkpointing import GRADIENTS
 from tyre_lightning.config import PathsConfig, TrainConfig, known_keys
@@ -82,7 +83,7 @@ def out_of_reach(checkpoint: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batches", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batches", first_of([2, 3]))
 def test_a_run_broken_off_between_two_steps_loses_no_gradient(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests import warm
+from tests.cases import first_of
 from tests.conftest import PROJECT, TINY, run_script, untracked_environment, write_images
 from tests.mlflow_server import lay_database
 from tests.once import once
@@ -196,7 +197,7 @@ def test_a_process_that_is_killed_ends_all(lake: Path, tmp_path: Path) -> None:
     assert other.stdout + other.stderr == ""
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", first_of(["0", "1"]))
 def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: str) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL, f"data.num_workers={workers}"]
     first, other = by_srun(tmp_path, *given, variables={"BEFALLS": f"SIGTERM {workers}"})
@@ -211,7 +212,7 @@ def test_one_that_is_told_to_end_ends_all(lake: Path, tmp_path: Path, workers: s
         assert re.fullmatch(r"error: outputs\S+/last\.ckpt is not there on \S+: all nodes must see .*\n", first.stderr)
 
 
-@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.parametrize("rank", first_of(["1", "0"]))
 def test_a_mistake_in_any_process_is_one_sentence_of_the_first(lake: Path, tmp_path: Path, rank: str) -> None:
     given = [f"data.root={lake}", *OPTIONS, UNREGISTERED, BEFALL]
     first, other = by_srun(tmp_path, *given, variables={"BEFALLS": f"error {rank}"})

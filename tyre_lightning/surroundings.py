@@ -29,6 +29,14 @@ def drop_empty_variables() -> None:
             del os.environ[name]
 
 
+def set_variable(name: str, value: str | None) -> None:
+    """Have a variable of the environment hold a value, or none."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
 def have_home() -> None:
     """Where the user has no home folder, as a container's may, make one for this process: libraries insist on it."""
     if not os.path.isabs(os.path.expanduser("~")):

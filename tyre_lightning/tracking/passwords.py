@@ -6,6 +6,7 @@ import os
 from urllib.parse import unquote, urlsplit
 
 from tyre_lightning.errors import hide_passwords
+from tyre_lightning.surroundings import set_variable
 
 _NAMES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
@@ -32,7 +33,5 @@ def hand_over_password(uri: str) -> str:
         _users = there
     _put = _given.get(server, _users)
     for name, value in zip(_NAMES, _put, strict=True):
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+        set_variable(name, value)  # of one that stays the same a run's sender must not miss it in between
     return hide_passwords(uri) if parts.username else uri

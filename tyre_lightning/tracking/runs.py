@@ -22,6 +22,7 @@ from filelock import FileLock
 from tyre_lightning.config import LoggerConfig
 from tyre_lightning.errors import Pruned, UserError, first_line, hide_passwords, without_passwords
 from tyre_lightning.names import mlflow_name
+from tyre_lightning.surroundings import set_variable
 from tyre_lightning.tracking.journal import FOLDER, Journal, put_aside, unsent
 from tyre_lightning.tracking.pages import furnish
 from tyre_lightning.tracking.passwords import hand_over_password
@@ -91,10 +92,10 @@ def _open(tracking_uri: str) -> MlflowClient:
 def _kept(name: str) -> Iterator[None]:
     """A variable of the environment has afterwards what it had: MLflow's address there is the user's to choose."""
     before = os.environ.get(name)
-    yield
-    os.environ.pop(name, None)
-    if before is not None:
-        os.environ[name] = before
+    try:
+        yield
+    finally:
+        set_variable(name, before)
 
 
 @contextmanager
