@@ -25,6 +25,7 @@ from tyre_lightning.decision.novelty import (
     NOBODY,
     Reference,
     Scale,
+    expected_beyond,
     is_novel,
     left_out,
 )
@@ -127,6 +128,56 @@ def test_where_validation_is_small_the_tyres_of_training_tell_how_far_is_far() -
     alone, helped = ([np.mean(fresh > limits(draw, 46, count)) for _ in range(400)] for count in (0, 205))
     assert np.mean(helped) <= 0.011 < np.mean(alone) <= 1 / 47 + 2e-3  # 1 % is what was aimed at
     assert np.std(helped) < np.std(alone) / 2
+
+
+def test_where_some_good_tyres_are_a_kind_of_their_own_the_proved_share_holds_and_no_other() -> None:
+    """Three of a hundred lie three times as far: no tail of the others tells of that, and 1 % aimed at is 2 %."""
+    draw = np.random.default_rng(0)
+
+    def two_kinds(count: int) -> Floats:
+        return np.asarray(np.where(draw.uniform(size=count) < 0.03, 30, 10) + draw.normal(size=count))
+
+    places, fresh, found = np.linspace(5, 60, 4000), two_kinds(400_000), []
+    for _ in range(300):
+        scale = Scale.of(two_kinds(46), two_kinds(177))
+        found.append(np.mean(fresh > places[is_novel(scale.p_values(places), scale.rate(0.01)).argmax()]))
+    assert 0.015 < np.mean(found) < 0.025 < scale.average(0.01) == 2 / 47
+
+
+@pytest.mark.parametrize(("total", "farthest"), [(40, 4), (223, 22), (12, 1)])
+def test_a_share_by_an_exponential_tail_is_exact_however_few_are_in_it(total: int, farthest: int) -> None:
+    draw = np.random.default_rng(0)
+    drawn = draw.exponential(3.0, (20_000, total + 1))
+    tails = -np.sort(-drawn[:, :-1], axis=1)[:, : farthest + 1]
+    found = np.array([expected_beyond(tail, row[-1:])[0] for tail, row in zip(tails, drawn, strict=True)]) / (total + 1)
+    for share in (0.1, 0.25, 0.5, 0.9):
+        share *= (1 + farthest) / (1 + total)
+        assert np.mean(found <= share) == pytest.approx(share, abs=4 * math.sqrt(share / len(found)))
+
+
+def test_two_unusual_tyres_of_training_do_not_decide_how_far_is_far() -> None:
+    draw = np.random.default_rng(0)
+    calibration, learnt = draw.normal(10, 1, 46) ** 2, draw.normal(10, 1, 177) ** 2
+    unusual = np.concatenate([learnt, [250.0, 260.0]])
+    places = np.linspace(100, 400, 6000)
+    before, after = (
+        float(places[is_novel(Scale.of(calibration, known).p_values(places), 0.01).argmax()])
+        for known in (learnt, unusual)
+    )
+    assert max(learnt.max(), calibration.max()) < 190 and before < after < 200
+
+
+def test_a_model_of_format_4_keeps_what_it_knew_of_training() -> None:
+    """It has no tail, but the second farthest calibration tyre and what lay beyond it."""
+    known = {"temperature": 1.0, "defective": [0.5], "defective_total": 1, "good": [0.1], "good_total": 46}
+    far = [9.0, 8.0, *np.linspace(7, 1, 44).tolist()]
+    old = known | {"farthest": far, "measured": 46, "learnt": [12.0, 8.5, 8.2], "learnt_total": 200}
+    found = Calibration.from_dict(old)
+    assert found.tail == [12.0, 9.0, 8.5, 8.2, 8.0] and found == Calibration.from_dict(found.to_dict())
+    novelty = found.novelty(np.array([8.0, 8.1, 9.0, 30.0]))
+    assert 1 / 247 == novelty[3] < novelty[2] < novelty[1] <= 2 / 47 < novelty[0]
+    alone = Calibration.from_dict(old | {"learnt": [], "learnt_total": 0})
+    np.testing.assert_array_equal(alone.novelty(np.array([8.0, 9.0, 30.0])), [3 / 47, 2 / 47, 1 / 47])
 
 
 def test_novelty_falls_with_the_distance_and_is_what_validation_says_where_that_is_enough() -> None:

@@ -13,9 +13,10 @@ calibration tyres. For these very ones the share has a beta distribution, by whi
 confidence.
 
 Fewer than :data:`ENOUGH` tyres cannot tell a share of 1 %, and where the limit is their farthest one, a single tyre out
-of the common decides what passes for good. There, beyond the second farthest, the good tyres of training help, see
-:class:`Scale`: what is then aimed at is an estimate; proved is, by the calibration tyres alone and whatever those of
-training are like, that no limit lies below the second farthest of them.
+of the common decides what passes for good. There, beyond the second farthest, the good tyres of training help, and the
+limit is not one of them but what the farthest tenth of both kinds says together, see :func:`expected_beyond`: what is
+then aimed at is an estimate; proved is, by the calibration tyres alone and whatever those of training are like, that no
+limit lies below the second farthest of them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ DIRECTIONS = 128  # with a variance of their own: 0.8 MB with EfficientNet-Lite0
 MOST = 0.05  # a limit that would have more good tyres reviewed than this is not set unless it is asked for
 ENOUGH = 99  # good calibration tyres by which a share of 1 % can be promised
 _HELPED = 2  # the farthest calibration tyres, about which those of training are asked where there are too few
+_TAIL = 10  # one of so many tyres is among the farthest that say how the share falls with the distance
 _SHARES = 10  # of the good tyres of training, each left out once
 _ASKED = 10 * ENOUGH  # good tyres of training: where there are more, so are there of calibration tyres
 _TIE = 1e-9
@@ -148,14 +150,14 @@ class Scale:
     Args:
         farthest: the largest distances of good calibration tyres, descending.
         total: how many of them there were.
-        learnt: of the good tyres of training those that lie beyond the second of ``farthest``, descending; none where
-            the calibration tyres are enough.
+        tail: the distances of the farthest of both kinds, and of the one before them, descending; none where the
+            calibration tyres are enough.
         learnt_total: how many good tyres of training there were.
     """
 
     farthest: Floats
     total: int
-    learnt: Floats
+    tail: Floats
     learnt_total: int
 
     @classmethod
@@ -169,13 +171,15 @@ class Scale:
         if not _HELPED <= len(farthest) < ENOUGH or not len(learnt):
             return cls(farthest, len(farthest), NOBODY, 0)
         grown = learnt * max(1.0, float(np.median(farthest)) / max(float(np.median(learnt)), _TIE))
-        return cls(farthest, len(farthest), np.sort(grown[grown >= farthest[_HELPED - 1]])[::-1], len(learnt))
+        both = np.sort(np.concatenate([farthest, grown]))[::-1]
+        return cls(farthest, len(farthest), both[: 1 + max(1, len(both) // _TAIL)], len(learnt))
 
     def p_values(self, distances: Floats) -> Floats:
         """Of good tyres a share of at most this is so unlike the good tyres of training, shape (N,); NaN stays NaN.
 
         Below all calibration tyres that are kept it is 1. Where those of training help it is, beyond the second
-        farthest calibration tyre, the share of both kinds that are as far, and at most what calibration tyres say.
+        farthest calibration tyre, by the tail of both kinds, at most what calibration tyres say, and at least what one
+        of so many tyres is: more than that nobody has seen.
 
         Args:
             distances: shape (N,).
@@ -184,8 +188,9 @@ class Scale:
         beyond = (farther == len(self.farthest)) & (self.total > len(self.farthest))
         found = np.where(beyond, 1.0, (1 + farther) / (1 + self.total))
         if self.learnt_total:
-            both = (1 + farther + _as_far(self.learnt, distances)) / (1 + self.total + self.learnt_total)
-            found = np.where(farther < _HELPED, np.minimum(both, _HELPED / (1 + self.total)), found)
+            total = 1 + self.total + self.learnt_total
+            both = np.clip(expected_beyond(self.tail, distances) / total, 1 / total, _HELPED / (1 + self.total))
+            found = np.where(farther < _HELPED, both, found)
         return np.where(np.isnan(distances), np.nan, found)
 
     def rate(self, wanted: float) -> float | None:
@@ -215,6 +220,23 @@ class Scale:
 def _as_far(farthest: Floats, distances: Floats) -> NDArray[np.int64]:
     """How many of some, descending, are at least as far, shape (N,)."""
     return np.asarray(len(farthest) - np.searchsorted(farthest[::-1], distances, side="left"))
+
+
+def expected_beyond(tail: Floats, distances: Floats) -> Floats:
+    """How many of all tyres and one more are as far, shape (N,), where distances have an exponential tail.
+
+    Of n + 1 tyres that are drawn alike k + 1 are expected beyond the farthest but k. Where the excesses over that one
+    are exponential (as of most distributions they nearly are: Balkema and de Haan, Annals of Probability 2, 1974; of a
+    squared Mahalanobis distance, too), their sum has a gamma distribution, and the excess of one more is larger than x
+    with a probability of (1 + x / sum) ** -k, the uncertainty about their mean included.
+
+    Args:
+        tail: k + 1 distances, descending.
+        distances: shape (N,).
+    """
+    *excesses, _ = tail - tail[-1]
+    count, total = len(excesses), max(float(np.sum(excesses)), _TIE)
+    return np.asarray((1 + count) * (1 + np.maximum(distances - tail[-1], 0.0) / total) ** -count)
 
 
 def is_novel(novelty: Floats, rate: float | None) -> NDArray[np.bool_]:

@@ -95,8 +95,8 @@ class Calibration:
         farthest: the largest distances (see :mod:`tyre_lightning.decision.novelty`) of good tyres, descending, at most
             ``KEPT``.
         measured: of how many good tyres a distance is known.
-        learnt: the distances of good tyres of training that are asked too, see :class:`Scale`; descending.
-        learnt_total: of how many.
+        tail: the farthest of these and of good tyres of training together, see :class:`Scale`; descending.
+        learnt_total: how many of training were asked.
     """
 
     temperature: float
@@ -108,7 +108,7 @@ class Calibration:
     mean_pictures: float = 1.0
     farthest: list[float] = field(default_factory=list)
     measured: int = 0
-    learnt: list[float] = field(default_factory=list)
+    tail: list[float] = field(default_factory=list)
     learnt_total: int = 0
 
     @classmethod
@@ -129,15 +129,19 @@ class Calibration:
         low, high = np.sort(bad)[:KEPT].tolist(), np.sort(fine)[::-1][:KEPT].tolist()
         unlike = whole.distances[(whole.labels == good) & ~np.isnan(whole.distances)]
         scale = Scale.of(unlike, learnt)
-        far, asked = scale.farthest[:KEPT].tolist(), scale.learnt.tolist()
-        told = far, scale.total, asked, scale.learnt_total
+        far, tail = scale.farthest[:KEPT].tolist(), scale.tail.tolist()
+        told = far, scale.total, tail, scale.learnt_total
         return cls(temperature, low, len(bad), high, len(fine), least, mean, *told)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """The inverse of :meth:`to_dict`; of what models of format 1 hold, what is known still."""
+        """The inverse of :meth:`to_dict`; of what older formats hold, what is known still."""
         known = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        kept = {name: value for name, value in values.items() if name in known}
+        if "learnt" in values:  # format 4: of training's, those beyond the second of these; they are a shorter tail
+            tail = [*kept["farthest"][:2], *values["learnt"]]
+            kept["tail"] = sorted(tail, reverse=True) if kept["learnt_total"] else []
+        return cls(**kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -171,7 +175,7 @@ class Calibration:
     @cached_property
     def scale(self) -> Scale:
         """What distances mean."""
-        return Scale(np.array(self.farthest), self.measured, np.array(self.learnt), self.learnt_total)
+        return Scale(np.array(self.farthest), self.measured, np.array(self.tail), self.learnt_total)
 
     def doubt(self, pictures: int, unreadable: int) -> str | None:
         """Why a tyre is for a person to review whatever its score; None where it is not.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
 DEFECTS = "defects"  # the column that lists them, of a model of several
-FORMAT = 4  # of what is saved; in format 1, which has no number, promises were made picture by picture
+FORMAT = 5  # of what is saved; in format 1, which has no number, promises were made picture by picture
 _PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
 NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
 UNLIKE = "it is unlike the good tyres of training"
