@@ -536,7 +536,7 @@ def training(root: str, folder: Path, endpoint: str, server: S3Server, *options:
 @pytest.mark.long
 def test_ctrl_c_while_images_come_slowly(proxy: FaultProxy, folder: Path, aws_env: S3Server, tmp_path: Path) -> None:
     """A terminal sends SIGINT to all processes of the run."""
-    proxy.add(Fault("slow", seconds=3, times=None))
+    proxy.add(Fault("slow", seconds=2, times=None))
     root = f"s3://{folder.parent.name}/v1"
     with training(root, tmp_path, proxy.endpoint, aws_env, "data.num_workers=2") as run:
         run.wait_until(lambda: len(proxy.reads("train")) >= MEASURED + TRAINED)  # both workers have begun

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from tests.conftest import train_here, write_images
+from tests.conftest import ONE_NETWORK, train_here, write_images
 from tests.test_training import only_run
 from tyre_lightning.errors import UserError
 from tyre_lightning.memory import memory_errors
@@ -78,6 +78,6 @@ def test_a_training_whose_gpu_is_full_says_what_to_make_smaller(
     write_images(root := tmp_path / "lake" / "v1", {"train": 10}, ("crack", "good"))
     monkeypatch.setattr(TyreClassifier, "training_step", fail(torch.OutOfMemoryError(MORE)))
     with pytest.raises(UserError) as caught:
-        train_here(tmp_path, f"data.root={root}", "logger.system_metrics=false")
+        train_here(tmp_path, f"data.root={root}", ONE_NETWORK, "logger.system_metrics=false")
     assert str(caught.value) == f"the memory is not enough ({GPU}): give a smaller data.batch_size or data.image_size"
     assert only_run(tmp_path).info.status == "FAILED"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 
 import tyre_lightning as tl
-from tests.conftest import run_here, run_script, train_here
+from tests.conftest import ONE_NETWORK, run_here, run_script, train_here
 from tests.once import once
 from tyre_lightning.api import open_data
 from tyre_lightning.audit.audit import examine
@@ -51,7 +51,7 @@ GOOD = 3
 PAIRS = 3  # of two defects out of three
 OUTPUTS = Outputs(GOOD, multi_label=True)
 PROMISE = ("operating_point.max_escape_rate=0.4", "operating_point.confidence=0.6")
-LEARN = ("data.image_size=64", "trainer.max_epochs=4", "data.batch_size=8", "logger.system_metrics=false")
+LEARN = (ONE_NETWORK, "data.image_size=64", "trainer.max_epochs=4", "data.batch_size=8", "logger.system_metrics=false")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,13 @@ def test_good_together_with_a_defect_stays_a_conflict(
 
 
 def test_without_the_setting_the_warning_names_it(lake: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = (*LEARN, "trainer.max_epochs=1", "model.weights=none", "logger.registered_model=null")
+    options = (
+        *LEARN,
+        "data.near_copies=true",
+        "trainer.max_epochs=1",
+        "model.weights=none",
+        "logger.registered_model=null",
+    )
     metrics = train_here(tmp_path, f"data.root={lake}", *options)
     count = 10 * PAIRS
     assert f"{count} of them are the same file in several folders of defects: data.multi_label=true" in caplog.text

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import Tensor
 
-from tests.conftest import TINY, run_here, run_script, train_here, write_images
+from tests.conftest import ONE_NETWORK, TINY, run_here, run_script, train_here, write_images
 from tyre_lightning.config import Changed, DataConfig, config_folder, register_schemas
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
@@ -34,7 +34,7 @@ from tyre_lightning.promote.promote import promote
 
 CLASSES = ["crack", "dent", "good"]
 PROMISE = ["operating_point.max_escape_rate=0.5", "operating_point.confidence=0.6"]
-LEARN = ["trainer.max_epochs=3", "data.image_size=64", "logger.system_metrics=false"]
+LEARN = [ONE_NETWORK, "trainer.max_epochs=3", "data.image_size=64", "logger.system_metrics=false"]
 PREPROCESSING = Preprocessing.of(preset("efficientnet_lite0"), DataConfig(image_size=32)).to_dict()
 
 

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 
-from tests.conftest import run_here, table_of, train_here, write_images
+from tests.conftest import ONE_NETWORK, run_here, table_of, train_here, write_images
 from tests.mlflow_server import lay_database
 from tests.test_report import CLASSES, GOOD, PROMISE, inspector, scores
 from tyre_lightning.config import LoggerConfig, ModelConfig, TrainConfig
@@ -241,7 +241,8 @@ def test_a_sweep_has_failed_only_where_all_its_runs_have(uri: str, tmp_path: Pat
 @pytest.mark.long
 def test_what_a_training_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "lake" / "v7", {"train": 10, "test": 3}, ("crack", "good"))
-    options = [f"data.root={tmp_path}/lake/v7", "logger.system_metrics=false", "operating_point.max_escape_rate=0.5"]
+    quick = ONE_NETWORK, "logger.system_metrics=false"
+    options = [f"data.root={tmp_path}/lake/v7", *quick, "operating_point.max_escape_rate=0.5"]
     train_here(tmp_path, *options, "operating_point.confidence=0.5", "callbacks.ema.decay=0.9")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     version = client.get_model_version("tyre-defects", "1")

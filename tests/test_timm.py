@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.cases import first_of
-from tests.conftest import run_here, train_here, write_images
+from tests.conftest import ONE_NETWORK, run_here, train_here, write_images
 from tyre_lightning.config import DataConfig, EvalCrop, ExportConfig, ModelConfig, S3Config
 from tyre_lightning.data.transforms import Preprocessing
 from tyre_lightning.decision.calibration import softmax
@@ -89,7 +89,7 @@ def test_a_training_with_timm_from_weights_to_prediction(tmp_path: Path, monkeyp
     train_here(
         tmp_path / "run", f"data.root={root}", "model=timm", "model.name=convnext_atto", "data.image_size=64",
         f"model.weights={tmp_path}/w.pth", "model.freeze_stages=5", "model.optimizer.backbone_lr=0",
-        "callbacks.ema.decay=null", "logger.registered_model=null", "logger.system_metrics=false",
+        "callbacks.ema.decay=null", "logger.registered_model=null", "logger.system_metrics=false", ONE_NETWORK,
     )  # fmt: skip
     saved = torch.load(run_here(tmp_path / "run") / "checkpoints" / "best.ckpt", weights_only=True)
     assert saved["hyper_parameters"]["name"] == "timm/convnext_atto"

@@ -92,8 +92,9 @@ def each_once(uri: str) -> bool:
 def resumable(lake: str, minutes: int = 10, workers: int = 0) -> list[str]:
     """A training of three epochs with five batches each."""
     return [
-        f"data.root={lake}", *TINY, "trainer.max_epochs=3", f"data.num_workers={workers}", "model.dropout=0.5",
-        f"callbacks.checkpoint.minutes={minutes}", "trainer.log_every_n_steps=1", "logger.registered_model=null",
+        f"data.root={lake}", *TINY, ONE_NETWORK, "trainer.max_epochs=3", f"data.num_workers={workers}",
+        "model.dropout=0.5", f"callbacks.checkpoint.minutes={minutes}", "trainer.log_every_n_steps=1",
+        "logger.registered_model=null",
     ]  # fmt: skip
 
 

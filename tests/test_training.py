@@ -218,7 +218,7 @@ def test_the_model_is_registered_with_its_signature(trained: Trained) -> None:
 
 @pytest.mark.long
 def test_a_seed_makes_a_run_repeatable(lake: str, tmp_path: Path) -> None:
-    options = (f"data.root={lake}", "logger.registered_model=null", "logger.system_metrics=false")
+    options = (f"data.root={lake}", ONE_NETWORK, "logger.registered_model=null", "logger.system_metrics=false")
     first, again, other = (
         train_here(tmp_path / name, *options, f"seed={seed}") for name, seed in (("a", 3), ("b", 3), ("c", 4))
     )
@@ -234,6 +234,7 @@ def test_options_of_the_recipe_work_together(lake: str, tmp_path: Path) -> None:
     metrics = train_here(
         tmp_path,
         f"data.root={lake}",
+        ONE_NETWORK,
         "callbacks.ema.decay=0.9",
         "callbacks.early_stopping.patience=5",
         "model.class_weights=balanced",
@@ -250,7 +251,7 @@ def test_options_of_the_recipe_work_together(lake: str, tmp_path: Path) -> None:
 
 def test_an_unreadable_image_is_counted_or_ends_the_run(lake: str, tmp_path: Path) -> None:
     Path(lake, "train", "good", "torn.jpg").write_bytes(b"<html>")
-    options = [f"data.root={lake}", *TINY, "logger.registered_model=null", "data.val_fraction=0.1"]
+    options = [f"data.root={lake}", *TINY, ONE_NETWORK, "logger.registered_model=null", "data.val_fraction=0.1"]
     skipped = run_script("train.py", *options, cwd=tmp_path)
     assert skipped.returncode == 0, skipped.stderr
     assert (
