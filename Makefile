@@ -35,7 +35,7 @@ ui: $(VENV)/.has-demo ## open the MLflow UI on port 5000
 # Three processes on two cores (four and six take longer): some tests wait for other processes, or for time to pass. They
 # keep the bytecode, or each would compile all of the project anew, and their files in memory where 8 GB of it serve as a
 # disk: they write 13 GB, two at a time, and waited for the disk.
-MEMORY = $(shell [ "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $$4}')" -gt 8000000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
+MEMORY = $(if $(TMPDIR),,$(shell [ -w /dev/shm ] && df -Pk /dev/shm | awk 'NR == 2 && $$4 > 8e6 {print "TMPDIR=/dev/shm"}'))
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal
 
 test: $(VENV)/.has-dev ## run the tests
