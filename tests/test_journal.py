@@ -306,7 +306,7 @@ def test_a_deleted_experiment_is_refused_before_the_lake_is_looked_at(uri: str, 
 
 def _begin_run(folder: Path) -> None:
     os.chdir(folder)
-    client = connect(f"sqlite:///{folder}/mlflow.db")  # by its whole path: MLflow keeps a store for each address
+    client = connect("sqlite:///mlflow.db")
     client.create_run(open_experiment(client, "first"))
 
 
@@ -358,3 +358,17 @@ ERRORS = [
 @pytest.mark.parametrize(("error", "final"), ERRORS, ids=str)
 def test_a_refusal_is_told_from_an_outage(error: Exception, final: bool) -> None:
     assert (refusal(error) is not None) is final
+
+
+def test_a_database_that_is_named_by_a_path_from_here_is_the_one_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a notebook goes to another folder, too; and where the folder before is gone."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        lay_database(tmp_path / name / "mlflow.db")
+        monkeypatch.chdir(tmp_path / name)
+        connect("sqlite:///mlflow.db").create_experiment(name)
+    shutil.rmtree(tmp_path / "first")
+    found = {one.name for one in connect("sqlite:///mlflow.db").search_experiments()}
+    assert found == {"Default", "second"}

@@ -75,7 +75,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 def _open(tracking_uri: str) -> MlflowClient:
     import mlflow
 
-    uri = hand_over_password(tracking_uri)
+    uri = hand_over_password(_whole(tracking_uri))
     if not uri.startswith("http"):
         from mlflow.store.db import utils
 
@@ -86,6 +86,17 @@ def _open(tracking_uri: str) -> MlflowClient:
             mlflow.set_tracking_uri(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _whole(uri: str) -> str:
+    """An address with the whole path, of a database in a file: MLflow keeps what it has opened, by its address.
+
+    By a path from here it would go on with the folder before, where a notebook has gone to another.
+    """
+    before, scheme, path = uri.partition("sqlite:///")
+    if before or not path or path.startswith((":memory:", "file:")):
+        return uri
+    return f"{scheme}{Path(path).absolute()}"
 
 
 @contextmanager
