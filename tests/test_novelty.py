@@ -110,24 +110,34 @@ def test_the_promise_on_average_holds_whatever_the_tyres_of_training_are_like(
     assert found <= most + 1e-12 and most == max(wanted, 2 / 6)
 
 
-def far(draw: np.random.Generator, count: int) -> Floats:
-    """Distances of good tyres, of which some are unusual."""
-    return np.asarray(np.exp(0.4 * draw.standard_t(3, count)))
+def far(draw: np.random.Generator, count: int, *, heavy: bool = True) -> Floats:
+    """Distances of good tyres, of which some are unusual: as log-normal ones are, or more so."""
+    return np.asarray(np.exp(0.4 * (draw.standard_t(3, count) if heavy else draw.normal(size=count))))
 
 
-def limits(draw: np.random.Generator, total: int, learnt: int) -> float:
+def limits(draw: np.random.Generator, total: int, learnt: int, *, heavy: bool = True, spoilt: int = 0) -> float:
     """The distance from which on tyres are novel at the rate of 1 %, where training has made its tyres look alike."""
-    scale = Scale.of(far(draw, total), 0.7 * far(draw, learnt))
+    known = 0.7 * far(draw, learnt, heavy=heavy)
+    known[:spoilt] *= 50
+    scale = Scale.of(far(draw, total, heavy=heavy), known)
     rate, places = scale.rate(0.01), np.geomspace(0.5, 1e9, 4000)
     return float(places[is_novel(scale.p_values(places), rate).argmax()])
 
 
-def test_where_validation_is_small_the_tyres_of_training_tell_how_far_is_far() -> None:
+@pytest.mark.parametrize(("heavy", "most"), [(False, 0.011), (True, 0.016)])
+def test_where_validation_is_small_the_tyres_of_training_tell_how_far_is_far(heavy: bool, most: float) -> None:
     draw = np.random.default_rng(0)
-    fresh = far(draw, 400_000)
-    alone, helped = ([np.mean(fresh > limits(draw, 46, count)) for _ in range(400)] for count in (0, 205))
-    assert np.mean(helped) <= 0.011 < np.mean(alone) <= 1 / 47 + 2e-3  # 1 % is what was aimed at
+    fresh = far(draw, 400_000, heavy=heavy)
+    alone, helped = ([np.mean(fresh > limits(draw, 46, n, heavy=heavy)) for _ in range(400)] for n in (0, 205))
+    assert np.mean(helped) <= most < np.mean(alone) <= 1 / 47 + 2e-3  # 1 % is what was aimed at
     assert np.std(helped) < np.std(alone) / 2
+
+
+def test_two_lens_caps_among_the_good_tyres_of_training_do_not_decide_how_far_is_far() -> None:
+    draw = np.random.default_rng(0)
+    fresh = far(draw, 400_000, heavy=False)
+    found = [np.mean(fresh > limits(draw, 46, 205, heavy=False, spoilt=2)) for _ in range(300)]
+    assert 0.004 < np.mean(found) < 0.011  # 1 % is aimed at; by the second farthest of all it would be none
 
 
 def test_where_some_good_tyres_are_a_kind_of_their_own_the_proved_share_holds_and_no_other() -> None:
@@ -153,18 +163,6 @@ def test_a_share_by_an_exponential_tail_is_exact_however_few_are_in_it(total: in
     for share in (0.1, 0.25, 0.5, 0.9):
         share *= (1 + farthest) / (1 + total)
         assert np.mean(found <= share) == pytest.approx(share, abs=4 * math.sqrt(share / len(found)))
-
-
-def test_two_unusual_tyres_of_training_do_not_decide_how_far_is_far() -> None:
-    draw = np.random.default_rng(0)
-    calibration, learnt = draw.normal(10, 1, 46) ** 2, draw.normal(10, 1, 177) ** 2
-    unusual = np.concatenate([learnt, [250.0, 260.0]])
-    places = np.linspace(100, 400, 6000)
-    before, after = (
-        float(places[is_novel(Scale.of(calibration, known).p_values(places), 0.01).argmax()])
-        for known in (learnt, unusual)
-    )
-    assert max(learnt.max(), calibration.max()) < 190 and before < after < 200
 
 
 def test_a_model_of_format_4_keeps_what_it_knew_of_training() -> None:

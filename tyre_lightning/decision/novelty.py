@@ -34,6 +34,7 @@ MOST = 0.05  # a limit that would have more good tyres reviewed than this is not
 ENOUGH = 99  # good calibration tyres by which a share of 1 % can be promised
 _HELPED = 2  # the farthest calibration tyres, about which those of training are asked where there are too few
 _TAIL = 10  # one of so many tyres is among the farthest that say how the share falls with the distance
+_UNUSUAL = 2  # of these, the very farthest, are counted and not measured: a lens cap among the good ones is no measure
 _SHARES = 10  # of the good tyres of training, each left out once
 _ASKED = 10 * ENOUGH  # good tyres of training: where there are more, so are there of calibration tyres
 _TIE = 1e-9
@@ -227,16 +228,20 @@ def expected_beyond(tail: Floats, distances: Floats) -> Floats:
 
     Of n + 1 tyres that are drawn alike k + 1 are expected beyond the farthest but k. Where the excesses over that one
     are exponential (as of most distributions they nearly are: Balkema and de Haan, Annals of Probability 2, 1974; of a
-    squared Mahalanobis distance, too), their sum has a gamma distribution, and the excess of one more is larger than x
-    with a probability of (1 + x / sum) ** -k, the uncertainty about their mean included.
+    squared Mahalanobis distance, too), and the m largest are taken for as large as the next, their sum has a gamma
+    distribution of shape k - m (Epstein and Sobel, Journal of the American Statistical Association 48, 1953). So the
+    excess of one more is larger than x with a probability of (1 + x / sum) ** (m - k), the uncertainty about their mean
+    included. Where the tail is heavier more good tyres are novel than that; where m of them are no good tyres, fewer.
 
     Args:
         tail: k + 1 distances, descending.
         distances: shape (N,).
     """
-    *excesses, _ = tail - tail[-1]
-    count, total = len(excesses), max(float(np.sum(excesses)), _TIE)
-    return np.asarray((1 + count) * (1 + np.maximum(distances - tail[-1], 0.0) / total) ** -count)
+    excesses = tail[:-1] - tail[-1]
+    count = len(excesses)
+    measured = max(1, count - _UNUSUAL)
+    total = max(float(np.minimum(excesses, excesses[-measured]).sum()), _TIE)
+    return np.asarray((1 + count) * (1 + np.maximum(distances - tail[-1], 0.0) / total) ** -measured)
 
 
 def is_novel(novelty: Floats, rate: float | None) -> NDArray[np.bool_]:
