@@ -399,7 +399,7 @@ def test_tyres_that_training_saw_are_counted_out(lake: str, tmp_path: Path) -> N
         (["data.folds=3"], "data.folds and data.fold belong together"),
         (["data.folds=3", "data.fold=3"], "data.fold=3 must be from 0 to 2"),
         (["data.group_pattern='('"], "data.group_pattern='(' is no regular expression: missing )"),
-        (["data.from_run=0123"], "/mlflow.db has no catalog.parquet: Run with id=0123 not found"),
+        (["data.from_run=0123"], "run 0123 of sqlite:///mlflow.db has no catalog.parquet: Run with id=0123 not found"),
         (["data.from_run=a", "data.catalog=b"], "data.catalog and data.from_run both say which images to train on"),
         (["operating_point.confidence=1"], "operating_point.confidence=1.0 must be between 0 and 1"),
         (["data.cache_gb=0"], "data.cache_gb=0.0 must be more than 0"),

@@ -271,7 +271,9 @@ def fetch_artifact(client: MlflowClient, run_id: str, name: str, folder: str | P
     try:
         return Path(client.download_artifacts(run_id, name, str(folder)))
     except (MlflowException, OSError) as error:
-        where = hide_passwords(client.tracking_uri)
+        where = hide_passwords(client.tracking_uri).replace(
+            f"{_whole('sqlite:///.')}/", "sqlite:///", 1
+        )  # as from here
         raise UserError(f"run {run_id} of {where} has no {name}: {first_line(error)}") from error
 
 
