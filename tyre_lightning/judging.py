@@ -20,6 +20,7 @@ from tyre_lightning.evaluation.judgement import fit_calibration
 from tyre_lightning.evaluation.likeness import UNKNOWN, Likeness, draw, learn_reference
 from tyre_lightning.evaluation.sampling import sample_of
 from tyre_lightning.evaluation.scores import SCORES, Scores
+from tyre_lightning.model.glance import open_glance
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.recording import (
@@ -156,6 +157,7 @@ def learn_good_tyres(inspector: Inspector, data: TyreDataModule, options: Traine
     """What the good tyres of training look like to the trained network; nothing where no class is known as theirs."""
     if inspector.good_class is None:
         return UNKNOWN
+    inspector.network.glance = open_glance()
     count = len(limited(data.train, options.limit_train_batches, data.config.batch_size))
     kept = draw(data.train, count, data.seed)
     with progress_bar(options.enable_progress_bar) as progress:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from tyre_lightning.decision.calibration import Floats, Labels
 
-DIRECTIONS = 128  # with a variance of their own: 0.8 MB with EfficientNet-Lite0, 1.6 MB with B7
+DIRECTIONS = 128  # with a variance of their own: 1.5 MB with EfficientNet-Lite0, 2.3 MB with B7
 MOST = 0.05  # a limit that would have more good tyres reviewed than this is not set unless it is asked for
 ENOUGH = 99  # good calibration tyres by which a share of 1 % can be promised
 _HELPED = 2  # the farthest calibration tyres, about which those of training are asked where there are too few
@@ -76,11 +76,13 @@ class Reference:
         away = kept - means[place]
         free = len(kept) - len(means)
         count = min(DIRECTIONS, free // 2, kept.shape[1] - 1)  # the others tell the variance of the rest
-        values, vectors = principal(away)
-        rest = values[count:].sum() / free / (kept.shape[1] - count)
-        if not rest > 0:
+        values, vectors = principal(away, count)
+        spread = np.square(away).sum()
+        beside = spread - values.sum()
+        if not beside > _TIE * spread:
             return None
-        arrays = kept[labels == good].mean(axis=0), vectors[:count], values[:count] / free, np.array([rest])
+        rest = beside / free / (kept.shape[1] - count)
+        arrays = kept[labels == good].mean(axis=0), vectors, values / free, np.array([rest])
         return cls(*(array.astype(np.float32) for array in arrays))
 
     def distances(self, features: Floats32) -> Floats:
@@ -97,17 +99,22 @@ class Reference:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def principal(away: Floats) -> tuple[Floats, Floats]:
+def principal(away: Floats, most: int | None = None) -> tuple[Floats, Floats]:
     """Sums of squares along the principal directions, descending, and these directions as rows.
 
     Args:
         away: from the mean, [N, D].
+        most: how many of them; None: all.
 
     Returns:
-        min(N, D) values, and as many orthonormal directions [min(N, D), D].
+        K values, and as many orthonormal directions [K, D], where K is min(N, D), or ``most`` where that is less.
     """
+    from scipy.linalg import eigh
+
     count, width = away.shape
-    values, vectors = np.linalg.eigh(away @ away.T if count < width else away.T @ away)
+    size = min(count, width)
+    wanted = (size - (size if most is None else min(most, size)), size - 1)
+    values, vectors = eigh(away @ away.T if count < width else away.T @ away, subset_by_index=wanted)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     if count < width:
         vectors = (away.T @ vectors) / np.sqrt(np.maximum(values, 1e-30))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
 
@@ -51,6 +52,7 @@ _STAGES = (
 )
 
 
+_SMALLER = 4  # times is a picture's side at a glance
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # dimensions in which each view is mirrored
 
 
@@ -91,6 +93,7 @@ class Network(nn.Module):
         self.head = nn.Sequential(
             nn.Dropout(own_dropout if dropout is None else dropout), nn.Linear(width, num_classes)
         )
+        self.glance: Network | None = None  # beside it, of :func:`tyre_lightning.model.glance.open_glance`
         self.size = size
         self._views = _MIRRORED[:views]
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -111,13 +114,15 @@ class Network(nn.Module):
 
         That is for each image [N, D] the means and the spreads of the maps whose cells are 8 and 16 pixels wide, where
         the backbone has such, and the head's input, each of unit length: pictures of something else differ in the
-        former, defects that nobody has shown in the latter.
+        former, defects that nobody has shown in the latter. Where there is a glance, its head's input is the last part.
         """
         with self._watched() as maps:
             inputs = self.features(image)
         found = [self.head(inputs), *(self.head(self.features(image.flip(axes))) for axes in self._views[1:])]
-        parts = [*chain(*map(_moments, maps)), inputs]
-        return torch.stack(found).mean(0), torch.cat([_unit(part) for part in parts], 1)
+        parts = [_unit(part) for part in (*chain(*map(_moments, maps)), inputs)]
+        if self.glance is not None:
+            parts.append(_unit(self.glance.features(avg_pool2d(image.to(self.mean.dtype), _SMALLER))))
+        return torch.stack(found).mean(0), torch.cat(parts, 1)
 
     @contextmanager
     def _watched(self) -> Iterator[list[Tensor]]:

