@@ -90,11 +90,11 @@ def test_a_journal_of_format_1_is_read(tmp_path: Path) -> None:
 def test_what_a_newer_version_made_is_refused_in_one_sentence(old_model: Path, tmp_path: Path) -> None:
     spec = json.loads((old_model / SPEC_FILE).read_text())
     (old_model / SPEC_FILE).write_text(json.dumps({**spec, "format": 99}))
-    with pytest.raises(UserError, match="of format 99, and this version knows up to 5: update"):
+    with pytest.raises(UserError, match="of format 99, and this version knows up to 6: update"):
         Inspector.load(old_model)
     content = torch.load(unpacked("best.ckpt", tmp_path), weights_only=True)
     torch.save({**content, "tyre_lightning_format": 99}, tmp_path / "new.ckpt")
-    with pytest.raises(UserError, match=r"new\.ckpt: the checkpoint has format 99, and this version knows up to 5"):
+    with pytest.raises(UserError, match=r"new\.ckpt: the checkpoint has format 99, and this version knows up to 6"):
         Inspector.from_checkpoint(tmp_path / "new.ckpt")
     shutil.copytree(OLD / "tracking", tmp_path / "tracking")
     (tmp_path / "tracking" / "run.json").write_text('{"format": 99}')
@@ -106,9 +106,9 @@ def test_what_is_made_now_has_a_number(trained: Trained) -> None:
     client = MlflowClient(trained.tracking_uri)
     run = str(client.get_model_version("tyre-demo", "1").run_id)
     found = load_inspector(trained.model, trained.tracking_uri)
-    assert json.loads(found.spec())["format"] == 5
+    assert json.loads(found.spec())["format"] == 6
     assert "test" in load_pinned(client.download_artifacts(run, "catalog.parquet"), S3Config()).shown
     (best,) = trained.folder.glob("outputs/train/*/checkpoints/best.ckpt")
-    assert torch.load(best, weights_only=True)["tyre_lightning_format"] == 5
+    assert torch.load(best, weights_only=True)["tyre_lightning_format"] == 6
     assert Journal(best.parents[1] / "tracking").run()["format"] == 3
     assert replace(found).group_pattern is None

@@ -367,7 +367,7 @@ def test_the_report_and_the_tables_have_each_defect(run: Run) -> None:
 
 def test_an_older_version_refuses_such_a_model(run: Run) -> None:
     content = torch.load(run_here(run.place) / "checkpoints" / "best.ckpt", weights_only=True)
-    assert content["tyre_lightning_format"] == 5 and '"format": 5' in run.model().spec()
+    assert content["tyre_lightning_format"] == 6 and '"format": 6' in run.model().spec()
 
 
 def test_the_audit_counts_them_and_calls_them_no_conflict(lake: Path, tmp_path: Path) -> None:

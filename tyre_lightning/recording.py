@@ -138,10 +138,10 @@ def record_decision_metrics(
 def record_cost(run: Run, inspector: Inspector, data: TyreDataModule) -> dict[str, float]:
     """Record what a model costs: its parameters, and the time for an image on this machine's CPU."""
     files = data.reader().read([data.val.entry(index) for index in range(min(len(data.val), _TIMED))])
-    times = latencies_ms(inspector, files)
+    times, parts = latencies_ms(inspector, files), (inspector.network.backbone, inspector.network.head)
     values = {
         "model/latency_ms": min(times, default=float("nan")),  # what others do on this machine must not count
-        "model/parameters": float(sum(part.numel() for part in inspector.network.parameters())),
+        "model/parameters": float(sum(part.numel() for own in parts for part in own.parameters())),
     }
     run.log_metrics(values)
     return values

