@@ -80,7 +80,8 @@ def test_a_model_that_was_made_without_it_answers_as_before(images: list[Tensor]
     options = Preprocessing.of(preset(LITE), DataConfig(image_size=images[0].shape[-1])).to_dict()
     bare = Inspector.from_classifier(TyreClassifier(LITE, ["crack", "good"], options, "good"))
     features = bare.look(images).features
-    reference = Reference.fit(np.repeat(features, 2, 0) + np.eye(8, features.shape[1], dtype=np.float32), np.ones(8, np.int64), 1)
+    around = np.repeat(features, 2, 0) + np.eye(8, features.shape[1], dtype=np.float32)
+    reference = Reference.fit(around, np.ones(8, np.int64), 1)
     assert reference is not None and PACKAGE not in requirements(bare)
     replace(bare, reference=reference).save(tmp_path)
     again = Inspector.load(tmp_path)
