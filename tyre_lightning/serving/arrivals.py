@@ -5,14 +5,18 @@ A picture whose verdict is there is done: the verdicts themselves are the record
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
+from tyre_lightning.errors import MissingObject, StoreUnavailable, UserError
 from tyre_lightning.lake.store import Store
 from tyre_lightning.lake.writing import Target
 from tyre_lightning.tracking.asked import LARGEST
 
 VERDICT = ".json"  # follows a picture's whole name
+CONTENT = "content"  # in a verdict, a digest of the picture's file
 
 
 class Arrivals(ABC):
@@ -51,6 +55,14 @@ class Arrivals(ABC):
             readable: whether it was a picture at all.
         """
 
+    @abstractmethod
+    def knows(self, path: str, content: str) -> bool:
+        """Whether a picture of this name and content has its verdict, though it was given as a new one.
+
+        Raises:
+            UserError: that cannot be asked now.
+        """
+
     def read(self, path: str) -> bytes:
         """A picture's file.
 
@@ -59,6 +71,36 @@ class Arrivals(ABC):
             UserError: it cannot be had.
         """
         return self.store.get(self.store.key(path), LARGEST).data
+
+    def is_gone(self, path: str) -> bool:
+        """Whether there is no picture of that name any more.
+
+        Raises:
+            StoreUnavailable: that cannot be asked now.
+        """
+        try:
+            self.read(path)
+        except MissingObject:
+            return True
+        except StoreUnavailable:
+            raise
+        except UserError:  # it is there, and cannot be read
+            return False
+        return False
+
+    def find(self, path: str) -> dict[str, Any] | None:
+        """The verdict that lies at a path; None where there is none that can be read.
+
+        Raises:
+            UserError: that cannot be asked now.
+        """
+        store = self.target.store()
+        data = None if store is None else store.find(store.key(path))
+        try:
+            found = None if data is None else json.loads(data)
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else None  # else it is none that was written here
 
     def verdicts(self) -> Iterator[str]:
         """The paths of what lies where verdicts go."""
