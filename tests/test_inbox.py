@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,9 @@ from tests.conftest import Trained
 from tests.images import encode, picture
 from tests.test_serve import Plant, inspector, plant  # noqa: F401 (a fixture)
 from tyre_lightning.config import InboxConfig, S3Config, config_folder, register_schemas
-from tyre_lightning.errors import StoreUnavailable, Unwritable, UserError
+from tyre_lightning.errors import MissingObject, StoreUnavailable, Unwritable, UserError
+from tyre_lightning.lake.s3 import S3Store
+from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.writing import FolderTarget
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.serving import folder_arrivals
@@ -615,6 +618,60 @@ def test_a_store_that_is_away_is_asked_again(bucket: Path, held: Held, monkeypat
         (bucket / "x.jpg").write_bytes(JPEG)
         work.until((bucket / "x.jpg.json").exists)
         assert left[0] < 0
+
+
+def test_a_listing_that_ends_in_the_midst_loses_nothing(
+    bucket: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store is too busy for the second page, of what is new or of all; what the first one had is looked at."""
+    monkeypatch.setattr("tyre_lightning.serving.inbox._RETRY_SECONDS", 0.05)
+    with line(f"s3://{bucket.name}", held_alone) as work:
+        store, busy = work.work._arrivals.store, [True]
+        assert isinstance(store, S3Store)
+
+        def torn(real: Callable[..., Iterator[Entry]], *given: Any) -> Iterator[Entry]:
+            for entry in real(*given):
+                yield entry
+                if busy[0]:
+                    raise StoreUnavailable("the endpoint is busy")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "list", partial(torn, store.list))
+            patched.setattr(store, "list_after", partial(torn, store.list_after))
+            for number in range(3):
+                (bucket / f"{number}.jpg").write_bytes(encode(picture(number), "JPEG"))
+            work.until(lambda: len(times(bucket)) == 3)
+            work.until(lambda: caplog.messages)
+            busy[0] = False
+            (bucket / "3.jpg").write_bytes(JPEG)
+            work.until((bucket / "3.jpg.json").exists)
+        assert work.work.judged == 4 and {*caplog.messages} == {"the endpoint is busy; trying again"}
+
+
+@pytest.mark.parametrize("there", ["folder", "s3"])
+def test_a_picture_that_is_gone_before_it_is_looked_at_has_no_verdict(
+    there: str, tmp_path: Path, bucket: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its camera has renamed it in between: its tyre has no unreadable picture. One that comes back has a verdict."""
+    folder, place = (tmp_path, str(tmp_path)) if there == "folder" else (bucket, f"s3://{bucket.name}")
+    with line(place, held, pictures=2, wait=600) as work:
+        real, gone = work.work._arrivals.read, [*("T1_tmp.jpg", "T1_1.jpg")]
+
+        def late(path: str) -> bytes:
+            if path in gone:
+                gone.remove(path)
+                if path == "T1_tmp.jpg":
+                    (folder / path).rename(folder / "T1_1.jpg")
+                raise MissingObject("it is not there")
+            return real(path)
+
+        monkeypatch.setattr(work.work._arrivals, "read", late)
+        (folder / "T1_tmp.jpg").write_bytes(JPEG)
+        work.until((folder / "T1_1.jpg.json").exists)
+        (folder / "T1_2.jpg").write_bytes(encode(picture(1), "JPEG"))
+        work.until((folder / "T1.tyre.json").exists)
+    assert not gone and not (folder / "T1_tmp.jpg.json").exists()
+    assert (said := read(folder / "T1.tyre.json"))["n_pictures"] == 2 and said["n_unreadable"] == 0
 
 
 @pytest.mark.long

@@ -56,6 +56,10 @@ class Arrivals(ABC):
         """
 
     @abstractmethod
+    def missed(self, path: str) -> None:
+        """Say that a picture that was ready is not there: it is given again if it is after all."""
+
+    @abstractmethod
     def knows(self, path: str, content: str) -> bool:
         """Whether a picture of this name and content has its verdict, though it was given as a new one.
 

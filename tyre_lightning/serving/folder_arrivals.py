@@ -92,6 +92,12 @@ class FolderArrivals(Arrivals):
             self._files[path] = replace(file, tried=not readable)
             return False
 
+    def missed(self, path: str) -> None:
+        """See :meth:`Arrivals.missed`: as long as its folder lists it."""
+        with self._lock:
+            if (file := self._given.pop(path, None)) is not None:
+                self._files[path] = file
+
     def knows(self, path: str, content: str) -> bool:
         """See :meth:`Arrivals.knows`: its folder's disk was away, or it was."""
         return (self.find(f"{path}{VERDICT}") or {}).get(CONTENT) == content

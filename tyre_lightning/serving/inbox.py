@@ -17,7 +17,7 @@ from xxhash import xxh3_128_hexdigest
 
 from tyre_lightning.config import InboxConfig, S3Config, to_inbox_config
 from tyre_lightning.cores import cores
-from tyre_lightning.errors import StoreUnavailable, UnreadableImage, UserError
+from tyre_lightning.errors import MissingObject, StoreUnavailable, UnreadableImage, UserError
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import FolderStore
@@ -205,7 +205,12 @@ def judge(arrivals: Arrivals, path: str, held: Held) -> Judged | None:
     Raises:
         UserError: it cannot be read or written now.
     """
-    key, file = arrivals.store.key(path), _read(arrivals, path)
+    key = arrivals.store.key(path)
+    try:
+        file = _read(arrivals, path)
+    except MissingObject:
+        arrivals.missed(path)
+        return None
     content = xxh3_128_hexdigest(file) if isinstance(file, bytes) else None
     if content is not None and arrivals.knows(path, content):
         arrivals.counts(path, readable=True)  # what has changed meanwhile is given once more
@@ -229,12 +234,13 @@ def _read(arrivals: Arrivals, path: str) -> bytes | Row:
 
     Raises:
         StoreUnavailable: it may be read later.
+        MissingObject: it is not there.
     """
     try:
         return arrivals.read(path)
-    except StoreUnavailable:
+    except (StoreUnavailable, MissingObject):
         raise
     except UnreadableImage as error:
         return nothing_seen(error.reason)
-    except UserError as error:  # it is gone, or not ours to read
+    except UserError as error:  # it is not ours to read
         return nothing_seen(str(error))
