@@ -468,6 +468,34 @@ def test_a_disk_below_that_comes_and_goes_loses_nothing_and_counts_nothing_twice
     assert not caplog.messages
 
 
+def test_verdicts_wait_for_their_disk(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is written below its mount point is hidden when it is mounted again; what it has is not known meanwhile."""
+    monkeypatch.setattr("tyre_lightning.serving.inbox._RETRY_SECONDS", 0.05)
+    (box := tmp_path / "box").mkdir()
+    (disk := tmp_path / "disk").mkdir()
+    real, mounted = os.path.ismount, [str(disk)]
+    monkeypatch.setattr(os.path, "ismount", lambda path: os.fspath(path) in mounted or real(path))
+    with line(box, held, output=str(found := disk / "found"), pictures=1) as work:
+        (box / "T1_a.jpg").write_bytes(JPEG)
+        work.until((found / "T1.tyre.json").exists)
+        disk.rename(tmp_path / "away")
+        disk.mkdir()
+        mounted.clear()
+        for name in ("T1_b.jpg", "T2_a.jpg"):
+            (box / name).write_bytes(encode(picture(1), "JPEG"))
+        work.until(lambda: caplog.messages)
+        work.steps(3)
+        assert not [*disk.iterdir()]
+        disk.rmdir()
+        (tmp_path / "away").rename(disk)
+        mounted.append(str(disk))
+        work.until((found / "T1.tyre-2.json").exists)
+        work.until((found / "T2.tyre.json").exists)
+    assert caplog.messages == [f"cannot write to {found}: no disk is mounted at '{disk}' any more; trying again"]
+
+
 def test_a_picture_that_is_away_between_two_looks_is_waited_for(
     tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:

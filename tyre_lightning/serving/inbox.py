@@ -225,7 +225,7 @@ def judge(arrivals: Arrivals, path: str, held: Held) -> Judged | None:
     elif find_tyre(key, pattern) is None:
         decide_on_tyres(held.inspector, [row])  # it is a tyre of its own; else more pictures of it may come
     row = {"key": key, **shown(held.inspector, row), "model": held.name, CONTENT: content}
-    arrivals.target.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
+    arrivals.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
     return Judged(row, held)
 
 

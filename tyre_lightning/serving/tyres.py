@@ -155,7 +155,7 @@ class Tyres:
         if one.before is not None and _strict(one.before["decision"]) > _strict(said["decision"]):
             said |= {key: one.before[key] for key in ("decision", "reason")}
         said |= {"model": held.name, "verdict": one.number, "pictures": one.paths}
-        self._arrivals.target.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
+        self._arrivals.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
         return said
 
     def _of_version(self, path: str, row: Row | None, held: Held) -> Row:
