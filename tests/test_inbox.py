@@ -205,6 +205,23 @@ def test_a_picture_that_is_renamed_counts_once(there: str, tmp_path: Path, bucke
     assert read(folder / "T1.tyre-2.json")["n_pictures"] == 3
 
 
+@pytest.mark.parametrize("last", ["T1_c.jpg", "elsewhere"])
+def test_a_picture_that_is_renamed_again_before_its_tyre_is_looked_at_counts_once(
+    tmp_path: Path, held: Held, last: str
+) -> None:
+    (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+    with line(tmp_path, held, wait=1.5) as work:
+        work.until((tmp_path / "T1.tyre.json").exists)
+        (tmp_path / "T1_a.jpg").rename(tmp_path / "T1_b.jpg")
+        work.until((tmp_path / "T1_b.jpg.json").exists)
+        work.steps(1)
+        (tmp_path / "T1_b.jpg").rename(tmp_path / last)
+        end = time.monotonic() + 3
+        work.until(lambda: time.monotonic() > end)
+        assert work.work.judged == 2 + (last == "T1_c.jpg")
+    assert not (tmp_path / "T1.tyre-2.json").exists()
+
+
 def test_two_pictures_of_one_content_are_two(tmp_path: Path, held: Held) -> None:
     """As those of two cameras without light. Also if both are moved elsewhere before the tyre has its verdict."""
     with line(tmp_path, held, pictures=3, wait=0.5) as work:

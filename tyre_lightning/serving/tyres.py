@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,13 +136,19 @@ class Tyres:
         return complete or time.monotonic() - one.last >= self._wait
 
     def _find_renamed(self, one: Waiting) -> None:
-        """Find the names that new pictures had before: files of the same content, which are gone."""
-        contents = {path: self._content(path, one) for path in one.paths}
-        for path in one.rows:
-            twins = [other for other in one.paths if other != path and contents[other] == contents.get(path)]
-            if contents.get(path) is None or not twins or self._arrivals.is_gone(path):
-                continue
-            one.renamed |= {other: path for other in twins if self._arrivals.is_gone(other)}
+        """Find the names that new pictures had before: files of the same content, which are gone.
+
+        New ones that are all gone count each, as cameras without light make them, but not beside one that the verdict
+        on the tyre knows.
+        """
+        contents = {path: content for path in one.paths if (content := self._content(path, one)) is not None}
+        often = Counter(contents.values())
+        gone = {path for path, content in contents.items() if often[content] > 1 and self._arrivals.is_gone(path)}
+        new = [path for path in one.rows if path in contents]
+        for path in sorted(new, key=gone.__contains__):  # what is there has the last name
+            former = {other for other in gone - {path, *one.renamed} if contents[other] == contents[path]}
+            if path not in one.renamed:
+                one.renamed |= dict.fromkeys(former & {*one.told} if path in gone else former, path)
 
     def _content(self, path: str, one: Waiting) -> str | None:
         row = one.rows.get(path) or self._arrivals.find(f"{path}{VERDICT}") or {}
