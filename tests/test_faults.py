@@ -30,13 +30,14 @@ from tests.conftest import PROJECT, SMALL, run_script, subprocess_environment, w
 from tests.fault_proxy import Fault, FaultProxy
 from tests.images import encode, picture
 from tests.test_dataset import module
-from tyre_lightning.config import Cache, Changed
+from tyre_lightning.config import Cache, Changed, S3Config
 from tyre_lightning.data import dataset
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.data.dataset import Batch, BatchLoader
 from tyre_lightning.demo.server import S3Server
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import StoreUnavailable, UserError
 from tyre_lightning.lake import fetch, reader, s3
+from tyre_lightning.lake.reader import open_store
 
 CLASSES = ("bulge", "good")
 KEY = "v1/test/good/3.jpg"
@@ -194,6 +195,15 @@ def test_what_lasts_is_one_sentence(proxy: FaultProxy, folder: Path, name: str, 
     assert "\n" not in message
     if fault.status in (400, 403):
         assert len(proxy.reads(KEY)) <= 4  # asking again is of no use
+
+
+def test_a_refusal_that_breaks_off_passes(proxy: FaultProxy, folder: Path) -> None:
+    """It is the network that fails, and not what was asked: of a missing object its absence is known the next time."""
+    store = open_store(f"s3://{folder.parent.name}/{folder.name}", S3Config())
+    proxy.add(Fault("reset", "nothing.jpg"))
+    with pytest.raises(StoreUnavailable, match=r"the endpoint does not answer: check s3\.endpoint_url"):
+        store.find("v1/nothing.jpg")
+    assert store.find("v1/nothing.jpg") is None
 
 
 @WORKERS

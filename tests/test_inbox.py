@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,9 @@ from tests.conftest import Trained
 from tests.images import encode, picture
 from tests.test_serve import Plant, inspector, plant  # noqa: F401 (a fixture)
 from tyre_lightning.config import InboxConfig, S3Config, config_folder, register_schemas
-from tyre_lightning.errors import StoreUnavailable, Unwritable, UserError
+from tyre_lightning.errors import MissingObject, StoreUnavailable, Unwritable, UserError
+from tyre_lightning.lake.s3 import S3Store
+from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.writing import FolderTarget
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.serving import folder_arrivals
@@ -96,7 +100,7 @@ def test_a_picture_gets_its_verdict_beside_it(tmp_path: Path, held_alone: Held) 
     row = read(verdict)
     assert row["key"] == row["tyre"] == f"{tmp_path.name}/day/cam1/T1.jpg" and row["error"] is None
     assert list(row) == ["key", "tyre", "class", "decision", "picture_decision", "reason", "novelty", "p_crack",
-                         "p_good", "error", "model"]  # fmt: skip
+                         "p_good", "error", "model", "content"]  # fmt: skip
     assert row["model"] == "models:/tyres/1"
     assert {path.name for path in (tmp_path / "day" / "cam1").iterdir()} == {"T1.jpg", "T1.jpg.json"}
     assert not list(tmp_path.rglob(".*"))
@@ -120,7 +124,7 @@ def test_its_verdict_is_predict_s(trained: Trained, tmp_path: Path) -> None:
     with line(tmp_path / "box", models.load()) as work:
         work.until(lambda: len(times(tmp_path)) == len(expected))
     found = [read(path) for path in (tmp_path / "box").glob("*.json")]
-    assert all(row.pop("model") == trained.model for row in found)
+    assert all(row.pop("model") == trained.model and row.pop("content") for row in found)
     assert {row["key"]: row for row in found} == expected
 
 
@@ -167,6 +171,67 @@ def test_a_name_that_comes_back_is_a_new_picture(tmp_path: Path, held_alone: Hel
         work.steps(2)
         (tmp_path / "1.jpg").write_bytes(encode(picture(9), "JPEG"))
         work.until(lambda: read(verdict)["p_good"] != before)
+
+
+@pytest.mark.parametrize("there", ["folder", "s3"])
+def test_a_picture_that_is_renamed_counts_once(there: str, tmp_path: Path, bucket: Path, held: Held) -> None:
+    """Its verdict is there under the new name too, which the line knows; the tyre has not got more of it."""
+    folder, place = (tmp_path, str(tmp_path)) if there == "folder" else (bucket, f"s3://{bucket.name}")
+    with line(place, held, pictures=2, wait=600) as work:
+        (folder / "T1_latest.jpg").write_bytes(JPEG)
+        work.until((folder / "T1_latest.jpg.json").exists)
+        (folder / "T1_latest.jpg").rename(folder / "T1_1.jpg")
+        work.until((folder / "T1_1.jpg.json").exists)
+        work.steps(3)
+        assert not (folder / "T1.tyre.json").exists()
+        second = "T1_latest.jpg" if there == "folder" else "T1_new.jpg"  # in a bucket, a name is for one picture
+        (folder / second).write_bytes(encode(picture(1), "JPEG"))
+        work.until((folder / "T1.tyre.json").exists)
+        (folder / second).rename(folder / "T1_2.jpg")
+        work.until((folder / "T1_2.jpg.json").exists)
+        (folder / "T1_2.jpg").rename(folder / "T1_3.jpg")
+        work.until((folder / "T1_3.jpg.json").exists)
+        work.steps(3)
+    assert read(folder / "T1.tyre.json")["pictures"] == ["T1_1.jpg", second]
+    one, same = (read(folder / f"T1_{name}.jpg.json") for name in ("2", "3"))
+    assert one["content"] == same["content"] and one["p_good"] == same["p_good"]
+    (folder / "T1_3.jpg").rename(folder / "T1_4.jpg")  # while nothing looks
+    with line(place, held, pictures=2, wait=0.1) as work:
+        work.until((folder / "T1_4.jpg.json").exists)
+        work.steps(5)
+        assert not (folder / "T1.tyre-2.json").exists()
+        (folder / "T1_5.jpg").write_bytes(encode(picture(2), "JPEG"))
+        work.until((folder / "T1.tyre-2.json").exists)
+    assert read(folder / "T1.tyre-2.json")["n_pictures"] == 3
+
+
+@pytest.mark.parametrize("last", ["T1_c.jpg", "elsewhere"])
+def test_a_picture_that_is_renamed_again_before_its_tyre_is_looked_at_counts_once(
+    tmp_path: Path, held: Held, last: str
+) -> None:
+    (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+    with line(tmp_path, held, wait=1.5) as work:
+        work.until((tmp_path / "T1.tyre.json").exists)
+        (tmp_path / "T1_a.jpg").rename(tmp_path / "T1_b.jpg")
+        work.until((tmp_path / "T1_b.jpg.json").exists)
+        work.steps(1)
+        (tmp_path / "T1_b.jpg").rename(tmp_path / last)
+        end = time.monotonic() + 3
+        work.until(lambda: time.monotonic() > end)
+        assert work.work.judged == 2 + (last == "T1_c.jpg")
+    assert not (tmp_path / "T1.tyre-2.json").exists()
+
+
+def test_two_pictures_of_one_content_are_two(tmp_path: Path, held: Held) -> None:
+    """As those of two cameras without light. Also if both are moved elsewhere before the tyre has its verdict."""
+    with line(tmp_path, held, pictures=3, wait=0.5) as work:
+        for name in ("T1_a.jpg", "T1_b.jpg"):
+            (tmp_path / name).write_bytes(JPEG)
+            work.until((tmp_path / f"{name}.json").exists)
+        for name in ("T1_a.jpg", "T1_b.jpg"):
+            (tmp_path / name).unlink()
+        work.until((tmp_path / "T1.tyre.json").exists)
+    assert read(tmp_path / "T1.tyre.json")["n_pictures"] == 2
 
 
 def test_verdicts_may_go_elsewhere(tmp_path: Path, held: Held) -> None:
@@ -365,6 +430,151 @@ def test_a_disk_that_is_mounted_again_has_no_new_pictures(
     assert caplog.messages == [told]
 
 
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_disk_below_that_comes_and_goes_loses_nothing_and_counts_nothing_twice(
+    tmp_path: Path, held: Held, apart: bool, empty: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Meanwhile its mount point is an empty folder, or none."""
+    camera, away = tmp_path / "camera", tmp_path / "away"
+    (day := camera / "day").mkdir(parents=True)
+    found = tmp_path / "found" if apart else camera
+    options = {"output": str(found)} if apart else {}
+
+    def unmount() -> None:
+        day.rename(away)
+        if empty:
+            day.mkdir()
+
+    def mount() -> None:
+        if empty:
+            day.rmdir()
+        away.rename(day)
+
+    with line(camera, held, pictures=2, wait=600, **options) as work:
+        for name in ("T1_a", "T1_b", "T2_a"):
+            (day / f"{name}.jpg").write_bytes(encode(picture(int(name[1])), "JPEG"))
+        work.until((found / "T1.tyre.json").exists)
+        work.until(lambda: work.work.judged == 3)
+        (day / "T2_b.jpg").write_bytes(JPEG)
+        work.steps(1)
+        unmount()
+        (camera / "T3_a.jpg").write_bytes(JPEG)
+        work.until((found / "T3_a.jpg.json").exists)
+        before = times(found)
+        mount()
+        work.until((found / "T2.tyre.json").exists)
+        (day / "T3_b.jpg").write_bytes(JPEG)
+        work.until((found / "T3.tyre.json").exists)
+        work.steps(3)
+        assert work.work.judged == 6 and {**times(found), **before} == times(found)
+        unmount()
+    for judged in (0, 1):  # it comes back after a restart, and with one more picture
+        with line(camera, held, pictures=2, wait=0.1, **options) as work:
+            work.steps(3)
+            mount()
+            if judged:
+                (day / "T4_a.jpg").write_bytes(JPEG)
+                work.until((found / "T4.tyre.json").exists)
+            work.steps(5)
+            assert work.work.judged == judged
+            unmount()
+    mount()
+    assert {path.name for path in found.glob("*.tyre*.json")} == {f"T{number}.tyre.json" for number in range(1, 5)}
+    assert all(read(found / f"T{number}.tyre.json")["n_pictures"] == 2 for number in range(1, 4))
+    assert not caplog.messages
+
+
+def test_verdicts_wait_for_their_disk(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is written below its mount point is hidden when it is mounted again; what it has is not known meanwhile."""
+    monkeypatch.setattr("tyre_lightning.serving.inbox._RETRY_SECONDS", 0.05)
+    (box := tmp_path / "box").mkdir()
+    (disk := tmp_path / "disk").mkdir()
+    real, mounted = os.path.ismount, [str(disk)]
+    monkeypatch.setattr(os.path, "ismount", lambda path: os.fspath(path) in mounted or real(path))
+    with line(box, held, output=str(found := disk / "found"), pictures=1) as work:
+        (box / "T1_a.jpg").write_bytes(JPEG)
+        work.until((found / "T1.tyre.json").exists)
+        disk.rename(tmp_path / "away")
+        disk.mkdir()
+        mounted.clear()
+        for name in ("T1_b.jpg", "T2_a.jpg"):
+            (box / name).write_bytes(encode(picture(1), "JPEG"))
+        work.until(lambda: caplog.messages)
+        work.steps(3)
+        assert not [*disk.iterdir()]
+        disk.rmdir()
+        (tmp_path / "away").rename(disk)
+        mounted.append(str(disk))
+        work.until((found / "T1.tyre-2.json").exists)
+        work.until((found / "T2.tyre.json").exists)
+    assert caplog.messages == [f"cannot write to {found}: no disk is mounted at '{disk}' any more; trying again"]
+
+
+def test_a_picture_that_is_away_between_two_looks_is_waited_for(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk was, for a moment: nothing else has changed when it is there again."""
+    monkeypatch.setattr(folder_arrivals, "_COARSE_SECONDS", 0.0)
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "2.png")
+    real, left = os.stat, [3]
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if os.fspath(path) == str(tmp_path / "1.jpg") and left[0]:
+            left[0] -= 1
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with line(tmp_path, held_alone) as work:
+        work.until((tmp_path / "1.jpg.json").exists)
+        assert not left[0]
+        (tmp_path / "2.png").write_bytes(JPEG)
+        work.until((tmp_path / "link.jpg.json").exists)
+
+
+def test_a_folder_that_is_empty_on_another_disk_is_told_of(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (day := tmp_path / "day").mkdir()
+    (day / "1.jpg").write_bytes(JPEG)
+    real = os.stat
+    with line(tmp_path, held_alone, output=str(tmp_path / "found")) as work:
+        work.until((tmp_path / "found" / "day" / "1.jpg.json").exists)
+        (day / "1.jpg").unlink()
+        work.steps(2)
+        assert not caplog.messages  # it is only empty
+
+        def stat(path: Any, **options: Any) -> Any:
+            found = real(path, **options)
+            if os.fspath(path) != str(day):
+                return found
+            return SimpleNamespace(st_mtime_ns=found.st_mtime_ns, st_dev=found.st_dev + 1)
+
+        monkeypatch.setattr(os, "stat", stat)
+        os.utime(day, (1, 1))
+        work.steps(3)
+    assert caplog.messages == [f"'{day}' is on another disk than before, and empty (is its disk mounted?)"]
+
+
+def test_after_a_restart_too_a_name_that_comes_back_is_a_new_picture(tmp_path: Path, held_alone: Held) -> None:
+    (tmp_path / "box").mkdir()
+    options = {"output": str(tmp_path / "found")}
+    (tmp_path / "box" / "1.jpg").write_bytes(JPEG)
+    with line(tmp_path / "box", held_alone, **options) as work:
+        work.until((verdict := tmp_path / "found" / "1.jpg.json").exists)
+    before = read(verdict)["content"]
+    with line(tmp_path / "box", held_alone, **options) as work:
+        work.steps(2)
+        (tmp_path / "box" / "1.jpg").unlink()
+        work.steps(2)
+        (tmp_path / "box" / "1.jpg").write_bytes(encode(picture(9), "JPEG"))
+        work.until(lambda: read(verdict)["content"] != before)
+
+
 def test_what_is_no_file_is_no_picture(tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_arrivals, "SETTLED_SECONDS", 0.2)
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -453,6 +663,60 @@ def test_a_store_that_is_away_is_asked_again(bucket: Path, held: Held, monkeypat
         (bucket / "x.jpg").write_bytes(JPEG)
         work.until((bucket / "x.jpg.json").exists)
         assert left[0] < 0
+
+
+def test_a_listing_that_ends_in_the_midst_loses_nothing(
+    bucket: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store is too busy for the second page, of what is new or of all; what the first one had is looked at."""
+    monkeypatch.setattr("tyre_lightning.serving.inbox._RETRY_SECONDS", 0.05)
+    with line(f"s3://{bucket.name}", held_alone) as work:
+        store, busy = work.work._arrivals.store, [True]
+        assert isinstance(store, S3Store)
+
+        def torn(real: Callable[..., Iterator[Entry]], *given: Any) -> Iterator[Entry]:
+            for entry in real(*given):
+                yield entry
+                if busy[0]:
+                    raise StoreUnavailable("the endpoint is busy")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "list", partial(torn, store.list))
+            patched.setattr(store, "list_after", partial(torn, store.list_after))
+            for number in range(3):
+                (bucket / f"{number}.jpg").write_bytes(encode(picture(number), "JPEG"))
+            work.until(lambda: len(times(bucket)) == 3)
+            work.until(lambda: caplog.messages)
+            busy[0] = False
+            (bucket / "3.jpg").write_bytes(JPEG)
+            work.until((bucket / "3.jpg.json").exists)
+        assert work.work.judged == 4 and {*caplog.messages} == {"the endpoint is busy; trying again"}
+
+
+@pytest.mark.parametrize("there", ["folder", "s3"])
+def test_a_picture_that_is_gone_before_it_is_looked_at_has_no_verdict(
+    there: str, tmp_path: Path, bucket: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its camera has renamed it in between: its tyre has no unreadable picture. One that comes back has a verdict."""
+    folder, place = (tmp_path, str(tmp_path)) if there == "folder" else (bucket, f"s3://{bucket.name}")
+    with line(place, held, pictures=2, wait=600) as work:
+        real, gone = work.work._arrivals.read, [*("T1_tmp.jpg", "T1_1.jpg")]
+
+        def late(path: str) -> bytes:
+            if path in gone:
+                gone.remove(path)
+                if path == "T1_tmp.jpg":
+                    (folder / path).rename(folder / "T1_1.jpg")
+                raise MissingObject("it is not there")
+            return real(path)
+
+        monkeypatch.setattr(work.work._arrivals, "read", late)
+        (folder / "T1_tmp.jpg").write_bytes(JPEG)
+        work.until((folder / "T1_1.jpg.json").exists)
+        (folder / "T1_2.jpg").write_bytes(encode(picture(1), "JPEG"))
+        work.until((folder / "T1.tyre.json").exists)
+    assert not gone and not (folder / "T1_tmp.jpg.json").exists()
+    assert (said := read(folder / "T1.tyre.json"))["n_pictures"] == 2 and said["n_unreadable"] == 0
 
 
 @pytest.mark.long

@@ -193,6 +193,13 @@ def test_what_takes_predictions_takes_parts(model: Path, line: Path, tmp_path: P
     one, other = (read_predictions(str(tmp_path / name)).sort_values("key") for name in ("rows.parquet", "out"))
     same(one.reset_index(drop=True), other.reset_index(drop=True))
     assert read_about(str(tmp_path / "out")) == read_about(str(tmp_path / "rows.parquet"))
+    (tmp_path / "out" / "part-00001-of-00002.parquet").unlink()
+    for reads in (read_predictions, read_about):
+        with pytest.raises(UserError, match=r"out has 1 of 2 parts: give the same to predict\.py again"):
+            reads(str(tmp_path / "out"))
+    (tmp_path / "out" / "_summary.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"_summary\.json cannot be read: give the same to predict\.py again"):
+        read_about(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("output", ["rows.parquet", "rows.csv", "out"])
@@ -268,7 +275,7 @@ def test_a_shard_that_two_processes_do_at_once_is_there_once(
     predict(model, line, tmp_path / "whole.parquet")
     join = Work._join
 
-    def late(self: Work, shard: int) -> dict[str, Any]:
+    def late(self: Work, shard: int) -> Any:
         monkeypatch.setattr(Work, "_join", join)
         predict(model, line, tmp_path / "out", "shards=2", f"shard={shard}")
         return join(self, shard)
@@ -446,10 +453,11 @@ def test_a_listing_or_a_note_that_is_damaged_is_one_sentence(
 ) -> None:
     whole = predict(model, line, out := tmp_path / "out", "shards=2")
     note, _ = sorted(out.rglob("done/*.json"))
-    note.write_bytes(b"")
-    with pytest.raises(UserError, match=r"done/00000\.json was damaged: give the same again"):
-        predict(model, line, out, "shards=2")
-    assert predict(model, line, out, "shards=2") == whole
+    for content in (b"", b"[]", b"{}"):
+        note.write_bytes(content)
+        with pytest.raises(UserError, match=r"done/00000-\d+-\d+\.json was damaged: give the same again"):
+            predict(model, line, out, "shards=2")
+        assert predict(model, line, out, "shards=2") == whole
     with broken_off(monkeypatch, 9):
         predict(model, line, out := tmp_path / "other", "shards=2")
     listed = sorted(out.rglob("listed.parquet"))[0]
@@ -467,11 +475,72 @@ def test_a_part_of_tyres_that_is_gone_is_made_again(model: Path, line: Path, tmp
     same(rows_of(tmp_path / "out-tyres"), before)
 
 
+@pytest.mark.parametrize("there", ["folder", "s3"])
+@pytest.mark.parametrize("of", ["out", "out-tyres"])
+def test_a_part_of_another_size_is_made_again(
+    model: Path, line: Path, plant: Path, tmp_path: Path, looked: Counter[str], there: str, of: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A full disk, or a program that copies folders, has cut it, or has put an empty one there."""
+    monkeypatch.setattr(place, "_SETTLED", 0.0)
+    folder = tmp_path if there == "folder" else plant / f"cut-{of}"
+    output = str(folder / "out") if there == "folder" else f"s3://plant/cut-{of}/out"
+    whole = predict(model, line, output, "shards=2")
+    before = {name: rows_of(folder / name) for name in ("out", "out-tyres")}
+    content = (part := folder / of / "part-00001-of-00002.parquet").read_bytes()
+    for cut in (content[:-1], b"", content + b"x"):
+        part.write_bytes(cut)
+        caplog.clear()
+        looked.clear()
+        assert predict(model, line, output, "shards=2") == whole
+        assert part.read_bytes() == content
+        (said,) = caplog.messages
+        assert re.fullmatch(r"shard 1 in .*out is not as large as it was written, so that it is not done", said)
+        assert {shard_of(key.split("/")[-1].split("_")[0], 2) for key in looked} == {1}
+    for name, rows in before.items():
+        same(rows_of(folder / name), rows)
+    part.write_bytes(b"")
+    caplog.clear()
+    assert predict(model, line, output, "shards=2", "shard=0").images < IMAGES  # it is not the one to do
+    assert len(caplog.messages) == 1 and not part.read_bytes()
+
+
+def test_what_changes_a_part_at_once_does_not_keep_a_run_busy_for_ever(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = FolderPlace.take
+
+    def cut(self: FolderPlace, file: Path, path: str) -> None:
+        take(self, file, path)
+        Path(self.root, path).write_bytes(b"PAR1")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderPlace, "take", lambda *given: (cut if "part-" in given[2] else take)(*given))
+        with pytest.raises(UserError, match=r"parts of output=.*out were deleted or changed meanwhile: give the same"):
+            predict(model, line, tmp_path / "out", "shards=2")
+        with pytest.raises(UserError, match=r"shard 1 in .*out was deleted or changed meanwhile: give the same"):
+            predict(model, line, tmp_path / "out", "shards=2", "shard=1")
+    assert predict(model, line, tmp_path / "out", "shards=2").images == IMAGES
+
+
+def test_a_note_of_an_older_version_holds_as_long_as_the_part_is_there(
+    model: Path, line: Path, tmp_path: Path, looked: Counter[str]
+) -> None:
+    whole = predict(model, line, out := tmp_path / "out", "shards=2")
+    (note,) = out.rglob("done/00001-*.json")
+    older = note.rename(note.with_name("00001.json"))
+    looked.clear()
+    assert predict(model, line, out, "shards=2") == whole and not looked
+    (out / "part-00001-of-00002.parquet").unlink()
+    assert predict(model, line, out, "shards=2") == whole and looked
+    assert note.exists() and not older.exists()
+
+
 def test_there_is_no_summary_while_a_part_is_done_again(
     model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = predict(model, line, out := tmp_path / "out", "shards=2")
-    (note,) = out.rglob("done/00001.json")
+    (note,) = out.rglob("done/00001-*.json")
     note.with_name("00001 (copy).json").write_bytes(note.read_bytes())  # as programs that copy folders make
     (out / "part-00001-of-00002.parquet").unlink()
     with broken_off(monkeypatch, 2):

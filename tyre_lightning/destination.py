@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,15 @@ class Files(NamedTuple):
     pictures: str
     tyres: str
 
+    def written(self, *, tyres: bool) -> tuple[str, ...]:
+        """Those that are written."""
+        return (self.pictures, self.tyres) if tyres else (self.pictures,)
+
+
+def sizes_of(files: Iterable[str]) -> tuple[int, ...]:
+    """The bytes of files."""
+    return tuple(os.path.getsize(file) for file in files)
+
 
 class Output(ABC):
     """Takes parts."""
@@ -43,8 +52,8 @@ class Output(ABC):
         """
 
     @abstractmethod
-    def there(self, *, tyres: bool) -> set[int]:
-        """The shards whose parts are there, with those of tyres where they are wanted."""
+    def there(self, *, tyres: bool) -> dict[int, tuple[int, ...]]:
+        """The shards whose parts are there, with those of tyres where they are wanted, and the bytes of each part."""
 
     @abstractmethod
     def writing(self, shard: int, *, tyres: bool) -> AbstractContextManager[Files]:
@@ -60,10 +69,10 @@ class OneFile(Output):
     def check_new(self, *, tyres: bool) -> None:
         """See :meth:`Output.check_new`: what lies there is replaced."""
 
-    def there(self, *, tyres: bool) -> set[int]:
+    def there(self, *, tyres: bool) -> dict[int, tuple[int, ...]]:
         """See :meth:`Output.there`."""
-        wanted = (self._files.pictures, *([self._files.tyres] if tyres else []))
-        return {0} if all(Path(file).is_file() for file in wanted) else set()
+        wanted = self._files.written(tyres=tyres)
+        return {0: sizes_of(wanted)} if all(Path(file).is_file() for file in wanted) else {}
 
     @contextmanager
     def writing(self, shard: int, *, tyres: bool) -> Iterator[Files]:
@@ -93,12 +102,15 @@ class Parts(Output):
                     "the folder, or give another output"
                 )
 
-    def there(self, *, tyres: bool) -> set[int]:
+    def there(self, *, tyres: bool) -> dict[int, tuple[int, ...]]:
         """See :meth:`Output.there`."""
-        names = self._pictures.names("")
-        if tyres:
-            names &= self._tyres.names("")
-        return {shard for shard in range(self._shards) if self._name(shard) in names}
+        sizes = [place.sizes("") for place in (self._pictures, *([self._tyres] if tyres else []))]
+        parts = {shard: self._name(shard) for shard in range(self._shards)}
+        return {
+            shard: tuple(one[name] for one in sizes)
+            for shard, name in parts.items()
+            if all(name in one for one in sizes)
+        }
 
     @contextmanager
     def writing(self, shard: int, *, tyres: bool) -> Iterator[Files]:

@@ -153,7 +153,7 @@ def _end(config: PredictConfig, inspector: Inspector, manifest: Manifest, work: 
             show(whole, inspector)
             return whole
     if config.shard is None:
-        raise UserError(f"parts of output={config.output} were deleted meanwhile: give the same again")
+        raise UserError(f"parts of output={config.output} were deleted or changed meanwhile: give the same again")
     mine = work.summary({config.shard}, config.output, tyres)
     say(f"shard {config.shard} has {mine.images:,} images, of which {mine.unreadable:,} cannot be read")
     say(f"{len(done)} of {config.shards} shards are done")

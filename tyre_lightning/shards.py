@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from tyre_lightning.data.stream import batched
-from tyre_lightning.destination import Output
+from tyre_lightning.destination import Output, sizes_of
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.ledger import Ledger
 from tyre_lightning.evaluation.predictions import (
@@ -39,6 +39,7 @@ from tyre_lightning.summary import Summary
 Rows = list[dict[str, Any]]
 Look = Callable[[Iterable[Entry]], Iterator[Rows]]
 
+_AGAIN = "give the same again"
 _TOGETHER = 4096  # rows in memory at one time
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,11 @@ class Work:
         self._inspector, self._columns, self._about = inspector, columns, about
         self._tyres = inspector.group_pattern is not None
         self._notes = f"{FOLDER}/{manifest.id}/done"
+        self._told = set[int]()  # shards of which was said that they are not done any more
 
     def done(self) -> set[int]:
         """The shards that are done."""
-        notes = self._place.names(self._notes)
-        return {shard for shard in self._output.there(tyres=self._tyres) if Path(self._note(shard)).name in notes}
+        return {*self._noted()}
 
     def summary(self, shards: Iterable[int], output: str, tyres: str | None) -> Summary:
         """What was found in some shards that are done; the rows are in ``output`` and, where there are, ``tyres``.
@@ -80,17 +81,16 @@ class Work:
         Raises:
             UserError: what was noted of one cannot be read any more; that is done again next time.
         """
-        found = Summary(output, tyres)
+        found, noted = Summary(output, tyres), self._noted()
         for shard in sorted(shards):
-            path = self._note(shard)
-            if (note := self._place.read(path)) is None:
-                raise UserError(f"{self._place.root}/{path} was deleted meanwhile: give the same again")
+            path = noted.get(shard, "")
+            if not path or (note := self._place.read(path)) is None:
+                raise UserError(f"shard {shard} in {self._place.root} was deleted or changed meanwhile: {_AGAIN}")
             try:
-                counts = json.loads(note)
-            except ValueError as error:
+                found.add(json.loads(note))
+            except (ValueError, TypeError, KeyError) as error:
                 self._place.remove([path])
-                raise UserError(f"{self._place.root}/{path} was damaged: give the same again") from error
-            found.add(counts)
+                raise UserError(f"{self._place.root}/{path} was damaged: {_AGAIN}") from error
         return found
 
     def do(self, shard: int, look: Look, advance: Callable[[int], object]) -> None:
@@ -105,14 +105,15 @@ class Work:
             UserError: a picture cannot be fetched, or what was found cannot be written.
         """
         while shard not in self.done():
-            self._place.remove([SUMMARY])  # of a time when this shard was done
+            self._place.remove([SUMMARY, self._note(shard, ())])  # of a time when this shard was done
             self._look_at(shard, look, advance)
             self._check()
             try:
-                counts = self._join(shard)
+                sizes, counts = self._join(shard)
             except _GoneError:  # what another process has deleted is done by now; what somebody else has, is done again
                 continue
-            self._place.put(self._note(shard), json.dumps(counts, ensure_ascii=False).encode())
+            self._place.put(self._note(shard, sizes), json.dumps(counts, ensure_ascii=False).encode())
+            break  # what changes its size from now on is done again by another run, and not for ever by this one
         try:
             self._place.remove([self._kept(shard, number) for number in range(self._chunks(shard))])
         except UserError as error:  # the part is there
@@ -134,8 +135,23 @@ class Work:
         if found is None or found.id != self._manifest.id:
             raise UserError(f"another process has listed the images of {self._place.root} anew: give the same again")
 
-    def _note(self, shard: int) -> str:
-        return f"{self._notes}/{shard:05d}.json"
+    def _noted(self) -> dict[int, str]:
+        """The notes of the shards that are done: their parts are there, and as large as they were written."""
+        names, found = self._place.names(self._notes), {}
+        for shard, sizes in self._output.there(tyres=self._tyres).items():
+            notes = [self._note(shard, sizes), self._note(shard, ())]
+            if holds := [note for note in notes if Path(note).name in names]:
+                found[shard] = holds[0]
+            elif shard not in self._told and any(name.startswith(f"{shard:05d}-") for name in names):
+                self._told.add(shard)
+                log.warning(
+                    "shard %d in %s is not as large as it was written, so that it is not done", shard, self._place.root
+                )
+        return found
+
+    def _note(self, shard: int, sizes: Sequence[int]) -> str:
+        """Where is noted what is in a shard; its name has the bytes of its parts, or none of an older version's."""
+        return f"{self._notes}/{'-'.join([f'{shard:05d}', *map(str, sizes)])}.json"
 
     def _kept(self, shard: int, number: int) -> str:
         return f"{self._manifest.folder(shard)}/{number:06d}.parquet"
@@ -174,20 +190,19 @@ class Work:
                 raise _GoneError from error
             yield rows
 
-    def _join(self, shard: int) -> dict[str, Any]:
-        """Write a shard's part; gives what is in it."""
+    def _join(self, shard: int) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Write a shard's parts; gives their bytes, and what is in them."""
         summary = Summary("")
-        with (
-            self._output.writing(shard, tyres=self._tyres) as files,
-            open_writer(files.pictures, self._columns, self._about) as writer,
-        ):
-            if self._tyres:
-                self._by_tyre(shard, writer, files.tyres, summary)
-            else:
-                for rows in self._rows(shard):
-                    summary.count(rows, decisions=True)
-                    writer.write(rows)
-        return summary.counts()
+        with self._output.writing(shard, tyres=self._tyres) as files:
+            with open_writer(files.pictures, self._columns, self._about) as writer:
+                if self._tyres:
+                    self._by_tyre(shard, writer, files.tyres, summary)
+                else:
+                    for rows in self._rows(shard):
+                        summary.count(rows, decisions=True)
+                        writer.write(rows)
+            sizes = sizes_of(files.written(tyres=self._tyres))
+        return sizes, summary.counts()
 
     def _by_tyre(self, shard: int, writer: Writer, path: str, summary: Summary) -> None:
         """Write pictures with the verdicts on their tyres, and a table of the tyres.

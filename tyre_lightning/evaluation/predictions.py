@@ -192,12 +192,22 @@ def _files(path: str) -> list[str]:
     if place.is_dir():
         if not (place / SUMMARY).is_file():
             raise UserError(f"{path} has no {SUMMARY}: give a folder of predict.py in which all shards are done")
-        return sorted(str(part) for part in place.glob("part-*.parquet"))
+        parts = sorted(str(part) for part in place.glob("part-*.parquet"))
+        if len(parts) != (shards := _shards_of(place / SUMMARY)):
+            raise UserError(f"{path} has {len(parts)} of {shards} parts: give the same to predict.py again")
+        return parts
     if place.suffix.lower() not in _READERS:
         raise UserError(f"{path} must end in one of {', '.join(_READERS)}, as predict.py writes them")
     if not place.is_file():
         raise UserError(f"there is no file {path}: give what predict.py wrote")
     return [path]
+
+
+def _shards_of(summary: Path) -> int:
+    try:
+        return int(json.loads(summary.read_bytes())["shards"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{summary} cannot be read: give the same to predict.py again") from error
 
 
 def _rows_of(path: str, needed: set[str]) -> Iterator[dict[str, Any]]:

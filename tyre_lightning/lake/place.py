@@ -52,6 +52,14 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The bytes of the files in a folder, by their names.
+
+        Raises:
+            UserError: it cannot be listed.
+        """
+
+    @abstractmethod
     def put(self, path: str, data: bytes) -> None:
         """Write a file.
 
@@ -117,6 +125,14 @@ class FolderPlace(Place):
             return {name for name in os.listdir(self._at(folder)) if name[0] != "."}  # those are being written
         except FileNotFoundError:
             return set()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See :meth:`Place.sizes`."""
+        found = {}
+        for name in self.names(folder):
+            with suppress(FileNotFoundError):  # another process has deleted it
+                found[name] = Path(self._at(folder), name).stat().st_size
+        return found
 
     def put(self, path: str, data: bytes) -> None:
         """See :meth:`Place.put`."""
@@ -196,8 +212,12 @@ class S3Place(Place):
 
     def names(self, folder: str) -> set[str]:
         """See :meth:`Place.names`."""
-        listed = _patiently(lambda: [entry.key for entry in self._store.list(folder, deep=False)])
-        return {key.rpartition("/")[2] for key in listed}
+        return {*self.sizes(folder)}
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See :meth:`Place.sizes`: the listing has them."""
+        listed = _patiently(lambda: [*self._store.list(folder, deep=False)])
+        return {entry.key.rpartition("/")[2]: entry.size for entry in listed}
 
     def put(self, path: str, data: bytes) -> None:
         """See :meth:`Place.put`."""

@@ -68,11 +68,13 @@ def is_unknown(error: BaseException | None) -> bool:
 def is_passing(error: Exception) -> bool:
     """Whether the same request may succeed later: the network or the service failed, not what was asked of it."""
     from botocore import exceptions as known
+    from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
     if isinstance(error, known.ClientError):
         code, status = _code_and_status(error.response)
         return code in _BUSY or status == 429 or (status or 0) >= 500
-    return isinstance(error, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError))
+    in_refusal = (ProtocolError, ReadTimeoutError)  # botocore gives them as they are where it reads why it was refused
+    return isinstance(error, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError, *in_refusal))
 
 
 def reason(error: Exception) -> str:

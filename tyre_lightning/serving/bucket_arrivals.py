@@ -30,9 +30,11 @@ class BucketArrivals(Arrivals):
         self._known: set[str] = set()  # paths of pictures that are taken or done
         self._last: dict[str, str] = {"": store.key("")}  # by folder, the greatest key; the newest folder last
         self._lock = threading.Lock()
-        self._found: list[str] = []  # by the thread
+        self._found: list[str] = []  # and not given yet
         self._trouble: UserError | None = None
-        old, pictures = {*self.verdicts()} if self.apart else None, self._all()
+        old = {*self.verdicts()} if self.apart else None
+        self._all()
+        pictures, self._found = self._found, []
         for path in pictures:
             done = f"{path}{VERDICT}" in (self._beside if old is None else old)
             (self._done if done else self._found).append(path)
@@ -47,10 +49,10 @@ class BucketArrivals(Arrivals):
     def ready(self) -> Iterator[str]:
         """See :meth:`Arrivals.ready`."""
         for folder in [*self._last][-_TAILS:] + ([""] if len(self._last) > _TAILS else []):
-            self._found += self._new(entry.key for entry in self._store.list_after(folder, self._last[folder]))
+            self._find(entry.key for entry in self._store.list_after(folder, self._last[folder]))
         with self._lock:
             found, self._found = self._found, []
-            if self._trouble is not None:
+            if self._trouble is not None and not found:
                 raise self._trouble
         return iter(found)
 
@@ -58,9 +60,17 @@ class BucketArrivals(Arrivals):
         """See :meth:`Arrivals.counts`."""
         return True
 
-    def _new(self, keys: Iterable[str]) -> list[str]:
-        """The pictures among keys that were not known."""
-        found = []
+    def knows(self, path: str, content: str) -> bool:
+        """See :meth:`Arrivals.knows`: none is given twice."""
+        return False
+
+    def missed(self, path: str) -> None:
+        """See :meth:`Arrivals.missed`: if it is listed again."""
+        with self._lock:
+            self._known.discard(path)
+
+    def _find(self, keys: Iterable[str]) -> None:
+        """Take note of the pictures among keys that were not known, each at once: a listing may end in the midst."""
         base = len(self._store.key(""))
         for key in keys:
             path = key[base:]
@@ -71,11 +81,10 @@ class BucketArrivals(Arrivals):
                         self._last[place] = key
                 if is_image(path) and path not in self._known:
                     self._known.add(path)
-                    found.append(path)
+                    self._found.append(path)
                     self._last[folder] = self._last.pop(folder)  # the newest last
-        return found
 
-    def _all(self) -> list[str]:
+    def _all(self) -> None:
         self._beside = set[str]()
 
         def keys() -> Iterator[str]:
@@ -85,19 +94,18 @@ class BucketArrivals(Arrivals):
                     self._beside.add(entry.key[base:])
                 yield entry.key
 
-        return self._new(keys())
+        self._find(keys())
 
     def _go_on(self) -> None:
         took = 0.0
         while not self._over.wait(max(1.0, took / _ALL_SHARE)):
             begun = time.monotonic()
             try:
-                found = self._all()
+                self._all()
             except UserError as error:
                 with self._lock:
                     self._trouble = error
                 continue
             with self._lock:
                 self._trouble = None
-                self._found += found
             took = time.monotonic() - begun

@@ -15,7 +15,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.lake.writing import Target
-from tyre_lightning.serving.arrivals import VERDICT, Arrivals
+from tyre_lightning.serving.arrivals import CONTENT, VERDICT, Arrivals
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class _Folder:
     time: int = -1  # of the last change, in ns
     since: float = 0.0  # when it was first seen with that
     told: bool = False  # that it cannot be listed
+    disk: int | None = None  # that it lies on
     next: float = 0.0  # before which it is not listed again, so that listing takes no more than a share of the time
 
 
@@ -86,10 +87,20 @@ class FolderArrivals(Arrivals):
             if (file := self._given.pop(path, None)) is None:
                 return True  # it has been said before
             settled = readable or time.monotonic() - file.since >= SETTLED_SECONDS
-            if settled and self._stat(path) == file.stat:
+            if settled and (stat := self._stat(path)) is not None and _state(stat) == file.stat:
                 return True
             self._files[path] = replace(file, tried=not readable)
             return False
+
+    def missed(self, path: str) -> None:
+        """See :meth:`Arrivals.missed`: as long as its folder lists it."""
+        with self._lock:
+            if (file := self._given.pop(path, None)) is not None:
+                self._files[path] = file
+
+    def knows(self, path: str, content: str) -> bool:
+        """See :meth:`Arrivals.knows`: its folder's disk was away, or it was."""
+        return (self.find(f"{path}{VERDICT}") or {}).get(CONTENT) == content
 
     def _see_root(self) -> None:
         """Go on with what is known where it is the folder that it was, and wait while a disk is not mounted there.
@@ -115,7 +126,7 @@ class FolderArrivals(Arrivals):
         """List a folder, unless nothing can have been added."""
         folder, place = self._folders[path], os.path.join(self.store.root, path)
         try:
-            changed = os.stat(place).st_mtime_ns
+            changed, disk = (found := os.stat(place)).st_mtime_ns, found.st_dev
             if now < folder.next or (changed == folder.time and now - folder.since > _COARSE_SECONDS):
                 return
             begun = time.monotonic(), time.thread_time()
@@ -129,6 +140,9 @@ class FolderArrivals(Arrivals):
                 folder.told = True
                 log.warning("cannot list '%s': %s; trying again", place, error.strerror)
             return
+        if not names and folder.disk not in (None, disk):
+            log.warning("'%s' is on another disk than before, and empty (is its disk mounted?)", place)
+        folder.disk = disk
         if changed != folder.time:
             folder.time, folder.since = changed, now
         first, new = not folder.known, [name for name in names if name not in folder.known]
@@ -155,7 +169,9 @@ class FolderArrivals(Arrivals):
             return
         whole = f"{path}/{name}" if path else name
         if is_image(whole):
-            if f"{whole}{VERDICT}" in self._old if self.apart else f"{name}{VERDICT}" in old:
+            verdict = f"{whole}{VERDICT}"
+            if verdict in self._old if self.apart else f"{name}{VERDICT}" in old:
+                self._old.discard(verdict)  # a name that comes back is a new picture
                 self._done.append(whole)
             else:
                 self._files.setdefault(whole, _File((-1, -1), 0.0))
@@ -170,22 +186,32 @@ class FolderArrivals(Arrivals):
             self._folders.setdefault(path, _Folder())
 
     def _whole(self, path: str, file: _File, now: float) -> bool:
-        stat = self._stat(path)
-        if stat is None:  # it is gone, or no file
+        found = self._stat(path)
+        if found is None:
+            above, _, name = path.rpartition("/")
+            if above not in self._folders or name not in self._folders[above].known:  # else it may come back
+                self._files.pop(path)
+            return False
+        if not S_ISREG(found.st_mode):
             self._files.pop(path)
             self._enter(path)
             return False
+        stat = _state(found)
         if stat != file.stat:
             self._files[path] = _File(stat, now)
             return False
         return (stat[0] > 0 and not file.tried) or now - file.since >= SETTLED_SECONDS
 
-    def _stat(self, path: str) -> tuple[int, int] | None:
+    def _stat(self, path: str) -> os.stat_result | None:
         try:
-            found = os.stat(os.path.join(self.store.root, path))
+            return os.stat(os.path.join(self.store.root, path))
         except OSError:
             return None
-        return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    """What changes when a file is written: its size and time."""
+    return found.st_size, found.st_mtime_ns
 
 
 def _fault(name: str) -> str | None:

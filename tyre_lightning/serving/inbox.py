@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from omegaconf import DictConfig
+from xxhash import xxh3_128_hexdigest
 
 from tyre_lightning.config import InboxConfig, S3Config, to_inbox_config
 from tyre_lightning.cores import cores
-from tyre_lightning.errors import StoreUnavailable, UnreadableImage, UserError
+from tyre_lightning.errors import MissingObject, StoreUnavailable, UnreadableImage, UserError
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import FolderStore
@@ -25,7 +26,7 @@ from tyre_lightning.lake.writing import open_target
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.model.inspector import decide_on_tyres, nothing_seen
 from tyre_lightning.progress import say
-from tyre_lightning.serving.arrivals import VERDICT, Arrivals
+from tyre_lightning.serving.arrivals import CONTENT, VERDICT, Arrivals
 from tyre_lightning.serving.bucket_arrivals import BucketArrivals
 from tyre_lightning.serving.folder_arrivals import FolderArrivals
 from tyre_lightning.serving.models import Held, Models
@@ -199,20 +200,22 @@ def open_arrivals(root: str, output: str | None, s3: S3Config) -> FolderArrivals
 
 
 def judge(arrivals: Arrivals, path: str, held: Held) -> Judged | None:
-    """Write the verdict on a picture; None where it is not whole yet, or gone.
+    """Write the verdict on a picture; None where it is not whole yet, gone, or has it already.
 
     Raises:
         UserError: it cannot be read or written now.
     """
     key = arrivals.store.key(path)
     try:
-        row = look(held.inspector, {"image": arrivals.read(path)}, key)
-    except StoreUnavailable:
-        raise
-    except UnreadableImage as error:
-        row = nothing_seen(error.reason)
-    except UserError as error:  # it is gone, or not ours to read
-        row = nothing_seen(str(error))
+        file = _read(arrivals, path)
+    except MissingObject:
+        arrivals.missed(path)
+        return None
+    content = xxh3_128_hexdigest(file) if isinstance(file, bytes) else None
+    if content is not None and arrivals.knows(path, content):
+        arrivals.counts(path, readable=True)  # what has changed meanwhile is given once more
+        return None
+    row = look(held.inspector, {"image": file}, key) if isinstance(file, bytes) else file
     if not arrivals.counts(path, readable=row["error"] is None):
         return None
     pattern = held.inspector.group_pattern
@@ -221,6 +224,23 @@ def judge(arrivals: Arrivals, path: str, held: Held) -> Judged | None:
         row["decision"] = row["picture_decision"]
     elif find_tyre(key, pattern) is None:
         decide_on_tyres(held.inspector, [row])  # it is a tyre of its own; else more pictures of it may come
-    row = {"key": key, **shown(held.inspector, row), "model": held.name}
-    arrivals.target.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
+    row = {"key": key, **shown(held.inspector, row), "model": held.name, CONTENT: content}
+    arrivals.put(f"{path}{VERDICT}", json.dumps(row, ensure_ascii=False).encode())
     return Judged(row, held)
+
+
+def _read(arrivals: Arrivals, path: str) -> bytes | Row:
+    """A picture's file, or what is said of one that cannot be read.
+
+    Raises:
+        StoreUnavailable: it may be read later.
+        MissingObject: it is not there.
+    """
+    try:
+        return arrivals.read(path)
+    except (StoreUnavailable, MissingObject):
+        raise
+    except UnreadableImage as error:
+        return nothing_seen(error.reason)
+    except UserError as error:  # it is not ours to read
+        return nothing_seen(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from tyre_lightning.evaluation.predictions import tyre_row
 from tyre_lightning.lake.tyres import find_tyre
 from tyre_lightning.model.inspector import Sighting, answer_columns, nothing_seen
 from tyre_lightning.names import file_name
-from tyre_lightning.serving.arrivals import VERDICT, Arrivals
+from tyre_lightning.serving.arrivals import CONTENT, VERDICT, Arrivals
 from tyre_lightning.serving.models import Held
 from tyre_lightning.tracking.asked import Row, look
 
@@ -30,19 +31,31 @@ class Waiting:
     number: int  # of its next verdict
     rows: dict[str, Row] = field(default_factory=dict)  # of new pictures, by path
     last: float = 0.0  # when the last picture came
+    renamed: dict[str, str] = field(default_factory=dict)  # from names that are gone to those of the same pictures
+
+    @property
+    def told(self) -> list[str]:
+        """The pictures that its verdict knows of."""
+        return self.before["pictures"] if self.before else []
 
     @property
     def paths(self) -> list[str]:
         """Of all its pictures."""
-        return sorted({*self.rows, *(self.before["pictures"] if self.before else ())})
+        return sorted({*self.rows, *self.told} - {*self.renamed})
+
+    @property
+    def grown(self) -> bool:
+        """Whether any is new, and not only called so."""
+        known = {path for former, path in self.renamed.items() if former in self.told and former not in self.rows}
+        return not {*self.rows} <= known | {*self.renamed}
 
 
 class Tyres:
     """Decides on a tyre when all its pictures are there, or none has come for a while.
 
     A picture that comes later gives one more verdict, with a number, on all pictures. It is never less strict than the
-    one before, on which the line has acted. The verdict is of one version of the model: pictures that another has
-    judged are looked at again.
+    one before, on which the line has acted. A picture that got another name counts once. The verdict is of one version
+    of the model: pictures that another has judged are looked at again.
 
     Args:
         arrivals: of the pictures and the verdicts.
@@ -62,6 +75,7 @@ class Tyres:
             self._waiting[name] = self.open(name)
         one = self._waiting[name]
         one.rows[path], one.last = row, time.monotonic()
+        one.renamed.pop(path, None)
 
     def restore(self, name: str, known: Waiting, paths: Iterable[str], held: Held) -> None:
         """Go on with pictures that a run before has judged, unless the verdict on their tyre knows of them.
@@ -75,8 +89,7 @@ class Tyres:
         Raises:
             UserError: their rows cannot be read now.
         """
-        told = known.before["pictures"] if known.before else ()
-        if missing := [path for path in paths if path not in told]:
+        if missing := [path for path in paths if path not in known.told]:
             one = self._waiting.setdefault(name, known)
             one.rows |= {path: self._row(path, held) for path in missing}
             one.last = time.monotonic()
@@ -88,7 +101,7 @@ class Tyres:
             UserError: it cannot be read now.
         """
         found, number = None, 1
-        while (more := self._find(verdict_file(name, number))) is not None:
+        while (more := self._arrivals.find(verdict_file(name, number))) is not None:
             found, number = (more if _is_of(name, more) else found), number + 1
         return Waiting(found, number)
 
@@ -100,19 +113,46 @@ class Tyres:
         """
         failed: UserError | None = None
         for name, one in [*self._waiting.items()]:
-            complete = self._pictures is not None and len(one.paths) >= self._pictures
-            if complete or time.monotonic() - one.last >= self._wait:
-                try:
-                    said = self._write(name, one, held)
-                except StoreUnavailable:
-                    raise  # nor would it take the others
-                except UserError as error:
-                    failed = error
+            if not self._due(one):
+                continue
+            try:
+                self._find_renamed(one)
+                if one.grown and not self._due(one):
                     continue
-                del self._waiting[name]
+                said = self._write(name, one, held) if one.grown else None
+            except StoreUnavailable:
+                raise  # nor would it take the others
+            except UserError as error:
+                failed = error
+                continue
+            del self._waiting[name]
+            if said is not None:
                 yield said
         if failed is not None:
             raise failed
+
+    def _due(self, one: Waiting) -> bool:
+        complete = self._pictures is not None and len(one.paths) >= self._pictures
+        return complete or time.monotonic() - one.last >= self._wait
+
+    def _find_renamed(self, one: Waiting) -> None:
+        """Find the names that new pictures had before: files of the same content, which are gone.
+
+        New ones that are all gone count each, as cameras without light make them, but not beside one that the verdict
+        on the tyre knows.
+        """
+        contents = {path: content for path in one.paths if (content := self._content(path, one)) is not None}
+        often = Counter(contents.values())
+        gone = {path for path, content in contents.items() if often[content] > 1 and self._arrivals.is_gone(path)}
+        new = [path for path in one.rows if path in contents]
+        for path in sorted(new, key=gone.__contains__):  # what is there has the last name
+            former = {other for other in gone - {path, *one.renamed} if contents[other] == contents[path]}
+            if path not in one.renamed:
+                one.renamed |= dict.fromkeys(former & {*one.told} if path in gone else former, path)
+
+    def _content(self, path: str, one: Waiting) -> str | None:
+        row = one.rows.get(path) or self._arrivals.find(f"{path}{VERDICT}") or {}
+        return row.get(CONTENT)
 
     def _write(self, name: str, one: Waiting, held: Held) -> dict[str, Any]:
         sighting = Sighting()
@@ -122,7 +162,7 @@ class Tyres:
         if one.before is not None and _strict(one.before["decision"]) > _strict(said["decision"]):
             said |= {key: one.before[key] for key in ("decision", "reason")}
         said |= {"model": held.name, "verdict": one.number, "pictures": one.paths}
-        self._arrivals.target.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
+        self._arrivals.put(verdict_file(name, one.number), json.dumps(said, ensure_ascii=False).encode())
         return said
 
     def _of_version(self, path: str, row: Row | None, held: Held) -> Row:
@@ -133,7 +173,7 @@ class Tyres:
 
     def _row(self, path: str, held: Held) -> Row:
         """A picture's row, as it was written, or anew where that is gone."""
-        data = self._find(f"{path}{VERDICT}")
+        data = self._arrivals.find(f"{path}{VERDICT}")
         return self._look(path, held) if data is None else data
 
     def _look(self, path: str, held: Held) -> Row:
@@ -147,15 +187,6 @@ class Tyres:
             return nothing_seen(error.reason) | about
         except UserError as error:  # it is gone
             return nothing_seen(str(error)) | about
-
-    def _find(self, path: str) -> dict[str, Any] | None:
-        store = self._arrivals.target.store()
-        data = None if store is None else store.find(store.key(path))
-        try:
-            found = None if data is None else json.loads(data)
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else None  # else it is none that was written here
 
 
 def verdict_file(name: str, number: int) -> str:
