@@ -280,7 +280,53 @@ def test_a_run_shows_its_errors_its_report_and_its_curves(trained: Trained, resu
     assert result.run_id in repr(result) and f"{result.metrics['test/f1']:.3f}" in result._repr_html_()
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("models:/tyre-demo", "; give models:/tyre-demo@challenger or models:/tyre-demo/1$"),
+        ("models:/tyre-demo@champion", "; give models:/tyre-demo@challenger or models:/tyre-demo/1$"),
+        ("models:/tyre-demo/v1", "; give models:/tyre-demo@challenger or models:/tyre-demo/1$"),
+        ("models:/tire-demo/1", r"; did you mean models:/tyre-demo\?$"),
+        ("models:/else/1", "; registered are tyre-demo$"),
+        ("runs:/0123", "; the model of a run is runs:/RUN_ID/model$"),
+        (
+            "tyre-demo/1",
+            "a file or folder that exists: give models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN_ID/model",
+        ),
+    ],
+)
+def test_what_names_no_model_is_told_what_does(given: str, sentence: str, trained: Trained) -> None:
+    with pytest.raises(tl.UserError, match=sentence):
+        tl.load(given, tracking_uri=trained.tracking_uri)
+
+
+def test_the_folder_of_a_training_is_told_its_checkpoint(trained: Trained) -> None:
+    (run,) = (trained.folder / "outputs" / "train").iterdir()
+    best = run / "checkpoints" / "best.ckpt"
+    for folder in (run, best.parent):
+        with pytest.raises(tl.UserError, match=f"holds no inspector.json: give {best}$"):
+            tl.load(folder)
+    assert tl.load(best).inspector.classes == ["bulge", "crack", "flat_spot", "good"]
+
+
+def test_who_reads_makes_no_database(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    reads: list[Any] = [lambda: tl.load(trained.model), lambda: tl.open_run("0123"), lambda: tl.runs("tyre-demo")]
+    for read in reads:
+        with pytest.raises(tl.UserError, match=f"no database {tmp_path}/mlflow.db, where sqlite:///mlflow.db would"):
+            read()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_what_is_not_a_run_is_one_sentence(trained: Trained) -> None:
+    several: Any = tl.runs(trained.experiment, tracking_uri=trained.tracking_uri)
+    with pytest.raises(
+        tl.UserError, match=r"give a run_id, of which runs\(\) has a column of texts: DataFrame is none"
+    ):
+        tl.open_run(several, tracking_uri=trained.tracking_uri)
+    with pytest.raises(tl.UserError, match=r"no runs yet in sqlite:///.*: did you mean 'tyre-demo'\?"):
+        tl.runs("tire-demo", tracking_uri=trained.tracking_uri)
     with pytest.raises(tl.UserError, match="there is no run 0123"):
         tl.open_run("0123", tracking_uri=trained.tracking_uri)
     with pytest.raises(tl.UserError, match="the experiment 'none-yet' has no runs yet"):

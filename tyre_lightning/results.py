@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,7 +28,7 @@ from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
-from tyre_lightning.tracking.runs import CONFIG, REPORT, connect, fetch_artifact
+from tyre_lightning.tracking.runs import CONFIG, REPORT, called, connect, fetch_artifact
 from tyre_lightning.tracking.sweeps import PARENT_TAG, QUALITY, leaderboard, newest_trainings
 from tyre_lightning.tracking.tables import METRICS_TABLE
 
@@ -92,11 +93,14 @@ def open_run(run_id: str, *, tracking_uri: str | None = None, folder: Path | Non
         UserError: there is no such run.
     """
     uri = tracking(tracking_uri)
-    client = connect(uri)
+    if not isinstance(run_id, str):
+        raise UserError(f"give a run_id, of which runs() has a column of texts: {type(run_id).__name__} is none")
+    client = connect(uri, new=False)
     try:
-        run = client.get_run(str(run_id))
+        run = client.get_run(run_id)
     except MlflowException as error:
-        raise UserError(f"there is no run {run_id}: {first_line(error)}") from error
+        where = f"{called(client)}: give what the column run_id of runs() has"
+        raise UserError(f"there is no run {run_id} in {where} ({first_line(error)})") from error
     if PARENT_TAG not in run.data.tags:
         return Result(client, run, uri, folder)
     if (best := run.data.tags.get("best_run")) is None:
@@ -114,11 +118,14 @@ def runs(experiment: str, *, newest: int = 20, tracking_uri: str | None = None) 
         UserError: there is no such experiment, or no run in it.
     """
     check_count("newest", newest, 1)
-    client = connect(tracking(tracking_uri))
+    client = connect(tracking(tracking_uri), new=False)
     found = client.get_experiment_by_name(experiment)
     started = newest_trainings(client, found.experiment_id, newest) if found else []
     if not started:
-        raise UserError(f"the experiment '{experiment}' has no runs yet: train with logger.experiment={experiment}")
+        others = [one.name for one in client.search_experiments() if one.name != experiment]
+        near = difflib.get_close_matches(str(experiment), others, n=1)
+        way = f"did you mean '{near[0]}'?" if near else f"train with logger.experiment={experiment}"
+        raise UserError(f"the experiment '{experiment}' has no runs yet in {called(client)}: {way}")
     table = leaderboard(started).assign(minutes=[_minutes(run) for run in started])
     ended = table["status"] == "FINISHED"  # what others recorded last is of no model that they keep
     ranked = table.assign(ended=ended).sort_values(["ended", QUALITY], ascending=False, kind="stable")
