@@ -137,6 +137,23 @@ def test_a_verb_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err.startswith("error: there is no verb trian: did you mean train? choose from train, ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cfg", "nope"], "argument --cfg/-c: invalid choice: 'nope'"),
+        (["--cfg"], "argument --cfg/-c: expected one argument"),
+        (["--info", "nope"], "argument --info/-i: invalid choice: 'nope'"),
+        (["--config-name", "nope"], "Cannot find primary config 'nope'"),
+    ],
+)
+def test_a_mistaken_option_is_one_sentence(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tyre(monkeypatch, "train", *arguments) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}") and said.count("\n") == 1 and "Config search path" not in said
+
+
 MISTAKES = {
     "train": (("data.root=lake",), "there is no folder 'lake'"),
     "predict": (("input=x",), "model is not set"),

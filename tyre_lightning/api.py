@@ -14,16 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from tyre_lightning.audit.audit import examine as _examine
 from tyre_lightning.audit.findings import Audit
 from tyre_lightning.command_line import explain as explain_error
+from tyre_lightning.command_line import is_mistake
 from tyre_lightning.config import CONF, DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
 from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -188,7 +187,9 @@ def compose(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("train", overrides=[*overrides])
         to_train_config(config)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not is_mistake(error):
+            raise
         raise UserError(explain_error(error)) from error
     return config
 

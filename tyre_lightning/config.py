@@ -578,9 +578,12 @@ def known_keys(schema: type, prefix: str = "") -> list[str]:
 def unknown_key(key: str, schema: type, place: str = "") -> str:
     """The sentence about a key that no schema has, with the nearest that one has."""
     known = known_keys(schema)
+    if key in known:
+        return f"'{key}'{place} is written with dots: write each part below the one before, with a colon and indented"
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
+    asked = key.lower()
+    leaf = difflib.get_close_matches(asked.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    nearest = difflib.get_close_matches(asked, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
     hint = f": did you mean '{nearest[0]}'?" if nearest else ": `--cfg job` shows those there are"
     return f"unknown config key '{key}'{place}{hint}"
 
