@@ -242,6 +242,25 @@ def test_what_hydra_wants_quoted_is_given_quoted(value: str) -> None:
         assert compose("train", overrides=[override]).data.root == value
 
 
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("[균열,양호]", ["균열", "양호"]),
+        ("[good, crack (deep)]", ["good", "crack (deep)"]),
+        ("[a=b,it's(,a~b]", ["a=b", "it's(", "a~b"]),
+        ("['a',\"b\",c~]", ["a", "b", "c~"]),
+        ("[a\\b{,c]", ["a\\b{", "c"]),
+    ],
+)
+def test_a_list_of_texts_that_hydra_wants_quoted_is_given_as_a_list(value: str, texts: list[str]) -> None:
+    register_schemas()
+    with initialize_config_dir(str(config_folder("train")), version_base="1.3"):
+        with pytest.raises(HydraException) as caught:
+            compose("train", overrides=[f"data.classes={value}"])
+        (override,) = shlex.split(explain(caught.value).partition("if the value is a list of texts, write ")[2])
+        assert [*compose("train", overrides=[override]).data.classes] == texts
+
+
 def test_of_a_value_that_may_be_secret_only_the_form_is_given() -> None:
     register_schemas()
     with (

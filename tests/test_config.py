@@ -380,6 +380,8 @@ def _why_not(folder: Path, override: str) -> str:
         ("model.loss=mse", "model.loss: it has keys below it, each with its value"),
         ("model.loss._target_=a.B", "model.loss._target_: it is not there yet: write +model.loss._target_=..."),
         ("callbacks.extra=[]", "callbacks.extra: a list is given where keys are wanted"),
+        ("data.classes=[null,a]", "data.classes[0]: null is not possible here"),
+        ("data.classes.0=a", "a list takes all its values together, as in data.classes=[cracks,good]"),
         ("data.seed=1 data.folds=2", "is more than one key=value: give each by itself"),
         ("data.root = lake", "there are spaces round the key of 'data.root = lake': write data.root=lake"),
         (" data.root=ü", "there are spaces round the key of ' data.root=ü': write 'data.root=\"ü\"'"),

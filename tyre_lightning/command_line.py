@@ -84,15 +84,20 @@ USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders
 sweep_codes: list[int] = []  # exit codes that a sweep's runs would have had
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-# What Hydra says of a group's override, as a ValueError; what its parser says; several overrides in one text.
-_GROUP = re.compile("Config group override must be a string")
+_STRAY = {  # what Hydra and OmegaConf say in a ValueError or an AssertionError
+    "Config group override must be a string": "a group of settings takes the name of one of them: leave it out, or "
+    "give a name, as in model=timm",
+    "Unexpected type for root": "a list takes all its values together, as in data.classes=[cracks,good]",
+}
+# What Hydra's parser says; several overrides in one text.
 _PARSER = re.compile("Lexer|Error parsing|mismatched|extraneous|no viable|missing ")
 _SEVERAL = re.compile(r"\s[+~]{0,2}[a-z][\w./@]*=")
 _COMPOSING = re.compile(r"\s*$|In '[^']+': \w+ raised while composing|\s+(?:full_key|reference_type|object_type)\b")
 _WORDS = {  # for what OmegaConf says
-    "is not Optional|Incompatible value 'None'": "null is not possible here: give a value, or leave it out",
+    "is not Optional|Incompatible value 'None'|NoneType is not a sub": "null is not possible here: give a value, or "
+    "leave it out",
     "is not a ListConfig, list or tuple": "it takes a list, such as [a,b]",
-    r"Cannot assign \w+ to Dict|is not a subclass of": "it has keys below it, each with its value",
+    r"Cannot assign \w+ to Dict|is not a subclass of \w+Config": "it has keys below it, each with its value",
     "Cannot merge DictConfig with ListConfig": "a list is given where keys are wanted, or keys where a list is",
     "is not in struct": "it is not there yet: write +{key}=... in the terminal, or have it in an experiment's file",
 }
@@ -257,8 +262,8 @@ def explain(error: Exception) -> str:
         return _unreadable(str(error.override), texts[0].splitlines()[0])
     if several := re.match(r"Ambiguous value for argument '(.*)'", texts[0]):
         return _several(several[1])
-    if _GROUP.match(texts[0]):
-        return "a group of settings takes the name of one of them: leave it out, or give a name, as in model=timm"
+    if (stray := _stray(texts[0])) is not None:
+        return stray
     key = re.search(r"full_key: (\S+)", whole)
     place = re.search(r"In '([^']+)': \w+ raised while composing", whole)
     where = f" (in {place[1]})" if place else ""
@@ -273,7 +278,12 @@ def explain(error: Exception) -> str:
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error of Hydra's or OmegaConf's is one that :func:`explain` can say what to do about."""
-    return isinstance(error, HydraException | OmegaConfBaseException) or bool(_GROUP.match(str(error)))
+    return isinstance(error, HydraException | OmegaConfBaseException) or _stray(str(error)) is not None
+
+
+def _stray(said: str) -> str | None:
+    """What a user can do about an error that is of no class of Hydra's; None where it is another's."""
+    return next((sentence for start, sentence in _STRAY.items() if said.startswith(start)), None)
 
 
 def _plain(said: str, key: str) -> str:
@@ -301,17 +311,24 @@ def _unreadable(override: str, reason: str) -> str:
         return "an argument has no key: write key=value"
     if not _may_be_secret(override) and _SEVERAL.search(value):
         return f"'{override}' is more than one key=value: give each by itself"
-    if not _may_be_secret(override) and (name != name.strip() or value != value.lstrip()):
+    if not _may_be_secret(override) and name != name.strip():
         return f"there are spaces round the key of '{override}': write {as_override(name.strip(), value.strip())}"
     if _may_be_secret(override):
         return f"""cannot read '{key}=...' as key=value: if the value is one text, write '{key}="..."'"""
     if "=" not in override:
         return f"cannot read '{override}' as key=value: write {key}=... with a value"
     reason = "Hydra wants some character quoted" if _PARSER.match(reason) else reason
-    way_out = (
-        f"; if the value is one text, write {as_override(*override.split('=', 1))}" if f"{key}=" in override else ""
-    )
+    way_out = f"; {_quoted(key, value)}" if override.startswith(f"{key}=") and key[-1] not in "+~" else ""
     return f"cannot read '{override}' as key=value: {reason}{way_out}"
+
+
+def _quoted(key: str, value: str) -> str:
+    """How to write a text, or a list of texts, so that Hydra takes it."""
+    if value[:1] != "[" or value[-1:] != "]":
+        return f"if the value is one text, write {as_override(key, value)}"
+    texts = (re.sub(r"""^(['"])(.*)\1$""", r"\2", text.strip()) for text in value[1:-1].split(","))
+    listed = ",".join(shlex.split(as_override("", text))[0].removeprefix("=") for text in texts)
+    return f"if the value is a list of texts, write {shlex.quote(f'{key}=[{listed}]')}"
 
 
 def _several(override: str) -> str:
