@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -314,9 +314,33 @@ def test_who_reads_makes_no_database(trained: Trained, tmp_path: Path, monkeypat
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     reads: list[Any] = [lambda: tl.load(trained.model), lambda: tl.open_run("0123"), lambda: tl.runs("tyre-demo")]
     for read in reads:
-        with pytest.raises(tl.UserError, match=f"no database {tmp_path}/mlflow.db, where sqlite:///mlflow.db would"):
+        with pytest.raises(tl.UserError, match=f"no database {tmp_path}/mlflow.db that has runs and models: start in"):
             read()
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_run_stays_the_same_where_the_notebook_goes(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tl.open_run(tl.runs(trained.experiment)["run_id"][0])
+    monkeypatch.chdir(tmp_path)
+    assert run.model.predict(trained.local / "test")["p_good"].notna().all()
+    assert len(run.scores()) == 20 and run.report().html
+
+
+def test_a_notebook_shows_a_mistake_as_its_sentence_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell: Any = cast(Any, InteractiveShell)()
+    shown: list[str] = []
+    monkeypatch.setattr(shell, "_showtraceback", lambda kind, error, lines: shown.extend(lines))
+    shell.run_cell("import tyre_lightning as tl\ntl.compose('data.rot=lake')")
+    assert shown == ["UserError: unknown config key 'data.rot': did you mean 'data.root'?"]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    shell.run_cell("tl.compose('data.rot=lake')")
+    assert len("".join(shown).splitlines()) > 10
 
 
 def test_what_is_not_a_run_is_one_sentence(trained: Trained) -> None:
@@ -325,7 +349,7 @@ def test_what_is_not_a_run_is_one_sentence(trained: Trained) -> None:
         tl.UserError, match=r"give a run_id, of which runs\(\) has a column of texts: DataFrame is none"
     ):
         tl.open_run(several, tracking_uri=trained.tracking_uri)
-    with pytest.raises(tl.UserError, match=r"no runs yet in sqlite:///.*: did you mean 'tyre-demo'\?"):
+    with pytest.raises(tl.UserError, match=r"no runs yet: did you mean 'tyre-demo'\? \(looked in sqlite:///"):
         tl.runs("tire-demo", tracking_uri=trained.tracking_uri)
     with pytest.raises(tl.UserError, match="there is no run 0123"):
         tl.open_run("0123", tracking_uri=trained.tracking_uri)

@@ -28,7 +28,7 @@ from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
-from tyre_lightning.tracking.runs import CONFIG, REPORT, called, connect, fetch_artifact
+from tyre_lightning.tracking.runs import CONFIG, REPORT, called, connect, fetch_artifact, whole_uri
 from tyre_lightning.tracking.sweeps import PARENT_TAG, QUALITY, leaderboard, newest_trainings
 from tyre_lightning.tracking.tables import METRICS_TABLE
 
@@ -66,7 +66,7 @@ def train(*given: str | DictConfig, callbacks: Sequence[L.Callback] = ()) -> Res
     from tyre_lightning.training import train as train_on
 
     done = train_on(config, callbacks)
-    return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder)
+    return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder.absolute())
 
 
 def check_callbacks(callbacks: object) -> None:
@@ -92,7 +92,7 @@ def open_run(run_id: str, *, tracking_uri: str | None = None, folder: Path | Non
     Raises:
         UserError: there is no such run.
     """
-    uri = tracking(tracking_uri)
+    uri = whole_uri(tracking(tracking_uri))  # a notebook may go to another folder
     if not isinstance(run_id, str):
         raise UserError(f"give a run_id, of which runs() has a column of texts: {type(run_id).__name__} is none")
     client = connect(uri, new=False)
@@ -125,7 +125,7 @@ def runs(experiment: str, *, newest: int = 20, tracking_uri: str | None = None) 
         others = [one.name for one in client.search_experiments() if one.name != experiment]
         near = difflib.get_close_matches(str(experiment), others, n=1)
         way = f"did you mean '{near[0]}'?" if near else f"train with logger.experiment={experiment}"
-        raise UserError(f"the experiment '{experiment}' has no runs yet in {called(client)}: {way}")
+        raise UserError(f"the experiment '{experiment}' has no runs yet: {way} (looked in {called(client)})")
     table = leaderboard(started).assign(minutes=[_minutes(run) for run in started])
     ended = table["status"] == "FINISHED"  # what others recorded last is of no model that they keep
     ranked = table.assign(ended=ended).sort_values(["ended", QUALITY], ascending=False, kind="stable")

@@ -63,8 +63,8 @@ def connect(tracking_uri: str, *, new: bool = True) -> MlflowClient:
         raise UserError("the tracking URI is empty: give the address of a server, or sqlite:///mlflow.db")
     if not new and (path := _file(tracking_uri)) and not os.path.exists(path):
         raise UserError(
-            f"there is no database {path}, where {hide_passwords(tracking_uri)} would have runs and models: start in "
-            "the folder of the training, or give the tracking URI it had"
+            f"there is no database {path} that has runs and models: start in the folder of the training, or give the "
+            "tracking URI it had"
         )
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # its warnings are of what is tried again
@@ -84,7 +84,7 @@ def connect(tracking_uri: str, *, new: bool = True) -> MlflowClient:
 def _open(tracking_uri: str) -> MlflowClient:
     import mlflow
 
-    uri = hand_over_password(_whole(tracking_uri))
+    uri = hand_over_password(whole_uri(tracking_uri))
     if not uri.startswith("http"):
         from mlflow.store.db import utils
 
@@ -97,7 +97,7 @@ def _open(tracking_uri: str) -> MlflowClient:
     return client
 
 
-def _whole(uri: str) -> str:
+def whole_uri(uri: str) -> str:
     """An address with the whole path, of a database in a file: MLflow keeps what it has opened, by its address.
 
     By a path from here it would go on with the folder before, where a notebook has gone to another.
@@ -133,7 +133,7 @@ def _file(uri: str) -> str | None:
     """The file of a database that is in one."""
     from sqlalchemy.engine import make_url
 
-    path = make_url(_whole(uri)).database if uri.startswith("sqlite") else None
+    path = make_url(whole_uri(uri)).database if uri.startswith("sqlite") else None
     return None if path in (None, "", ":memory:") else path
 
 
@@ -291,7 +291,7 @@ def fetch_artifact(client: MlflowClient, run_id: str, name: str, folder: str | P
 
 def called(client: MlflowClient) -> str:
     """The address of a client's server or database, as it is called from here, without a password."""
-    return hide_passwords(client.tracking_uri).replace(f"{_whole('sqlite:///.')}/", "sqlite:///", 1)
+    return hide_passwords(client.tracking_uri).replace(f"{whole_uri('sqlite:///.')}/", "sqlite:///", 1)
 
 
 def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
