@@ -132,6 +132,27 @@ def test_a_key_may_have_another_name_on_the_command_line(
     assert re.search(r"from= +the same as source=", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("verb", "given", "sentence"),
+    [
+        ("promote", "rolback", "error: there is no rolback: did you mean rollback?\n"),
+        ("watch", "acept", "error: there is no acept: did you mean accept?\n"),
+        (
+            "train",
+            "lake/v1",
+            "error: cannot read 'lake/v1' as key=value: write lake/v1=... with a value, or KEY=lake/v1",
+        ),
+        ("train", "trainer.accelerator=tpu", "error: trainer.accelerator=tpu must be one of auto, cpu, gpu\n"),
+    ],
+)
+def test_a_word_that_there_is_not(
+    verb: str, given: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["data.root=lake"] if verb == "train" else []
+    assert tyre(monkeypatch, verb, *arguments, given) == COMMANDS[verb].failure
+    assert capsys.readouterr().err.startswith(sentence)
+
+
 def test_a_verb_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert tyre(monkeypatch, "trian") == 1
     assert capsys.readouterr().err.startswith("error: there is no verb trian: did you mean train? choose from train, ")
@@ -181,6 +202,12 @@ def test_a_failed_start_leaves_nothing(
     assert tyre(monkeypatch, verb, *overrides) == COMMANDS[verb].failure
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_audit_of_what_is_no_lake_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lake" / "v1").mkdir(parents=True)
+    assert tyre(monkeypatch, "audit", "data.root=lake") == 1
+    assert [*tmp_path.iterdir()] == [tmp_path / "lake"]
 
 
 @pytest.mark.parametrize("error", [UserError("late"), KeyboardInterrupt()])

@@ -316,7 +316,8 @@ def _unreadable(override: str, reason: str) -> str:
     if _may_be_secret(override):
         return f"""cannot read '{key}=...' as key=value: if the value is one text, write '{key}="..."'"""
     if "=" not in override:
-        return f"cannot read '{override}' as key=value: write {key}=... with a value"
+        way = f"write {key}=... with a value, or KEY={override} with the key that it is for"
+        return f"cannot read '{override}' as key=value: {way}"
     reason = "Hydra wants some character quoted" if _PARSER.match(reason) else reason
     way_out = f"; {_quoted(key, value)}" if override.startswith(f"{key}=") and key[-1] not in "+~" else ""
     return f"cannot read '{override}' as key=value: {reason}{way_out}"
