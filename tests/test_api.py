@@ -126,7 +126,7 @@ def test_a_model_that_tells_tyres_reads_them_from_file_names(model: Model, files
     [
         *(np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(4, np.uint8)),
         *(torch.zeros(4, 4), torch.zeros((3, 0, 4), dtype=torch.uint8), io.BytesIO(b"lines\n" * 3), None, 7),
-        *({"a": 1}.items, {"a": "tyre.jpg"}, pd.DataFrame({"path": ["tyre.jpg"]})),
+        *(Image.new("RGB", (0, 4)), {"a": 1}.items, {"a": "tyre.jpg"}, pd.DataFrame({"path": ["tyre.jpg"]})),
     ],
 )
 def test_what_is_no_picture_is_one_sentence(model: Model, picture: Any) -> None:

@@ -386,6 +386,7 @@ def _why_not(folder: Path, override: str) -> str:
         ("data.root = lake", "there are spaces round the key of 'data.root = lake': write data.root=lake"),
         (" data.root=ü", "there are spaces round the key of ' data.root=ü': write 'data.root=\"ü\"'"),
         ("-m", "-m is an option of the terminal, and no key=value"),
+        ("--config-dir", "and no key=value: give hydra.searchpath=[file://FOLDER]"),
         ("", "an argument has no key: write key=value"),
         ("DATA.ROOT=x", "unknown config key 'DATA': did you mean 'data'?"),
         (

@@ -292,10 +292,10 @@ def _pixels(picture: File | Pixels, key: str) -> Tensor | UnreadableImage:
         return try_decode(bytes(picture), key)
     if isinstance(picture, Image.Image):
         try:
-            return _planes(np.array(to_rgb(ImageOps.exif_transpose(picture))))
+            pixels = _planes(np.array(to_rgb(ImageOps.exif_transpose(picture))))
         except (OSError, ValueError) as error:
             return UnreadableImage(key, str(error))
-    if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
+    elif isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
         pixels = picture.cpu()
     elif isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
         plain = np.asarray(picture)  # a matrix stays one with two dimensions
@@ -304,8 +304,11 @@ def _pixels(picture: File | Pixels, key: str) -> Tensor | UnreadableImage:
         pixels = torch.empty(0)
     if pixels.numel() and len(pixels) == 3:
         return pixels
-    arrays = isinstance(picture, np.ndarray | Tensor)
-    about = f"{picture.dtype} {list(picture.shape)}" if arrays else type(picture).__name__
+    about = type(picture).__name__
+    if isinstance(picture, np.ndarray | Tensor):
+        about = f"{picture.dtype} {list(picture.shape)}"
+    elif isinstance(picture, Image.Image):
+        about = f"an image of {picture.width} x {picture.height}"
     raise UserError(
         f"{key} is no picture but {about}: give uint8 pixels [H, W, 3], [H, W] or, of torch, [3, H, W], the bytes of a "
         "file, a PIL image, a path, or a list of these"

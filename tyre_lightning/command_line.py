@@ -306,7 +306,8 @@ def _unreadable(override: str, reason: str) -> str:
     """What is wrong with an override; of one that may hold a password, which nobody can find in it, only the key."""
     key, (name, _, value) = _key(override), override.partition("=")
     if override.startswith("-"):
-        return f"{key} is an option of the terminal, and no key=value"
+        way = ": give hydra.searchpath=[file://FOLDER]" if key == "--config-dir" else ""
+        return f"{key} is an option of the terminal, and no key=value{way}"
     if not name.strip():
         return "an argument has no key: write key=value"
     if not _may_be_secret(override) and _SEVERAL.search(value):
