@@ -321,7 +321,7 @@ SPOILT = {
     "model:\n  optimizer: sgd": "{path}, line 3: model.optimizer must have keys below it",
     "defaults:\n  model: x": "{path}, line 3: defaults must be a list, such as '- override /model: efficientnet_b2'",
     "defaults:\n- nope": "In 'experiment/mine': Could not load 'experiment/nope'",
-    "defaults:\n- /model: efficientnet_b0": "use 'override /model: efficientnet_b0'",
+    "defaults:\n- /model: efficientnet_b0": "or '- override /model: efficientnet_b0' in a file",
     "defaults:\n- override model: efficientnet_b0": "there is no group model here: write 'override /model: ...'",
     "data:\n  image_size: big": "data.image_size (in experiment/mine): Value 'big' of type 'str' could not be conv",
     "data:\n  batch_size: null": "data.batch_size (in experiment/mine): null is not possible here: give a value",
@@ -375,6 +375,7 @@ def _why_not(folder: Path, override: str) -> str:
     ("override", "sentence"),
     [
         ("experiment=null", "a group of settings takes the name of one of them: leave it out"),
+        ("+model=timm", "there are several values for model: write model=timm in the terminal, or"),
         ("data.batch_size=null", "data.batch_size: null is not possible here"),
         ("model.optimizer=sgd", "model.optimizer: it has keys below it, each with its value"),
         ("model.loss=mse", "model.loss: it has keys below it, each with its value"),

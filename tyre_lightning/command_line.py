@@ -297,7 +297,8 @@ def _plain(said: str, key: str) -> str:
 def _of_defaults(said: str) -> str:
     """What Hydra says of the list ``defaults`` in a file: its way out is one for another place than our files."""
     said = re.sub(r"\.? Config search path:.*", "", said)
-    said = re.sub(r"'override (?=\w)", "'override /", said)
+    way = r"there are several values for \1: write \1=\2 in the terminal, or '- override /\1: \2' in a file"
+    said = re.sub(r"Multiple values for \S+\. To override a value use 'override ([\w/]+): ([^']*)'", way, said)
     missed = re.search(r"(.*)Could not override '[^']*/(\w+)@", said)
     return f"{missed[1]}there is no group {missed[2]} here: write 'override /{missed[2]}: ...'" if missed else said
 
