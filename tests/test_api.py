@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -65,6 +65,8 @@ def test_each_form_of_a_picture_gives_the_same_answer(model: Model, files: list[
         "path": path,
         "text": str(path),
         "bytes": path.read_bytes(),
+        "bytearray": bytearray(path.read_bytes()),
+        "memoryview": memoryview(path.read_bytes()),
         "PIL": Image.open(path),
         "array": pixels,
         "tensor": torch.from_numpy(pixels).permute(2, 0, 1),
@@ -100,6 +102,13 @@ def test_pictures_of_one_tyre_get_one_decision(model: Model, files: list[Path]) 
     assert apart["decision"].tolist() == rows["picture_decision"].tolist()
     with pytest.raises(tl.UserError, match="2 pictures and 1 names of tyres"):
         model.predict(pair, tyres=["T1"])
+    unknown = model.predict(pair, tyres=pd.Series([np.nan, np.nan]))  # as a table has what is missing
+    assert unknown["decision"].tolist() == rows["picture_decision"].tolist() and unknown["tyre"].isna().all()
+    assert {*model.predict(pair, tyres=(name for name in ("T1", "T1")))["tyre"]} == {"T1"}
+    mistaken: Any
+    for mistaken in ("T1", {"T1", "T2"}, {"T1": 1, "T2": 2}, 7):
+        with pytest.raises(tl.UserError, match=r"tyres=.* is no list: give the name of a tyre for each picture"):
+            model.predict(pair, tyres=mistaken)
 
 
 def test_a_model_that_tells_tyres_reads_them_from_file_names(model: Model, files: list[Path]) -> None:
@@ -117,13 +126,15 @@ def test_a_model_that_tells_tyres_reads_them_from_file_names(model: Model, files
     [
         *(np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(4, np.uint8)),
         *(torch.zeros(4, 4), torch.zeros((3, 0, 4), dtype=torch.uint8), io.BytesIO(b"lines\n" * 3), None, 7),
-        {"a": 1}.items,
+        *(Image.new("RGB", (0, 4)), {"a": 1}.items, {"a": "tyre.jpg"}, pd.DataFrame({"path": ["tyre.jpg"]})),
     ],
 )
 def test_what_is_no_picture_is_one_sentence(model: Model, picture: Any) -> None:
     for given in (picture, [picture]):
-        with pytest.raises(tl.UserError, match=r"picture 0 is no picture but .*: give uint8 pixels"):
+        with pytest.raises(tl.UserError, match=r"^picture 0 is no picture but [^<\n]*: give uint8 pixels"):
             model.predict(given)
+    with pytest.raises(tl.UserError, match=r"^picture 0 is no picture but [^<\n]*: give uint8 pixels"):
+        model.explain(picture)
 
 
 def test_pixels_that_may_not_be_written_are_taken_without_a_word(model: Model, files: list[Path]) -> None:
@@ -177,8 +188,19 @@ def test_compose_gives_what_training_takes_and_open_data_its_images(trained: Tra
                 call(mistaken)
     with pytest.raises(tl.UserError, match=r"a config that compose\(\) has made: str is none"):
         tl.open_data("lake/v1")  # type: ignore[arg-type]
-    with pytest.raises(tl.UserError, match="columns=0 must be at least 1"):
-        tl.show(data, [], columns=0)
+    keys = data.train.keys()[:2]
+    show: Any = tl.show
+    for given, more, sentence in (
+        ((data, []), {"columns": 0}, "columns=0 must be at least 1"),
+        ((data, keys), {"columns": 1.5}, "columns=1.5 must be a whole number"),
+        ((data, keys[0]), {}, r"keys='v1.*' must be a list of texts"),
+        ((data, None), {}, "keys=None must be a list of texts"),
+        ((data, keys, ["one"]), {}, "2 keys and 1 titles: give one for each"),
+        ((data.train, keys), {}, r"the images that open_data\(\) has opened: Catalog is none"),
+    ):
+        with pytest.raises(tl.UserError, match=sentence):
+            show(*given, **more)
+    assert show(data, map(Path, keys), [1, 2]).width > 100
 
 
 @pytest.mark.parametrize(
@@ -234,7 +256,7 @@ def test_a_run_gives_the_rows_of_predict_with_the_true_classes(
         result.scores("train")
 
 
-def test_a_run_shows_its_errors_its_report_and_its_curves(trained: Trained, result: tl.Result) -> None:
+def test_a_run_shows_its_errors_its_report_and_its_curves(trained: Trained, result: tl.Result, tmp_path: Path) -> None:
     assert result.model_uri == trained.model
     sheet = result.errors(3, root=str(trained.local))
     assert sheet.width > sheet.height > 100
@@ -242,16 +264,93 @@ def test_a_run_shows_its_errors_its_report_and_its_curves(trained: Trained, resu
         result.errors(root="/nowhere")
     with pytest.raises(tl.UserError, match="count=-1 must be 0 or more"):
         result.errors(-1)
+    count: Any
+    for count in ("3", None, 1.5, True):
+        with pytest.raises(tl.UserError, match=f"count={count!r} must be a whole number"):
+            result.errors(count)
+    assert result.errors(1, root=trained.local).tobytes() == result.errors(1, root=str(trained.local)).tobytes()
     report = result.report()
     assert "<html" in report.html and report._repr_html_().startswith("<iframe srcdoc=")
     assert "&lt;html" in report._repr_html_()
+    with pytest.raises(tl.UserError, match=r"cannot write .*: Is a directory"):
+        report.save(tmp_path)
     curves = result.curves()
     assert curves.index.tolist() == [1, 2] and {"val/f1", "val/loss"} <= {*curves.columns}
     assert result.confusion_matrix().width > 100
     assert result.run_id in repr(result) and f"{result.metrics['test/f1']:.3f}" in result._repr_html_()
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("models:/tyre-demo", "; give models:/tyre-demo@challenger or models:/tyre-demo/1$"),
+        ("models:/tyre-demo@champion", "; give models:/tyre-demo@challenger or models:/tyre-demo/1$"),
+        ("models:/tyre-demo/v1", "; give models:/tyre-demo@challenger or models:/tyre-demo/1$"),
+        ("models:/tire-demo/1", r"; did you mean models:/tyre-demo\?$"),
+        ("models:/else/1", "; registered are tyre-demo$"),
+        ("runs:/0123", "; the model of a run is runs:/RUN_ID/model$"),
+        (
+            "tyre-demo/1",
+            "a file or folder that exists: give models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN_ID/model",
+        ),
+    ],
+)
+def test_what_names_no_model_is_told_what_does(given: str, sentence: str, trained: Trained) -> None:
+    with pytest.raises(tl.UserError, match=sentence):
+        tl.load(given, tracking_uri=trained.tracking_uri)
+
+
+def test_the_folder_of_a_training_is_told_its_checkpoint(trained: Trained) -> None:
+    (run,) = (trained.folder / "outputs" / "train").iterdir()
+    best = run / "checkpoints" / "best.ckpt"
+    for folder in (run, best.parent):
+        with pytest.raises(tl.UserError, match=f"holds no inspector.json: give {best}$"):
+            tl.load(folder)
+    assert tl.load(best).inspector.classes == ["bulge", "crack", "flat_spot", "good"]
+
+
+def test_who_reads_makes_no_database(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    reads: list[Any] = [lambda: tl.load(trained.model), lambda: tl.open_run("0123"), lambda: tl.runs("tyre-demo")]
+    for read in reads:
+        with pytest.raises(tl.UserError, match=f"no database {tmp_path}/mlflow.db that has runs and models: start in"):
+            read()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_run_stays_the_same_where_the_notebook_goes(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tl.open_run(tl.runs(trained.experiment)["run_id"][0])
+    monkeypatch.chdir(tmp_path)
+    assert run.model.predict(trained.local / "test")["p_good"].notna().all()
+    assert len(run.scores()) == 20 and run.report().html
+
+
+def test_a_notebook_shows_a_mistake_as_its_sentence_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell: Any = cast(Any, InteractiveShell)()
+    shown: list[str] = []
+    monkeypatch.setattr(shell, "_showtraceback", lambda kind, error, lines: shown.extend(lines))
+    shell.run_cell("import tyre_lightning as tl\ntl.compose('data.rot=lake')")
+    assert shown == ["UserError: unknown config key 'data.rot': did you mean 'data.root'?"]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    shell.run_cell("tl.compose('data.rot=lake')")
+    assert len("".join(shown).splitlines()) > 10
+
+
 def test_what_is_not_a_run_is_one_sentence(trained: Trained) -> None:
+    several: Any = tl.runs(trained.experiment, tracking_uri=trained.tracking_uri)
+    with pytest.raises(
+        tl.UserError, match=r"give a run_id, of which runs\(\) has a column of texts: DataFrame is none"
+    ):
+        tl.open_run(several, tracking_uri=trained.tracking_uri)
+    with pytest.raises(tl.UserError, match=r"no runs yet: did you mean 'tyre-demo'\? \(looked in sqlite:///"):
+        tl.runs("tire-demo", tracking_uri=trained.tracking_uri)
     with pytest.raises(tl.UserError, match="there is no run 0123"):
         tl.open_run("0123", tracking_uri=trained.tracking_uri)
     with pytest.raises(tl.UserError, match="the experiment 'none-yet' has no runs yet"):

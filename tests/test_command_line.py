@@ -132,9 +132,47 @@ def test_a_key_may_have_another_name_on_the_command_line(
     assert re.search(r"from= +the same as source=", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("verb", "given", "sentence"),
+    [
+        ("promote", "rolback", "error: there is no rolback: did you mean rollback?\n"),
+        ("watch", "acept", "error: there is no acept: did you mean accept?\n"),
+        (
+            "train",
+            "lake/v1",
+            "error: cannot read 'lake/v1' as key=value: write lake/v1=... with a value, or KEY=lake/v1",
+        ),
+        ("train", "trainer.accelerator=tpu", "error: trainer.accelerator=tpu must be one of auto, cpu, gpu\n"),
+    ],
+)
+def test_a_word_that_there_is_not(
+    verb: str, given: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["data.root=lake"] if verb == "train" else []
+    assert tyre(monkeypatch, verb, *arguments, given) == COMMANDS[verb].failure
+    assert capsys.readouterr().err.startswith(sentence)
+
+
 def test_a_verb_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert tyre(monkeypatch, "trian") == 1
     assert capsys.readouterr().err.startswith("error: there is no verb trian: did you mean train? choose from train, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cfg", "nope"], "argument --cfg/-c: invalid choice: 'nope'"),
+        (["--cfg"], "argument --cfg/-c: expected one argument"),
+        (["--info", "nope"], "argument --info/-i: invalid choice: 'nope'"),
+        (["--config-name", "nope"], "Cannot find primary config 'nope'"),
+    ],
+)
+def test_a_mistaken_option_is_one_sentence(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tyre(monkeypatch, "train", *arguments) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}") and said.count("\n") == 1 and "Config search path" not in said
 
 
 MISTAKES = {
@@ -164,6 +202,12 @@ def test_a_failed_start_leaves_nothing(
     assert tyre(monkeypatch, verb, *overrides) == COMMANDS[verb].failure
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_audit_of_what_is_no_lake_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lake" / "v1").mkdir(parents=True)
+    assert tyre(monkeypatch, "audit", "data.root=lake") == 1
+    assert [*tmp_path.iterdir()] == [tmp_path / "lake"]
 
 
 @pytest.mark.parametrize("error", [UserError("late"), KeyboardInterrupt()])
@@ -223,6 +267,25 @@ def test_what_hydra_wants_quoted_is_given_quoted(value: str) -> None:
         assert said.startswith("cannot read 'data.root=") and "Exception" not in said
         (override,) = shlex.split(said.partition("if the value is one text, write ")[2])
         assert compose("train", overrides=[override]).data.root == value
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("[균열,양호]", ["균열", "양호"]),
+        ("[good, crack (deep)]", ["good", "crack (deep)"]),
+        ("[a=b,it's(,a~b]", ["a=b", "it's(", "a~b"]),
+        ("['a',\"b\",c~]", ["a", "b", "c~"]),
+        ("[a\\b{,c]", ["a\\b{", "c"]),
+    ],
+)
+def test_a_list_of_texts_that_hydra_wants_quoted_is_given_as_a_list(value: str, texts: list[str]) -> None:
+    register_schemas()
+    with initialize_config_dir(str(config_folder("train")), version_base="1.3"):
+        with pytest.raises(HydraException) as caught:
+            compose("train", overrides=[f"data.classes={value}"])
+        (override,) = shlex.split(explain(caught.value).partition("if the value is a list of texts, write ")[2])
+        assert [*compose("train", overrides=[override]).data.classes] == texts
 
 
 def test_of_a_value_that_may_be_secret_only_the_form_is_given() -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from tests.cases import first_of
 from tests.conftest import PROJECT, run_script
-from tyre_lightning.command_line import check_config
+from tyre_lightning.command_line import check_config, explain, is_mistake
 from tyre_lightning.config import (
     BACKBONES,
     CONF,
@@ -306,6 +306,98 @@ def test_a_text_in_a_file_stays_as_it_is_written(value: str, tmp_path: Path) -> 
         cfg = compose("train", overrides=overrides)
     assert (cfg.data.root, [*cfg.data.classes], cfg.logger.run_name) == (value, [value, "x"], value)
     assert (cfg.data.folds, cfg.seed, cfg.logger.system_metrics) == (10, 16, False)
+
+
+HEAD = "# @package _global_\n"
+SPOILT = {
+    "- data.root=x": "{path} must have keys, each with its value",
+    "3": "{path} must have keys, each with its value",
+    "data.image_size=32": "{path} must have keys, each with its value",
+    "data: [1]": "{path}, line 2: data must have keys below it, each with its value",
+    "data:": "{path}, line 2: data must have keys below it",
+    "seed: 1\nmodel: efficientnet_b0": "{path}, line 3: model must have keys below it",
+    "callbacks:\n  extra:\n  - _target_: a.B": "{path}, line 4: callbacks.extra must have keys below it",
+    "model:\n  loss: torch.nn.L1Loss": "{path}, line 3: model.loss must have keys below it",
+    "model:\n  optimizer: sgd": "{path}, line 3: model.optimizer must have keys below it",
+    "defaults:\n  model: x": "{path}, line 3: defaults must be a list, such as '- override /model: efficientnet_b2'",
+    "defaults:\n- nope": "In 'experiment/mine': Could not load 'experiment/nope'",
+    "defaults:\n- /model: efficientnet_b0": "or '- override /model: efficientnet_b0' in a file",
+    "defaults:\n- override model: efficientnet_b0": "there is no group model here: write 'override /model: ...'",
+    "data:\n  image_size: big": "data.image_size (in experiment/mine): Value 'big' of type 'str' could not be conv",
+    "data:\n  batch_size: null": "data.batch_size (in experiment/mine): null is not possible here: give a value",
+    "data:\n  classes: a": "data.classes (in experiment/mine): it takes a list, such as [a,b]",
+    "data.image_size: 32": "'data.image_size' (in experiment/mine) is written with dots: write each part below",
+}
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_what_is_wrong_in_an_experiment_is_one_sentence_that_names_the_file(content: str, tmp_path: Path) -> None:
+    path = _experiment(tmp_path, HEAD + content)
+    said = _why_not(tmp_path, "experiment=mine")
+    assert SPOILT[content].format(path=path) in said
+    assert "\n" not in said and "Config search path" not in said and "object_type" not in said
+
+
+@pytest.mark.parametrize(
+    ("head", "sentence"),
+    [
+        ("# @package global\n", "has the line '# @package global': write the line '# @package _global_' as the first"),
+        ("# @package _Global_\n", "has the line '# @package _Global_': write the line '# @package _global_' as the"),
+        (
+            "# @package _group_\n",
+            "has the line '# @package _group_': write the line '# @package _global_' as the first",
+        ),
+        ("\ufeff" + HEAD, "byte order mark, which hides its first line: save it as UTF-8 without BOM, with the line"),
+    ],
+)
+def test_a_misspelt_package_is_told_the_right_one(head: str, sentence: str, tmp_path: Path) -> None:
+    path = _experiment(tmp_path, head + "data:\n  image_size: 32\n")
+    said = _why_not(tmp_path, "experiment=mine")
+    assert said.startswith(str(path)) and sentence in said
+
+
+def _experiment(folder: Path, content: str) -> Path:
+    path = folder / "experiment" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def _why_not(folder: Path, override: str) -> str:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
+        check_config(compose("train", overrides=["data.root=x", f"hydra.searchpath=[file://{folder}]", override]))
+    assert isinstance(caught.value, UserError) or is_mistake(caught.value)
+    return str(caught.value) if isinstance(caught.value, UserError) else explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("experiment=null", "a group of settings takes the name of one of them: leave it out"),
+        ("+model=timm", "there are several values for model: write model=timm in the terminal, or"),
+        ("data.batch_size=null", "data.batch_size: null is not possible here"),
+        ("model.optimizer=sgd", "model.optimizer: it has keys below it, each with its value"),
+        ("model.loss=mse", "model.loss: it has keys below it, each with its value"),
+        ("model.loss._target_=a.B", "model.loss._target_: it is not there yet: write +model.loss._target_=..."),
+        ("callbacks.extra=[]", "callbacks.extra: a list is given where keys are wanted"),
+        ("data.classes=[null,a]", "data.classes[0]: null is not possible here"),
+        ("data.classes.0=a", "a list takes all its values together, as in data.classes=[cracks,good]"),
+        ("data.seed=1 data.folds=2", "is more than one key=value: give each by itself"),
+        ("data.root = lake", "there are spaces round the key of 'data.root = lake': write data.root=lake"),
+        (" data.root=ü", "there are spaces round the key of ' data.root=ü': write 'data.root=\"ü\"'"),
+        ("-m", "-m is an option of the terminal, and no key=value"),
+        ("--config-dir", "and no key=value: give hydra.searchpath=[file://FOLDER]"),
+        ("", "an argument has no key: write key=value"),
+        ("DATA.ROOT=x", "unknown config key 'DATA': did you mean 'data'?"),
+        (
+            "+callbacks.extra._target_=a.B",
+            "callbacks.extra holds parts, each by a name of yours: give callbacks.extra.",
+        ),
+    ],
+)
+def test_what_is_wrong_in_an_override_is_said_in_words_of_its_own(override: str, sentence: str, tmp_path: Path) -> None:
+    assert sentence in _why_not(tmp_path, override)
 
 
 @pytest.mark.parametrize("group", ["experiment", "recipes", "experiment/ours"])

@@ -68,6 +68,10 @@ def mean_of_logits(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.mean(1)
 
 
+def leave() -> None:
+    sys.exit(3)
+
+
 def give(function: str) -> Any:
     return globals()[function]
 
@@ -160,6 +164,10 @@ WRONG = [
     ("model.loss", f"{HERE}.Learning", {}, "model.loss: tests.test_parts.Learning has weights to learn"),
     ("model.loss", "torch.nn.CrossEntropyLoss", {"wieght": 1}, "got an unexpected keyword argument 'wieght'"),
     ("model.loss", "torch.Size", {}, "model.loss: torch.Size gives Size, which cannot be called"),
+    ("callbacks.extra", f"{HERE}.leave", {}, "callbacks.extra.x: tests.test_parts.leave cannot be used (3)"),
+    ("callbacks.extra", f"{HERE}.Beep", {"_partial_": True}, "callbacks.extra.x: leave out _partial_, with which"),
+    ("model.optimizer.own", "torch.optim.SGD", {"_partial_": True}, "model.optimizer.own: leave out _partial_, with"),
+    ("model.optimizer.own", "torch.optim.LBFGS", {}, "LBFGS doesn't support per-parameter options"),
     ("model.loss", "os.system", {"command": "touch ran"}, "model.loss: os.system cannot be used"),
 ]  # fmt: skip
 

@@ -225,6 +225,7 @@ def test_a_broken_run_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
         (["model=MODEL", "output=rows.xlsx"], "output=rows.xlsx must end in one of .parquet, .csv, .jsonl"),
         (["model=MODEL", "input=s3://no-such-bucket/x"], "there is no such bucket"),
         (["model=MODEL", "input=nowhere"], "input=nowhere is no file, folder, glob with a match, or s3:// address"),
+        (["model=MODEL", "accelerator=tpu"], "accelerator=tpu must be one of auto, cpu, gpu"),
         (["modle=MODEL"], "unknown config key 'modle': did you mean 'model'?"),
     ],
 )

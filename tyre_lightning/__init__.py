@@ -11,6 +11,7 @@ In a notebook::
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ def __getattr__(name: str) -> Any:
     """Load what is asked for: the heavy libraries behind it take seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with unsearched():
+    with unsearched(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of a bar that is none of ours
         home = import_module(f"{__name__}.{_HOMES[name]}")
     return getattr(home, name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,16 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from tyre_lightning.audit.audit import examine as _examine
 from tyre_lightning.audit.findings import Audit
 from tyre_lightning.command_line import explain as explain_error
+from tyre_lightning.command_line import is_mistake
 from tyre_lightning.config import CONF, DEFAULT_TRACKING_URI, S3Config, TrainConfig, register_schemas, to_train_config
 from tyre_lightning.data.colours import to_rgb
 from tyre_lightning.data.datamodule import TyreDataModule
@@ -43,9 +42,11 @@ from tyre_lightning.tracking.registry import load_inspector
 _TOGETHER = 32  # pictures
 
 Pixels: TypeAlias = Image.Image | NDArray[Any] | Tensor  # in memory
-Picture: TypeAlias = str | Path | bytes | Pixels
+File: TypeAlias = bytes | bytearray | memoryview  # its content
+Picture: TypeAlias = str | Path | File | Pixels
 Rows: TypeAlias = list[dict[str, Any]]
-_ONE = (str, Path, bytes, bytearray, Image.Image, np.ndarray, Tensor, io.IOBase)  # and not several, though iterable
+# One, and not several, though iterable; of a table, its columns' names would be taken for addresses.
+_ONE = (str, Path, File, Image.Image, np.ndarray, Tensor, io.IOBase, Mapping, pd.DataFrame)
 
 
 def load(model: str | Path, *, tracking_uri: str | None = None) -> Model:
@@ -65,7 +66,7 @@ def load(model: str | Path, *, tracking_uri: str | None = None) -> Model:
 
 def tracking(uri: str | None) -> str:
     """Where MLflow is: as given, as the environment has it, or the database in this folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    return str(uri or "") or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
 
 
 class Model:
@@ -80,14 +81,14 @@ class Model:
         self.inspector = inspector
         self.name = name
 
-    def predict(self, source: Picture | Iterable[Picture], tyres: Sequence[object] | None = None) -> pd.DataFrame:
+    def predict(self, source: Picture | Iterable[Picture], tyres: Iterable[object] | None = None) -> pd.DataFrame:
         """A row for each picture, with the numbers and the columns of predict.py's table.
 
         Args:
             source: a file, folder, glob or ``s3://`` address; the bytes of an image file; a PIL image; pixels, uint8
                 [H, W, 3] or [H, W] (numpy) or [3, H, W] (torch); or several of these.
             tyres: the tyre that each of several pictures shows, where no file name says so; all pictures of one get one
-                decision, and None is a tyre of its own.
+                decision, and None, or NaN as tables have it, is a tyre of its own.
 
         Raises:
             UserError: there is nothing at an address, or something is no picture.
@@ -109,7 +110,10 @@ class Model:
         Raises:
             UserError: it cannot be read, or is none.
         """
-        image = _pixels(_bytes(picture) if isinstance(picture, str | Path) else picture, str(picture)[:200])
+        if isinstance(picture, str | Path):
+            image = _pixels(_bytes(picture), str(picture))
+        else:
+            image = _pixels(picture, _called(picture, 0))
         if isinstance(image, UnreadableImage):
             raise image
         views = [self.inspector.preprocessing(image)]
@@ -119,14 +123,14 @@ class Model:
 
     def _look(self, pictures: Sequence[Picture]) -> Iterator[dict[str, Any]]:
         """Rows in order; pictures in memory go through the network a few at a time, and so do those of an address."""
-        waiting: list[tuple[str, bytes | Pixels]] = []
+        waiting: list[tuple[str, File | Pixels]] = []
         for number, picture in enumerate(pictures):
             if isinstance(picture, str | Path):
                 yield from self._rows(waiting)
                 waiting = []
                 yield from self._at(str(picture))
             else:
-                waiting.append((getattr(picture, "filename", "") or f"picture {number}", picture))
+                waiting.append((_called(picture, number), picture))
         yield from self._rows(waiting)
 
     def _at(self, address: str) -> Iterator[dict[str, Any]]:
@@ -135,7 +139,7 @@ class Model:
         for rows in predict_batches(self.inspector, source.store, source.entries(), _TOGETHER):
             yield from rows
 
-    def _rows(self, named: Sequence[tuple[str, bytes | Pixels]]) -> Iterator[dict[str, Any]]:
+    def _rows(self, named: Sequence[tuple[str, File | Pixels]]) -> Iterator[dict[str, Any]]:
         for part in batched(named, _TOGETHER):
             images = [_pixels(picture, key) for key, picture in part]
             views = [self.inspector.preprocessing(image) for image in images if isinstance(image, Tensor)]
@@ -183,7 +187,9 @@ def compose(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("train", overrides=[*overrides])
         to_train_config(config)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not is_mistake(error):
+            raise
         raise UserError(explain_error(error)) from error
     return config
 
@@ -222,11 +228,29 @@ def show(
     Raises:
         UserError: an image is missing or cannot be fetched.
     """
-    if columns < 1:
-        raise UserError(f"columns={columns} must be at least 1")
-    keys = [*keys]
-    named = [Path(key).name for key in keys] if titles is None else [*titles]
+    check_count("columns", columns, 1)
+    if not isinstance(data, TyreDataModule):
+        raise UserError(f"give the images that open_data() has opened: {type(data).__name__} is none")
+    keys = _texts("keys", keys)
+    named = [Path(key).name for key in keys] if titles is None else _texts("titles", titles)
+    if len(named) != len(keys):
+        raise UserError(f"there are {len(keys)} keys and {len(named)} titles: give one for each")
     return contact_sheet([*thumbnails(data.store, keys)], named, heading, columns)
+
+
+def check_count(name: str, count: object, least: int) -> None:
+    """Raise a :class:`UserError` unless this is a whole number, and not less than ``least``, which is 0 or 1."""
+    if not isinstance(count, int | np.integer) or isinstance(count, bool):
+        raise UserError(f"{name}={count!r} must be a whole number")
+    if count < least:
+        raise UserError(f"{name}={count} must be {'at least 1' if least else '0 or more'}")
+
+
+def _texts(name: str, given: Iterable[object]) -> list[str]:
+    texts = [str(one) for one in given] if isinstance(given, Iterable) and not isinstance(given, str | bytes) else None
+    if texts is None:
+        raise UserError(f"{name}={given!r} must be a list of texts")
+    return texts
 
 
 def _checked(config: DictConfig | TrainConfig) -> TrainConfig:
@@ -235,11 +259,19 @@ def _checked(config: DictConfig | TrainConfig) -> TrainConfig:
     return config if isinstance(config, TrainConfig) else to_train_config(config)
 
 
-def _name_tyres(rows: Rows, tyres: Sequence[object]) -> None:
-    if len(tyres) != len(rows):
-        raise UserError(f"there are {len(rows)} pictures and {len(tyres)} names of tyres: give one for each picture")
-    for row, tyre in zip(rows, tyres, strict=True):
-        row["tyre"] = None if tyre is None else one_form(str(tyre))
+def _name_tyres(rows: Rows, tyres: Iterable[object]) -> None:
+    if not isinstance(tyres, Iterable) or isinstance(tyres, str | bytes | Mapping | Set):
+        raise UserError(f"tyres={tyres!r} is no list: give the name of a tyre for each picture, in their order")
+    names = pd.Series([*tyres], dtype=object)
+    if len(names) != len(rows):
+        raise UserError(f"there are {len(rows)} pictures and {len(names)} names of tyres: give one for each picture")
+    for row, tyre, none in zip(rows, names, names.isna(), strict=True):
+        row["tyre"] = None if none else one_form(str(tyre))
+
+
+def _called(picture: object, number: int) -> str:
+    """The name of a picture in memory."""
+    return str(getattr(picture, "filename", "") or f"picture {number}")
 
 
 def _bytes(path: str | Path) -> bytes:
@@ -250,28 +282,33 @@ def _bytes(path: str | Path) -> bytes:
     return source.store.get(entries[0].key).data
 
 
-def _pixels(picture: bytes | Pixels, key: str) -> Tensor | UnreadableImage:
+def _pixels(picture: File | Pixels, key: str) -> Tensor | UnreadableImage:
     """A picture in memory as uint8 [3, H, W].
 
     Raises:
         UserError: it is none.
     """
-    if isinstance(picture, bytes):
-        return try_decode(picture, key)
+    if isinstance(picture, File):
+        return try_decode(bytes(picture), key)
     if isinstance(picture, Image.Image):
         try:
-            return _planes(np.array(to_rgb(ImageOps.exif_transpose(picture))))
+            pixels = _planes(np.array(to_rgb(ImageOps.exif_transpose(picture))))
         except (OSError, ValueError) as error:
             return UnreadableImage(key, str(error))
-    if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
+    elif isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
         pixels = picture.cpu()
     elif isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
-        pixels = _planes(picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, axis=2))
+        plain = np.asarray(picture)  # a matrix stays one with two dimensions
+        pixels = _planes(plain if plain.ndim == 3 else np.repeat(plain[:, :, None], 3, axis=2))
     else:
         pixels = torch.empty(0)
     if pixels.numel() and len(pixels) == 3:
         return pixels
-    about = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray | Tensor) else type(picture)
+    about = type(picture).__name__
+    if isinstance(picture, np.ndarray | Tensor):
+        about = f"{picture.dtype} {list(picture.shape)}"
+    elif isinstance(picture, Image.Image):
+        about = f"an image of {picture.width} x {picture.height}"
     raise UserError(
         f"{key} is no picture but {about}: give uint8 pixels [H, W, 3], [H, W] or, of torch, [3, H, W], the bytes of a "
         "file, a PIL image, a path, or a list of these"

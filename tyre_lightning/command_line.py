@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -84,6 +84,23 @@ USER_ERROR = 1
 failed_runs: list[str] = []  # of a sweep that has ended: their folders
 sweep_codes: list[int] = []  # exit codes that a sweep's runs would have had
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_STRAY = {  # what Hydra and OmegaConf say in a ValueError or an AssertionError
+    "Config group override must be a string": "a group of settings takes the name of one of them: leave it out, or "
+    "give a name, as in model=timm",
+    "Unexpected type for root": "a list takes all its values together, as in data.classes=[cracks,good]",
+}
+# What Hydra's parser says; several overrides in one text.
+_PARSER = re.compile("Lexer|Error parsing|mismatched|extraneous|no viable|missing ")
+_SEVERAL = re.compile(r"\s[+~]{0,2}[a-z][\w./@]*=")
+_COMPOSING = re.compile(r"\s*$|In '[^']+': \w+ raised while composing|\s+(?:full_key|reference_type|object_type)\b")
+_WORDS = {  # for what OmegaConf says
+    "is not Optional|Incompatible value 'None'|NoneType is not a sub": "null is not possible here: give a value, or "
+    "leave it out",
+    "is not a ListConfig, list or tuple": "it takes a list, such as [a,b]",
+    r"Cannot assign \w+ to Dict|is not a subclass of \w+Config": "it has keys below it, each with its value",
+    "Cannot merge DictConfig with ListConfig": "a list is given where keys are wanted, or keys where a list is",
+    "is not in struct": "it is not there yet: write +{key}=... in the terminal, or have it in an experiment's file",
+}
 TOO_NEW = (3, 14)  # for Hydra 1.3, whose command line Python's argparse refuses from there on
 
 
@@ -109,7 +126,7 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
         print(f"\ninterrupted{interrupt}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if not whole and isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        if not whole and (isinstance(error, UserError) or is_mistake(error)):
             return _fail(str(error) if isinstance(error, UserError) else explain(error), code)
         print(hide_passwords(traceback.format_exc()), file=sys.stderr)
         return USER_ERROR
@@ -122,7 +139,9 @@ def run(main: Callable[[], Any], code: int = USER_ERROR) -> int:
 @contextmanager
 def _quietly(arguments: list[str]) -> Iterator[None]:
     """Keep Hydra from printing passwords: those of flags that it does not know, and of a config that is asked for."""
-    options, unknown = get_args_parser().parse_known_args(arguments)
+    parser = get_args_parser()
+    setattr(parser, "error", _refuse)  # noqa: B010 (it would print all that Hydra can do first)
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UserError(f"there is no option {_key(unknown[0])}: --help lists those there are")
     if not (options.cfg or options.info):
@@ -131,6 +150,10 @@ def _quietly(arguments: list[str]) -> Iterator[None]:
     with redirect_stdout(io.StringIO()) as said:
         yield
     print(hide_passwords(said.getvalue()), end="")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
 
 
 def _key(argument: str) -> str:
@@ -239,27 +262,76 @@ def explain(error: Exception) -> str:
         return _unreadable(str(error.override), texts[0].splitlines()[0])
     if several := re.match(r"Ambiguous value for argument '(.*)'", texts[0]):
         return _several(several[1])
+    if (stray := _stray(texts[0])) is not None:
+        return stray
     key = re.search(r"full_key: (\S+)", whole)
+    place = re.search(r"In '([^']+)': \w+ raised while composing", whole)
+    where = f" (in {place[1]})" if place else ""
     if key and re.search(r"Key '.*' not in '", whole):
-        place = re.search(r"In '(\S+)': \w+ raised while composing", whole)
-        return unknown_key(key[1], _schema(whole), f" (in {place[1]})" if place else "")
+        return unknown_key(key[1], _schema(whole), where)
     if key:
-        return f"{key[1]}: {texts[-1].splitlines()[0]}"
-    return " ".join(line.strip() for line in texts[0].splitlines() if line and not line.startswith("See http"))
+        lines = [line for line in texts[-1].splitlines() if not _COMPOSING.match(line)]
+        return f"{key[1]}{where}: {_plain(lines[0], key[1])}"
+    lines = [line.strip() for line in texts[0].splitlines() if line and not line.startswith("See http")]
+    return _of_defaults(" ".join(lines))
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether an error of Hydra's or OmegaConf's is one that :func:`explain` can say what to do about."""
+    return isinstance(error, HydraException | OmegaConfBaseException) or _stray(str(error)) is not None
+
+
+def _stray(said: str) -> str | None:
+    """What a user can do about an error that is of no class of Hydra's; None where it is another's."""
+    return next((sentence for start, sentence in _STRAY.items() if said.startswith(start)), None)
+
+
+def _plain(said: str, key: str) -> str:
+    """What OmegaConf says of a value, in words of people who have not written it."""
+    for pattern, words in _WORDS.items():
+        if re.search(pattern, said):
+            return words.format(key=key)
+    return said
+
+
+def _of_defaults(said: str) -> str:
+    """What Hydra says of the list ``defaults`` in a file: its way out is one for another place than our files."""
+    said = re.sub(r"\.? Config search path:.*", "", said)
+    way = r"there are several values for \1: write \1=\2 in the terminal, or '- override /\1: \2' in a file"
+    said = re.sub(r"Multiple values for \S+\. To override a value use 'override ([\w/]+): ([^']*)'", way, said)
+    missed = re.search(r"(.*)Could not override '[^']*/(\w+)@", said)
+    return f"{missed[1]}there is no group {missed[2]} here: write 'override /{missed[2]}: ...'" if missed else said
 
 
 def _unreadable(override: str, reason: str) -> str:
     """What is wrong with an override; of one that may hold a password, which nobody can find in it, only the key."""
-    key = _key(override)
+    key, (name, _, value) = _key(override), override.partition("=")
+    if override.startswith("-"):
+        way = ": give hydra.searchpath=[file://FOLDER]" if key == "--config-dir" else ""
+        return f"{key} is an option of the terminal, and no key=value{way}"
+    if not name.strip():
+        return "an argument has no key: write key=value"
+    if not _may_be_secret(override) and _SEVERAL.search(value):
+        return f"'{override}' is more than one key=value: give each by itself"
+    if not _may_be_secret(override) and name != name.strip():
+        return f"there are spaces round the key of '{override}': write {as_override(name.strip(), value.strip())}"
     if _may_be_secret(override):
         return f"""cannot read '{key}=...' as key=value: if the value is one text, write '{key}="..."'"""
     if "=" not in override:
-        return f"cannot read '{override}' as key=value: write {key}=... with a value"
-    reason = "Hydra wants some character quoted" if reason.startswith("Lexer") else reason
-    way_out = (
-        f"; if the value is one text, write {as_override(*override.split('=', 1))}" if f"{key}=" in override else ""
-    )
+        way = f"write {key}=... with a value, or KEY={override} with the key that it is for"
+        return f"cannot read '{override}' as key=value: {way}"
+    reason = "Hydra wants some character quoted" if _PARSER.match(reason) else reason
+    way_out = f"; {_quoted(key, value)}" if override.startswith(f"{key}=") and key[-1] not in "+~" else ""
     return f"cannot read '{override}' as key=value: {reason}{way_out}"
+
+
+def _quoted(key: str, value: str) -> str:
+    """How to write a text, or a list of texts, so that Hydra takes it."""
+    if value[:1] != "[" or value[-1:] != "]":
+        return f"if the value is one text, write {as_override(key, value)}"
+    texts = (re.sub(r"""^(['"])(.*)\1$""", r"\2", text.strip()) for text in value[1:-1].split(","))
+    listed = ",".join(shlex.split(as_override("", text))[0].removeprefix("=") for text in texts)
+    return f"if the value is a list of texts, write {shlex.quote(f'{key}=[{listed}]')}"
 
 
 def _several(override: str) -> str:
@@ -290,7 +362,7 @@ def _missing_option(text: str, options: list[str]) -> str:
 
 def no_such(what: str, name: str, choices: Sequence[str]) -> str:
     """That there is nothing of a name, the nearest that there is, and all."""
-    nearest = difflib.get_close_matches(name, choices, n=1)
+    nearest = difflib.get_close_matches(name.lower(), choices, n=1)
     hint = f" did you mean {nearest[0]}?" if nearest else ""
     return f"there is no {what}:{hint} choose from {', '.join(choices)}"
 

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 
 from tyre_lightning.command_line import USER_ERROR, end, guard, run
 from tyre_lightning.config import config_folder, register_schemas, to_train_config
+from tyre_lightning.errors import UserError
 from tyre_lightning.loading import loading
 from tyre_lightning.ranks import Rank, check_apart, check_ranks, check_sweep, here, leave_signals_to_first
 from tyre_lightning.telling import tell_start
@@ -49,6 +51,13 @@ class Command:
         key, mark, value = argument.partition("=")
         return self.words.get(key + mark, key + mark) + value
 
+    def check_words(self, arguments: Sequence[str]) -> None:
+        """Raise a :class:`UserError` for an argument that is nearly one of the words."""
+        for argument in arguments:
+            near = difflib.get_close_matches(argument, self.words, n=1, cutoff=0.75)
+            if near and "=" not in argument:
+                raise UserError(f"there is no {argument}: did you mean {near[0]}?")
+
 
 def start(name: str) -> int:
     """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
@@ -77,6 +86,7 @@ def _start(name: str, rank: Rank | None) -> int:
         return guard(task, cfg, command.failure)
 
     def begin() -> None:
+        command.check_words(sys.argv[1:])
         check_sweep(rank, sweep=bool({"-m", "--multirun"} & {*sys.argv[1:]}))  # before it has a folder
         main()
 

@@ -578,9 +578,12 @@ def known_keys(schema: type, prefix: str = "") -> list[str]:
 def unknown_key(key: str, schema: type, place: str = "") -> str:
     """The sentence about a key that no schema has, with the nearest that one has."""
     known = known_keys(schema)
+    if key in known:
+        return f"'{key}'{place} is written with dots: write each part below the one before, with a colon and indented"
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
+    asked = key.lower()
+    leaf = difflib.get_close_matches(asked.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    nearest = difflib.get_close_matches(asked, known, n=1, cutoff=0.75) or [leaves[name] for name in leaf]
     hint = f": did you mean '{nearest[0]}'?" if nearest else ": `--cfg job` shows those there are"
     return f"unknown config key '{key}'{place}{hint}"
 
@@ -748,6 +751,7 @@ def to_recalibrate_config(cfg: Any) -> RecalibrateConfig:
         raise UserError(f"model={config.model} is no registered version: give model=models:/NAME/VERSION, or @ALIAS")
     if not config.root:
         raise UserError("root is not set: give root=s3://bucket/prefix/version or root=folder, of the data to go by")
+    _check_accelerator("accelerator", config.accelerator)
     _check_shares(config.operating_point)
     return config
 
@@ -864,6 +868,7 @@ def check_ranges(config: TrainConfig) -> None:
              0 <= model.optimizer.warmup_fraction < 1, "in [0, 1)")  # fmt: skip
     _require("trainer.max_epochs", trainer.max_epochs, trainer.max_epochs is None or trainer.max_epochs >= 1,
              "at least 1")  # fmt: skip
+    _check_accelerator("trainer.accelerator", trainer.accelerator)
     _require("trainer.num_nodes", trainer.num_nodes, trainer.num_nodes >= 1, "at least 1")
     _require("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, trainer.accumulate_grad_batches >= 1,
              "at least 1")  # fmt: skip
@@ -991,6 +996,11 @@ def _check_looking(config: PredictConfig | WatchConfig) -> None:
         if not getattr(config, key):
             raise UserError(f"{key} is not set: give model=... and input=...")
     _require("batch_size", config.batch_size, config.batch_size >= 1, "at least 1")
+    _check_accelerator("accelerator", config.accelerator)
+
+
+def _check_accelerator(key: str, value: str) -> None:
+    _require(key, value, value in ("auto", "cpu", "gpu", "cuda"), "one of auto, cpu, gpu")
 
 
 def _check_shares(point: OperatingPointConfig | OtherOperatingPointConfig) -> None:

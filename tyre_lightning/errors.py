@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
@@ -44,6 +45,12 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return hide_passwords(super().__str__())
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the sentence, as the command line does, and all where that shows all."""
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            return [hide_passwords("".join(traceback.format_exception(self)))]
+        return [f"{type(self).__name__}: {self}"]
 
 
 class Pruned(Exception):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tyre_lightning.config import TrainConfig
 
-TARGET = "_target_"
+TARGET, _PARTIAL = "_target_", "_partial_"
 EXTRA_CALLBACKS, EXTRA_AUGMENT = "callbacks.extra", "data.augment.extra"
 OWN_OPTIMIZER, OWN_LOSS = "model.optimizer.own", "model.loss"
 ADAMW = "torch.optim.AdamW"  # where nothing else is named
@@ -50,7 +50,7 @@ def make(key: str, spec: Spec, *given: Any) -> Any:
         sys.path.append(os.getcwd())
     try:
         return instantiate(dict(spec), *given, _convert_="all")
-    except Exception as error:  # of Hydra, or of what was called
+    except (Exception, SystemExit) as error:  # of Hydra, or of what was called
         raise UserError(f"{key}: {spec[TARGET]} cannot be used ({_reason(error)})") from error
 
 
@@ -68,6 +68,9 @@ def _reason(error: BaseException) -> str:
 
 def check_spec(key: str, spec: Any) -> None:
     """Raise a :class:`UserError` unless a part of the config names what to call; imports nothing."""
+    several, _, name = key.rpartition(".")
+    if name == TARGET:
+        raise UserError(f"{several} holds parts, each by a name of yours: give {several}.NAME.{TARGET}=module.Name")
     target = spec.get(TARGET) if isinstance(spec, Mapping) else None
     if not isinstance(target, str) or "." not in target:
         raise UserError(f"{key} must say what to call: give {key}.{TARGET}=module.Name, and its arguments beside it")
@@ -96,8 +99,9 @@ def check_parts(config: TrainConfig) -> None:
     for name, transform in make_transforms(config.data.augment.extra).items():
         apply(name, transform, picture)
     if config.model.optimizer.own:
-        weight = torch.nn.Parameter(torch.zeros(2, 2))
-        make_optimizer(config.model.optimizer.own, [{"params": [weight], "lr": 0.1, "weight_decay": 0.0}])
+        weights = [torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]  # in two groups, as a model's are
+        groups = [{"params": [weight], "lr": 0.1, "weight_decay": 0.0} for weight in weights]
+        make_optimizer(config.model.optimizer.own, groups)
     if config.model.loss:
         make_loss(config.model.loss)
 
@@ -188,5 +192,7 @@ def _of_kind(kind: type, key: str, spec: Spec, *given: Any) -> Any:
     found = make(key, spec, *given)
     if not isinstance(found, kind):
         wanted = f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
+        if spec.get(_PARTIAL):
+            raise UserError(f"{key}: leave out {_PARTIAL}, with which {spec[TARGET]} is no {wanted} yet")
         raise UserError(f"{key}: {spec[TARGET]} gives {type(found).__name__}, which is no {wanted}")
     return found

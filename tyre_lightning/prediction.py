@@ -241,8 +241,8 @@ def find_device(accelerator: str) -> torch.device:
     Raises:
         UserError: it is to run on a GPU, and there is none.
     """
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator=gpu, but PyTorch sees no GPU here: use accelerator=cpu")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"accelerator={accelerator}, but PyTorch sees no GPU here: use accelerator=cpu")
     device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     check_kernels([device])
     return device

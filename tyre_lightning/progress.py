@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +20,8 @@ def progress_bar(show: bool = True) -> Progress:
     """
     console = Console()
     seen = console.is_terminal or console.is_jupyter
+    if console.is_jupyter:  # a notebook without ipywidgets shows no bar, and would be told so at each
+        warnings.filterwarnings("ignore", 'install "ipywidgets" for Jupyter')
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not (show and seen), transient=True, refresh_per_second=4)
 

@@ -50,7 +50,7 @@ def recalibrate(cfg: DictConfig) -> Trained:
     """
     config = to_recalibrate_config(cfg)
     quiet()
-    client = connect(config.tracking_uri)
+    client = connect(config.tracking_uri, new=False)
     version = find_version(client, str(config.model))
     assert version is not None  # the config's check has seen that it is of the registry
     inspector = load_inspector(version_uri(version), config.tracking_uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,18 +16,19 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from tyre_lightning.api import Model, compose, html_table, load, tracking
+from tyre_lightning.api import Model, check_count, compose, html_table, load, tracking
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
 from tyre_lightning.evaluation.figures import confusion_figure
 from tyre_lightning.evaluation.gallery import as_picture, contact_sheet, thumbnails
 from tyre_lightning.evaluation.judgement import confusion
 from tyre_lightning.evaluation.scores import SCORES, Scores
+from tyre_lightning.files import write_whole
 from tyre_lightning.lake.reader import open_store
 from tyre_lightning.lake.store import Store
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.registry import run_model
-from tyre_lightning.tracking.runs import CONFIG, REPORT, connect, fetch_artifact
+from tyre_lightning.tracking.runs import CONFIG, REPORT, called, connect, fetch_artifact, whole_uri
 from tyre_lightning.tracking.sweeps import PARENT_TAG, QUALITY, leaderboard, newest_trainings
 from tyre_lightning.tracking.tables import METRICS_TABLE
 
@@ -64,7 +66,7 @@ def train(*given: str | DictConfig, callbacks: Sequence[L.Callback] = ()) -> Res
     from tyre_lightning.training import train as train_on
 
     done = train_on(config, callbacks)
-    return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder)
+    return open_run(done.run_id, tracking_uri=config.logger.tracking_uri, folder=done.folder.absolute())
 
 
 def check_callbacks(callbacks: object) -> None:
@@ -90,12 +92,15 @@ def open_run(run_id: str, *, tracking_uri: str | None = None, folder: Path | Non
     Raises:
         UserError: there is no such run.
     """
-    uri = tracking(tracking_uri)
-    client = connect(uri)
+    uri = whole_uri(tracking(tracking_uri))  # a notebook may go to another folder
+    if not isinstance(run_id, str):
+        raise UserError(f"give a run_id, of which runs() has a column of texts: {type(run_id).__name__} is none")
+    client = connect(uri, new=False)
     try:
-        run = client.get_run(str(run_id))
+        run = client.get_run(run_id)
     except MlflowException as error:
-        raise UserError(f"there is no run {run_id}: {first_line(error)}") from error
+        where = f"{called(client)}: give what the column run_id of runs() has"
+        raise UserError(f"there is no run {run_id} in {where} ({first_line(error)})") from error
     if PARENT_TAG not in run.data.tags:
         return Result(client, run, uri, folder)
     if (best := run.data.tags.get("best_run")) is None:
@@ -112,13 +117,15 @@ def runs(experiment: str, *, newest: int = 20, tracking_uri: str | None = None) 
     Raises:
         UserError: there is no such experiment, or no run in it.
     """
-    if newest < 1:
-        raise UserError(f"newest={newest} must be at least 1")
-    client = connect(tracking(tracking_uri))
+    check_count("newest", newest, 1)
+    client = connect(tracking(tracking_uri), new=False)
     found = client.get_experiment_by_name(experiment)
     started = newest_trainings(client, found.experiment_id, newest) if found else []
     if not started:
-        raise UserError(f"the experiment '{experiment}' has no runs yet: train with logger.experiment={experiment}")
+        others = [one.name for one in client.search_experiments() if one.name != experiment]
+        near = difflib.get_close_matches(str(experiment), others, n=1)
+        way = f"did you mean '{near[0]}'?" if near else f"train with logger.experiment={experiment}"
+        raise UserError(f"the experiment '{experiment}' has no runs yet: {way} (looked in {called(client)})")
     table = leaderboard(started).assign(minutes=[_minutes(run) for run in started])
     ended = table["status"] == "FINISHED"  # what others recorded last is of no model that they keep
     ranked = table.assign(ended=ended).sort_values(["ended", QUALITY], ascending=False, kind="stable")
@@ -169,7 +176,7 @@ class Result:
         table = self._scores(usage).answers(self.model.inspector)
         return pd.DataFrame(table.to_pylist(), columns=table.column_names)  # of the kinds that predict gives
 
-    def errors(self, count: int = 12, usage: str | None = None, root: str | None = None) -> Image.Image:
+    def errors(self, count: int = 12, usage: str | None = None, root: str | Path | None = None) -> Image.Image:
         """A contact sheet of the images that the model gets most wrong: those where it is surest of another class.
 
         Args:
@@ -180,8 +187,7 @@ class Result:
         Raises:
             UserError: the run has no such images, or they are not there any more.
         """
-        if count < 0:
-            raise UserError(f"count={count} must be 0 or more")
+        check_count("count", count, 0)
         table = self.scores(usage)
         table = table[table["error"].isna() & table["true"].notna()]
         sure = table[self.model.inspector.columns()].max(axis=1)
@@ -242,12 +248,12 @@ class Result:
     def _artifact(self, name: str, folder: str) -> Path:
         return fetch_artifact(self._client, self.run_id, name, folder)
 
-    def _store(self, root: str | None) -> Store:
+    def _store(self, root: str | Path | None) -> Store:
         with TemporaryDirectory() as folder:
             recorded = OmegaConf.load(self._artifact(CONFIG, folder))
         s3 = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(S3Config), recorded.s3))
         assert isinstance(s3, S3Config)
-        return open_store(root or self.settings["found.root"], s3)
+        return open_store(str(root or self.settings["found.root"]), s3)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value}" for name, value in self._shown().items())
@@ -272,8 +278,12 @@ class Report:
         self.html = html
 
     def save(self, path: str | Path) -> None:
-        """Write it as a file, for a browser."""
-        Path(path).write_text(self.html, encoding="utf-8")
+        """Write it as a file, for a browser.
+
+        Raises:
+            Unwritable: the disk is full, or the place is none for a file.
+        """
+        write_whole(path, self.html)
 
     def _repr_html_(self) -> str:
         return f'<iframe srcdoc="{escape(self.html)}" width="100%" height="800" style="border: 0"></iframe>'

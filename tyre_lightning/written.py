@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -26,6 +26,7 @@ from tyre_lightning.errors import UserError
 _OF_NUMBERS = ("range", "interval", "sort")  # functions of Hydra's that calculate or compare
 _OF_STUDIES = ("study", "storage", "metric", "direction")  # what tracking/sweeper.py takes as text
 _NULL = "tag:yaml.org,2002:null"
+_MARK = "\ufeff"  # with which Windows begins files
 SCHEMA = "_schema"  # what the names of schemas end in, where Hydra keeps them
 
 
@@ -58,6 +59,26 @@ def text_keys(schema: type, prefix: str = "") -> set[str]:
             found |= {key} | text_keys(hint, f"{key}.")
         elif _is_text(hint):
             found.add(key)
+    return found
+
+
+@cache
+def _branches() -> set[str]:
+    """The keys of a training that have others below them."""
+    schema = OmegaConf.get_type(ConfigStore.instance().repo[f"train{SCHEMA}.yaml"].node)
+    assert isinstance(schema, type)
+    return branch_keys(schema)
+
+
+def branch_keys(schema: type, prefix: str = "") -> set[str]:
+    """The dotted keys of a schema that have others below them, its own or any."""
+    found = set()
+    for name, hint in get_type_hints(schema).items():
+        if is_dataclass(hint) and isinstance(hint, type):
+            found |= branch_keys(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is not dict:
+            continue
+        found.add(prefix + name)
     return found
 
 
@@ -118,14 +139,17 @@ class FileConfigSource(HydrasOwn):
         return deepcopy(self._read[known])
 
     def _values(self, config_path: str, path: Path, written: str) -> ConfigResult:
-        result = super().load_config(config_path)
-        if not OmegaConf.is_dict(result.config):
+        root, group = yaml.compose(written, Loader=yaml.SafeLoader), config_path.rpartition("/")[0]
+        if root is not None and not isinstance(root, yaml.MappingNode):
             raise UserError(f"{path} must have keys, each with its value: it has none")
-        _check_place(path, config_path.rpartition("/")[0], result.header)
-        package = _package(result.header.get("package"), config_path.rpartition("/")[0].replace("/", "."))
-        for key, text in _scalars(yaml.compose(written, Loader=yaml.SafeLoader), ""):
-            if package + key.partition("[")[0] in _texts():
-                OmegaConf.update(result.config, key, text)
+        result = super().load_config(config_path)
+        package = _package(result.header.get("package"), group.replace("/", "."))
+        _check_place(path, written, package, result.header.get("package"))
+        for key, node in _below(root, ""):
+            if group:
+                _check_level(path, key, package, node)
+            if package + key.partition("[")[0] in _texts() and _is_taken_for_more(node):
+                OmegaConf.update(result.config, key, node.value)
         return result
 
 
@@ -136,15 +160,28 @@ def _why(error: MarkedYAMLError | UnicodeDecodeError) -> str:
     return f"it is no YAML{line} ({error.problem})"
 
 
-def _check_place(path: Path, group: str, header: Mapping[str, str | None]) -> None:
-    """Refuse a file whose values would go to a node that no config has, called as its folder is."""
+def _check_place(path: Path, written: str, package: str, header: str | None) -> None:
+    """Refuse a file whose values would go to a node that no config has, called as its folder is, or misspelt."""
     known = [item for schema in _schemas() for item in fields(schema)]
     nodes = {"hydra"} | {item.name for item in known if callable(item.default_factory)}  # a plain value is no node
-    if group and group.partition("/")[0] not in nodes and header.get("package") is None:
-        raise UserError(
-            f"{path} lacks the line '# @package _global_': write it as the first, so that the file's data.root is "
-            f"data.root, and not {group.replace('/', '.')}.data.root"
-        )
+    if not package or package.partition(".")[0] in nodes:
+        return
+    line = "the line '# @package _global_'"
+    why = f"lacks {line}: write it" if header is None else f"has the line '# @package {header}': write {line}"
+    if written.startswith(_MARK):
+        why = f"begins with a byte order mark, which hides its first line: save it as UTF-8 without BOM, with {line}"
+    raise UserError(f"{path} {why} as the first, so that the file's data.root is data.root, and not {package}data.root")
+
+
+def _check_level(path: Path, key: str, package: str, node: yaml.Node) -> None:
+    """Refuse a value, or a list, for a key that has others below it."""
+    line = node.start_mark.line + 1
+    if key == "defaults" and not isinstance(node, yaml.SequenceNode):
+        raise UserError(f"{path}, line {line}: defaults must be a list, such as '- override /model: efficientnet_b2'")
+    if isinstance(node, yaml.MappingNode) or "${" in str(node.value):
+        return
+    if package + key in _branches():
+        raise UserError(f"{path}, line {line}: {key} must have keys below it, each with its value")
 
 
 def _package(header: str | None, group: str) -> str:
@@ -153,16 +190,22 @@ def _package(header: str | None, group: str) -> str:
     return found and f"{found}."
 
 
-def _scalars(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """What YAML may take for numbers and truth values, as it is written, by key."""
+def _below(node: Any, key: str) -> Iterator[tuple[str, yaml.Node]]:
+    """What a file has below a node, at all levels, by key."""
     if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            yield from _scalars(value, f"{key}.{name.value}" if key else str(name.value))
+        parts = [(f"{key}.{name.value}" if key else str(name.value), value) for name, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        for place, value in enumerate(node.value):
-            yield from _scalars(value, f"{key}[{place}]")
-    elif isinstance(node, yaml.ScalarNode) and node.tag != _NULL and node.style is None:
-        yield key, node.value
+        parts = [(f"{key}[{place}]", value) for place, value in enumerate(node.value)]
+    else:
+        return
+    for name, value in parts:
+        yield name, value
+        yield from _below(value, name)
+
+
+def _is_taken_for_more(node: yaml.Node) -> bool:
+    """Whether YAML may take for a number or a truth value what is written."""
+    return isinstance(node, yaml.ScalarNode) and node.tag != _NULL and node.style is None
 
 
 setattr(overrides_parser, "HydraOverrideVisitor", _Overrides)  # noqa: B010 (Hydra has no other way in)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,18 @@ def audit(cfg: DictConfig) -> Audit:
     """
     config = to_audit_config(cfg)
     output = Path(os.path.expanduser(config.output))
+    new = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output={config.output} cannot be made: {error.strerror}") from error
-    found = examine(config.data, config.s3)
+    try:
+        found = examine(config.data, config.s3)
+    except BaseException:
+        if new:
+            with suppress(OSError):  # somebody else has put something there
+                output.rmdir()
+        raise
     found.images.to_parquet(output / IMAGES, index=False)
     write_whole(output / FINDINGS, csv_text(found.findings))
     write_whole(output / PAGE, render(found))

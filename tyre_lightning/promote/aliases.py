@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from tyre_lightning.errors import UserError
-from tyre_lightning.tracking.versions import ANCHOR, CHALLENGER, CHAMPION, let_newest_ask
+from tyre_lightning.tracking.versions import ANCHOR, CHALLENGER, CHAMPION, instead, let_newest_ask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,7 +148,8 @@ class Aliases:
         try:
             aliases = self.client.get_registered_model(self.name).aliases
         except MlflowException as error:
-            raise UserError(f"model={self.name} is not in the registry: {error.message}") from error
+            there = instead(self.client, f"models:/{self.name}")
+            raise UserError(f"model={self.name} is not in the registry: {error.message}{there}") from error
         return self.client.get_model_version(self.name, aliases[alias]) if alias in aliases else None
 
     @contextmanager

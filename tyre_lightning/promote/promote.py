@@ -93,7 +93,7 @@ def promote(cfg: DictConfig) -> Outcome:
         UserError: a model or the images cannot be used, or the images are not those that the challenger was tested on.
     """
     config = to_promote_config(cfg)
-    aliases = Aliases(connect(config.tracking_uri), str(config.model))
+    aliases = Aliases(connect(config.tracking_uri, new=False), str(config.model))
     challenger, champion = aliases.challenger(), aliases.champion()
     if champion is not None and champion.version == challenger.version:
         raise UserError(f"version {champion.version} of {config.model} is the champion already: train a challenger")
@@ -203,7 +203,7 @@ def move_anchor(cfg: DictConfig) -> tuple[str | None, str]:
         UserError: there is no champion.
     """
     config = to_promote_config(cfg)
-    return Aliases(connect(config.tracking_uri), str(config.model)).move_anchor()
+    return Aliases(connect(config.tracking_uri, new=False), str(config.model)).move_anchor()
 
 
 def roll_back(cfg: DictConfig) -> tuple[str, str]:
@@ -213,7 +213,7 @@ def roll_back(cfg: DictConfig) -> tuple[str, str]:
         UserError: there is none.
     """
     config = to_promote_config(cfg)
-    aliases = Aliases(connect(config.tracking_uri), str(config.model))
+    aliases = Aliases(connect(config.tracking_uri, new=False), str(config.model))
     try:
         return aliases.roll_back()
     except Overtaken as error:
@@ -261,5 +261,5 @@ def _inspector(config: PromoteConfig, version: ModelVersion) -> Inspector:
 def _pinned(config: PromoteConfig, version: ModelVersion, name: str = CATALOG) -> Pinned:
     """What a version's run was trained and tested on, by one of its artifacts."""
     with tempfile.TemporaryDirectory() as folder:
-        path = fetch_artifact(connect(config.tracking_uri), str(version.run_id), name, folder)
+        path = fetch_artifact(connect(config.tracking_uri, new=False), str(version.run_id), name, folder)
         return load_pinned(str(path), config.s3)

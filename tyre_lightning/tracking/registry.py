@@ -17,7 +17,7 @@ from tyre_lightning.model.glance import WEIGHTS_OF_GLANCE
 from tyre_lightning.model.inspector import DEFECTS, NOVELTY, SPEC_FILE, Inspector, answer_columns
 from tyre_lightning.tracking import served_model_path
 from tyre_lightning.tracking.runs import Run, connect
-from tyre_lightning.tracking.versions import find_version, how_to_call, version_uri
+from tyre_lightning.tracking.versions import find_version, how_to_call, instead, version_uri
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -77,7 +77,7 @@ def exact_uri(model: str, tracking_uri: str) -> str:
     """
     if not model.startswith("models:/"):
         return model
-    version = find_version(connect(tracking_uri), model)
+    version = find_version(connect(tracking_uri, new=False), model)
     return model if version is None else version_uri(version)
 
 
@@ -94,18 +94,22 @@ def load_inspector(model: str, tracking_uri: str) -> Inspector:
         return Inspector.load(_inspector_folder(path, model))
     if path.is_file():
         return Inspector.from_checkpoint(path)
-    raise UserError(f"model={model} is neither a models:/ or runs:/ URI nor a file or folder that exists")
+    raise UserError(
+        f"model={model} is neither a models:/ or runs:/ URI nor a file or folder that exists: give "
+        "models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN_ID/model, a checkpoint or a saved folder"
+    )
 
 
 def _from_mlflow(model: str, tracking_uri: str) -> Inspector:
     import mlflow
 
-    connect(tracking_uri)
+    client = connect(tracking_uri, new=False)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=_inspector_uri(model), dst_path=scratch)
         except Exception as error:  # MLflow, its stores and their clients each raise their own
-            raise UserError(f"model={model} cannot be loaded: {first_line(error)}") from error
+            said = f"{first_line(error)}{instead(client, model)}"
+            raise UserError(f"model={model} cannot be loaded: {said}") from error
         return Inspector.load(_inspector_folder(Path(folder), model))
 
 
@@ -125,6 +129,9 @@ def _inspector_folder(folder: Path, model: str) -> Path:
     for candidate in (folder, folder / _INSPECTOR):
         if (candidate / SPEC_FILE).is_file():
             return candidate
+    for below in (folder / "best.ckpt", folder / "checkpoints" / "best.ckpt", folder / MODEL_FOLDER):
+        if below.exists():
+            raise UserError(f"model={model} holds no {SPEC_FILE}: give {below}")
     raise UserError(f"model={model} holds no {SPEC_FILE}: it was not made by train.py")
 
 

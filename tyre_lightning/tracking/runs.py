@@ -49,14 +49,23 @@ _TRIES = os.environ.get(_RETRIES, "3")  # MLflow's own (7, minutes in all) keep 
 log = logging.getLogger(__name__)
 
 
-def connect(tracking_uri: str) -> MlflowClient:
+def connect(tracking_uri: str, *, new: bool = True) -> MlflowClient:
     """A client of the tracking server (or database file), which is made the default for this process.
+
+    Args:
+        tracking_uri: its address.
+        new: whether a database that is not there is made: who only reads would find nothing in it.
 
     Raises:
         UserError: nothing answers there.
     """
     if not tracking_uri.strip():
         raise UserError("the tracking URI is empty: give the address of a server, or sqlite:///mlflow.db")
+    if not new and (path := _file(tracking_uri)) and not os.path.exists(path):
+        raise UserError(
+            f"there is no database {path} that has runs and models: start in the folder of the training, or give the "
+            "tracking URI it had"
+        )
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # its warnings are of what is tried again
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the sender says it once
@@ -75,7 +84,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 def _open(tracking_uri: str) -> MlflowClient:
     import mlflow
 
-    uri = hand_over_password(_whole(tracking_uri))
+    uri = hand_over_password(whole_uri(tracking_uri))
     if not uri.startswith("http"):
         from mlflow.store.db import utils
 
@@ -88,7 +97,7 @@ def _open(tracking_uri: str) -> MlflowClient:
     return client
 
 
-def _whole(uri: str) -> str:
+def whole_uri(uri: str) -> str:
     """An address with the whole path, of a database in a file: MLflow keeps what it has opened, by its address.
 
     By a path from here it would go on with the folder before, where a notebook has gone to another.
@@ -112,14 +121,20 @@ def _kept(name: str) -> Iterator[None]:
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """One process at a time on a database in a file: of several that lay its tables at once, all but one would fail."""
-    from sqlalchemy.engine import make_url
-
-    path = make_url(uri).database if uri.startswith("sqlite") else None
-    if path in (None, "", ":memory:") or not _can_be_made(f"{path}.lock"):
+    path = _file(uri)
+    if path is None or not _can_be_made(f"{path}.lock"):
         yield
         return
     with FileLock(f"{path}.lock"):
         yield
+
+
+def _file(uri: str) -> str | None:
+    """The file of a database that is in one."""
+    from sqlalchemy.engine import make_url
+
+    path = make_url(whole_uri(uri)).database if uri.startswith("sqlite") else None
+    return None if path in (None, "", ":memory:") else path
 
 
 def _can_be_made(path: str) -> bool:
@@ -271,10 +286,12 @@ def fetch_artifact(client: MlflowClient, run_id: str, name: str, folder: str | P
     try:
         return Path(client.download_artifacts(run_id, name, str(folder)))
     except (MlflowException, OSError) as error:
-        where = hide_passwords(client.tracking_uri).replace(
-            f"{_whole('sqlite:///.')}/", "sqlite:///", 1
-        )  # as from here
-        raise UserError(f"run {run_id} of {where} has no {name}: {first_line(error)}") from error
+        raise UserError(f"run {run_id} of {called(client)} has no {name}: {first_line(error)}") from error
+
+
+def called(client: MlflowClient) -> str:
+    """The address of a client's server or database, as it is called from here, without a password."""
+    return hide_passwords(client.tracking_uri).replace(f"{whole_uri('sqlite:///.')}/", "sqlite:///", 1)
 
 
 def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
@@ -283,7 +300,7 @@ def fetch_catalog(run_id: str, tracking_uri: str, folder: Path) -> str:
     Raises:
         UserError: there is no such run, or it recorded none.
     """
-    return str(fetch_artifact(connect(tracking_uri), run_id, CATALOG, folder))
+    return str(fetch_artifact(connect(tracking_uri, new=False), run_id, CATALOG, folder))
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tyre_lightning.errors import UserError, first_line
@@ -68,7 +71,26 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion | None:
             return client.get_model_version_by_alias(*name.rsplit("@", 1))
         return client.get_model_version(*name.rsplit("/", 1))
     except (MlflowException, TypeError) as error:
-        raise UserError(f"model={model} cannot be found: {first_line(error)}") from error
+        raise UserError(f"model={model} cannot be found: {first_line(error)}{instead(client, model)}") from error
+
+
+def instead(client: MlflowClient, model: str) -> str:
+    """What to give instead of a ``models:/`` or ``runs:/`` URI that names nothing, as the end of a sentence."""
+    from mlflow.exceptions import MlflowException
+
+    if model.startswith("runs:/"):
+        return "; the model of a run is runs:/RUN_ID/model"
+    name = re.split("[/@]", model.removeprefix("models:").strip("/"))[0]
+    with suppress(MlflowException):  # what is wrong has been said
+        names = [one.name for one in client.search_registered_models()]
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            return f"; did you mean models:/{near[0]}?" if near else f"; registered are {', '.join(names) or 'none'}"
+        versions = [int(one.version) for one in client.search_model_versions(f"name = {mlflow_quoted(name)}")]
+        aliases = client.get_registered_model(name).aliases
+        uris = [f"models:/{name}@{alias}" for alias in aliases] + [f"models:/{name}/{max(versions)}"] * bool(versions)
+        return f"; give {' or '.join(uris)}" if uris else ""
+    return ""
 
 
 def version_uri(version: ModelVersion) -> str:
