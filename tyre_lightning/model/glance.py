@@ -2,8 +2,9 @@
 
 What a network has learnt from tyres is what tells them apart, and a solar cell may differ from them in nothing of
 that. EfficientNet-Lite0 as ImageNet left it tells other things from tyres, and sees enough of them so small: it takes
-an eighth to a fifth of the time of the smallest network that is trained. It never learns: it sees a tyre of training as it sees a new one. Its weights come with the installation, so that
-a model carries none of them, and names those that it was made with.
+an eighth to a fifth of the time of the smallest network that is trained. It never learns: it sees a tyre of training as
+it sees a new one. Its weights come with the installation, so that a model carries none of them, and names those that it
+was made with.
 """
 
 from __future__ import annotations
