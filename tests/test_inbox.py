@@ -40,6 +40,11 @@ from tyre_lightning.tracking.asked import open_workers, warmed
 JPEG = encode(picture(0), "JPEG")
 
 
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was told of; verdicts are said too, where an earlier test has let them be."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 @pytest.fixture(scope="module")
 def held() -> Held:
     return Held(warmed(inspector(1)), "models:/tyres/1")
@@ -483,7 +488,7 @@ def test_a_disk_below_that_comes_and_goes_loses_nothing_and_counts_nothing_twice
     mount()
     assert {path.name for path in found.glob("*.tyre*.json")} == {f"T{number}.tyre.json" for number in range(1, 5)}
     assert all(read(found / f"T{number}.tyre.json")["n_pictures"] == 2 for number in range(1, 4))
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not warned(caplog)
 
 
 def test_verdicts_wait_for_their_disk(
@@ -503,7 +508,7 @@ def test_verdicts_wait_for_their_disk(
         mounted.clear()
         for name in ("T1_b.jpg", "T2_a.jpg"):
             (box / name).write_bytes(encode(picture(1), "JPEG"))
-        work.until(lambda: caplog.messages)
+        work.until(lambda: warned(caplog))
         work.steps(3)
         assert not [*disk.iterdir()]
         disk.rmdir()
@@ -511,7 +516,7 @@ def test_verdicts_wait_for_their_disk(
         mounted.append(str(disk))
         work.until((found / "T1.tyre-2.json").exists)
         work.until((found / "T2.tyre.json").exists)
-    assert caplog.messages == [f"cannot write to {found}: no disk is mounted at '{disk}' any more; trying again"]
+    assert warned(caplog) == [f"cannot write to {found}: no disk is mounted at '{disk}' any more; trying again"]
 
 
 def test_a_picture_that_is_away_between_two_looks_is_waited_for(
@@ -547,7 +552,7 @@ def test_a_folder_that_is_empty_on_another_disk_is_told_of(
         work.until((tmp_path / "found" / "day" / "1.jpg.json").exists)
         (day / "1.jpg").unlink()
         work.steps(2)
-        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # it is only empty
+        assert not warned(caplog)  # it is only empty
 
         def stat(path: Any, **options: Any) -> Any:
             found = real(path, **options)
@@ -558,7 +563,7 @@ def test_a_folder_that_is_empty_on_another_disk_is_told_of(
         monkeypatch.setattr(os, "stat", stat)
         os.utime(day, (1, 1))
         work.steps(3)
-    assert caplog.messages == [f"'{day}' is on another disk than before, and empty (is its disk mounted?)"]
+    assert warned(caplog) == [f"'{day}' is on another disk than before, and empty (is its disk mounted?)"]
 
 
 def test_after_a_restart_too_a_name_that_comes_back_is_a_new_picture(tmp_path: Path, held_alone: Held) -> None:
@@ -687,11 +692,11 @@ def test_a_listing_that_ends_in_the_midst_loses_nothing(
             for number in range(3):
                 (bucket / f"{number}.jpg").write_bytes(encode(picture(number), "JPEG"))
             work.until(lambda: len(times(bucket)) == 3)
-            work.until(lambda: caplog.messages)
+            work.until(lambda: warned(caplog))
             busy[0] = False
             (bucket / "3.jpg").write_bytes(JPEG)
             work.until((bucket / "3.jpg.json").exists)
-        assert work.work.judged == 4 and {*caplog.messages} == {"the endpoint is busy; trying again"}
+        assert work.work.judged == 4 and {*warned(caplog)} == {"the endpoint is busy; trying again"}
 
 
 @pytest.mark.parametrize("there", ["folder", "s3"])
