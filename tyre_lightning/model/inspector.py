@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from xxhash import xxh3_128
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
@@ -37,6 +36,7 @@ from tyre_lightning.model.engine import Engine
 from tyre_lightning.model.examples import EXAMPLES, Example, Examples
 from tyre_lightning.model.glance import glance_digest, open_glance
 from tyre_lightning.model.unfilled import unfilled
+from tyre_lightning.model.weights import tensors_digest
 from tyre_lightning.names import one_form
 
 if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
@@ -245,11 +245,7 @@ class Inspector:
 
     def digest(self) -> str:
         """What tells it from every inspector that could give another answer."""
-        found = xxh3_128(self.spec().encode())
-        for name, tensor in sorted(self._state().items()):
-            found.update(name.encode())
-            found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-        return found.hexdigest()
+        return tensors_digest(self._state(), self.spec())
 
     def _state(self) -> dict[str, Tensor]:
         """All its tensors, by name."""

@@ -1,4 +1,4 @@
-"""Where a network's starting weights come from."""
+"""Where a network's starting weights come from, and what tells weights apart."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from tyre_lightning.config import S3Config
 from tyre_lightning.errors import UserError, first_line
@@ -116,6 +118,15 @@ def _tensors(content: Any, origin: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{origin} holds no tensors by name")
     return state
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """What tells named tensors, and what is said about them, from all others."""
+    found = xxh3_128(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return found.hexdigest()
 
 
 def _parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
