@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,54 @@ def test_too_few_good_tyres_promise_what_they_can_and_say_so() -> None:
         calibration = Calibration(1.0, [0.5] * 99, 99, [0.1] * total, total, 1, 1.0, [1.0] * total, total, [], learnt)
         sentence = novelty_sentence(calibration.operating_point(OperatingPointConfig()), calibration)
         assert all(word in sentence for word in words), sentence
+
+
+def promised(total: int, learnt: int, wanted: float | None) -> tuple[OperatingPoint, Calibration]:
+    """By so many good tyres of validation, and of training."""
+    scale = Scale.of(np.arange(1.0, total + 1), np.linspace(1, total, learnt))
+    told = scale.farthest.tolist(), scale.total, scale.tail.tolist(), scale.learnt_total
+    calibration = Calibration(1.0, [0.5] * 99, 99, [0.1] * total, total, 1, 1.0, *told)
+    return calibration.operating_point(OperatingPointConfig(max_novel_rate=wanted)), calibration
+
+
+@pytest.mark.parametrize("learnt", [0, 30])
+@pytest.mark.parametrize("wanted", [0.005, 0.01, 0.03, 0.05, 0.2, 0.4, 0.7])
+def test_as_many_tyres_as_a_promise_is_said_to_take_keep_it_and_fewer_do_not(wanted: float, learnt: int) -> None:
+    for total in (2, 4, 9, 19, 25, 38, 60, 98, 120, 198):
+        point, calibration = promised(total, learnt, wanted)
+        found = re.search(r"takes (\d+) .*not (\d+)", novelty_sentence(point, calibration))
+        average = 1.0 if point.novel_rate is None else calibration.scale.average(point.novel_rate)
+        assert (found is not None) == (average > wanted + 1e-9)
+        if found is not None:
+            needed = int(found[1])
+            assert int(found[2]) == total < needed
+            for count, kept in ((needed, True), (needed - 1, False)):
+                point, calibration = promised(count, learnt, wanted)
+                average = 1.0 if point.novel_rate is None else calibration.scale.average(point.novel_rate)
+                assert (average <= wanted + 1e-9) == kept
+
+
+def test_where_no_tyres_would_help_none_are_asked_for() -> None:
+    assert novelty_sentence(*promised(40, 0, None)).startswith("novelty: none was asked for")
+    unknown = Calibration(1.0, [0.5] * 99, 99, [0.1] * 99, 99)  # training had three good pictures
+    sentence = novelty_sentence(unknown.operating_point(OperatingPointConfig()), unknown)
+    assert sentence == "novelty: none: training had too few good tyres to tell what they look like"
+
+
+def test_a_picture_of_validation_is_as_novel_whatever_else_is_in_its_batch() -> None:
+    features, labels = clouds(1, 400)
+    reference = Reference.fit(features, labels, GOOD)
+    assert reference is not None
+    good = features[labels == GOOD]
+    alone = np.concatenate([reference.distances(one[None]) for one in good])
+    told = np.sort(alone)[::-1].tolist(), len(alone)
+    calibration = Calibration(1.0, [], 0, [0.1] * len(alone), len(alone), 1, 1.0, *told)
+    expected, differ = calibration.novelty(alone), 0
+    for size in (2, 7, 32, len(good)):
+        parts = [reference.distances(good[start : start + size]) for start in range(0, len(good), size)]
+        differ += int((np.concatenate(parts) != alone).sum())
+        np.testing.assert_array_equal(calibration.novelty(np.concatenate(parts)), expected)
+    assert differ
 
 
 def calibrated() -> Calibration:

@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.mlflow_server import lay_database
 from tyre_lightning.commands import ALARM, _rates
 from tyre_lightning.config import RatesConfig, SelectConfig, to_select_config
 from tyre_lightning.errors import UserError
-from tyre_lightning.evaluation.predictions import open_writer, read_predictions
+from tyre_lightning.evaluation.predictions import open_writer, read_predictions, read_rows
 from tyre_lightning.line.answers import DEFECTIVE, DISAGREED, GOOD, NEITHER, UNTOLD, read_answers
 from tyre_lightning.line.queue import AUDITED, COLUMNS, LEARN, REJECTS, REVIEWED, Queue
 from tyre_lightning.line.rates import Rates, measure
@@ -198,6 +199,29 @@ def test_predictions_come_back_as_they_were(key: str, ending: str, tmp_path: Pat
     given = [{**rows(1)[0], "key": key, "tyre": key}, rows(2)[1]]
     table = read_predictions(write(tmp_path / f"p{ending}", given))
     assert table.to_dict("records") == given
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_lists_come_back_as_they_were_whatever_the_names_in_them(ending: str, tmp_path: Path) -> None:
+    names = [
+        "crack",
+        "cut, deep",
+        '"quoted"',
+        'half "',
+        " led by a space",
+        "a\nb",
+        "=1+1",
+        "'x",
+        "Größe; 2",
+        ",",
+        "it's",
+    ]
+    lists = [[name] for name in names] + [[*two] for two in permutations(names, 2)] + [names]
+    given = [{**rows(1)[0], "defects": some, "nearest": some[::-1]} for some in lists]
+    with open_writer(path := str(tmp_path / f"p{ending}"), [*given[0]]) as writer:
+        writer.write(given)
+    found = [*read_rows(path, ())]
+    assert [(row["defects"], row["nearest"]) for row in found] == [(some, some[::-1]) for some in lists]
 
 
 def test_few_accepted_tyres_are_not_divided(tmp_path: Path) -> None:

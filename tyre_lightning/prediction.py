@@ -203,7 +203,7 @@ def _promise(inspector: Inspector, asked: OtherOperatingPointConfig) -> None:
     if asked.max_novel_rate is not None and inspector.reference is None:
         raise UserError(
             f"operating_point.max_novel_rate={asked.max_novel_rate:g} cannot be kept: the model does not know what "
-            "good tyres look like, since an older version made it; train it anew"
+            "good tyres look like, since an older version made it or training had too few of them; train it anew"
         )
     if changes:
         own = OperatingPointConfig() if inspector.point is None else inspector.point.promised

@@ -29,7 +29,7 @@ from tyre_lightning.errors import UserError
 KEPT = 10_000  # of the lowest and highest scores; a promise that needs more of them is made from these, more strictly
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
 JUDGEMENT = "judgement"  # under which a model's files keep what decides
-_HAIR = 1e-6  # by which a threshold lies below a score, so that rounding makes no escape of it
+_HAIR = 1e-6  # by which a threshold lies below a score, so that rounding makes no escape of it, and distances shrink
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,12 @@ class Calibration:
         return OperatingPoint(threshold, max(threshold, reject_from), wanted, novel)
 
     def novelty(self, distances: Floats) -> Floats:
-        """Of good tyres a share of at most this is as unlike the others, for distances of shape (N,); else NaN."""
-        return self.scale.p_values(distances) if self.measured else np.full(len(distances), np.nan)
+        """Of good tyres a share of at most this is as unlike the others, for distances of shape (N,); else NaN.
+
+        A distance that differs from a calibration tyre's by rounding alone, as with the number of images in a batch, is
+        the same distance.
+        """
+        return self.scale.p_values(distances * (1 - _HAIR)) if self.measured else np.full(len(distances), np.nan)
 
     @cached_property
     def scale(self) -> Scale:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.decision.bounds import Interval, Promise, least_rate
+from tyre_lightning.decision.novelty import ENOUGH
 from tyre_lightning.decision.operating_point import Calibration, OperatingPoint, Rates, measure_rates
 from tyre_lightning.errors import UserError
 from tyre_lightning.evaluation.judgement import auroc_ends, class_metrics, confusion
@@ -169,11 +170,15 @@ def novelty_terms(point: OperatingPoint, calibration: Calibration) -> list[str]:
     """What is promised of good tyres that are reviewed since they are unlike the others: on average, and for sure."""
     scale, rate, confidence = calibration.scale, point.novel_rate, point.promised.confidence
     wanted, total = point.promised.max_novel_rate, scale.total
-    takes = "" if wanted is None else f"{percent(wanted)} takes {math.ceil(1 / wanted - 1 - 1e-9)}"
+    if wanted is None:
+        return ["none was asked for: however unlike good tyres a tyre is, its score decides"]
+    if calibration.good_total and not total:
+        return ["none: training had too few good tyres to tell what they look like"]
+    takes = f"{percent(wanted)} takes {_needed(wanted, helped=scale.learnt_total > 0)}"
     if rate is None:
         return [f"none: to review {takes} good validation tyres, not {total}"]
     average, bound = scale.average(rate), f"at most {percent(scale.bound(rate, confidence))}, confidence {confidence:g}"
-    less = f"; {takes} tyres, not {total}" if wanted is not None and average > wanted else ""
+    less = f"; {takes} tyres, not {total}" if average > wanted else ""
     if average == rate:
         return [f"review of {percent(rate)} of good tyres on average, as unlike the others", f"{bound}{less}"]
     return [
@@ -181,6 +186,16 @@ def novelty_terms(point: OperatingPoint, calibration: Calibration) -> list[str]:
         f"an estimate by {scale.learnt_total} of training; proved: at most {percent(average)} on average",
         f"{bound}{less}",
     ]
+
+
+def _needed(share: float, *, helped: bool) -> int:
+    """By how many good validation tyres it is proved on average that no larger share is reviewed.
+
+    Where those of training help, the limit may lie as low as the second farthest, so that it takes twice as many, or
+    so many that no help is needed.
+    """
+    alone, both = (math.ceil(count / share - 1 - 1e-9) for count in (1, 2))
+    return min(both, max(alone, ENOUGH)) if helped else alone
 
 
 def novelty_sentence(point: OperatingPoint, calibration: Calibration) -> str:

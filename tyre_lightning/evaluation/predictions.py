@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _TOGETHER = 4096  # rows in memory at one time
+_UNPLAIN = re.compile(r'[",\r\n]|^\s')  # in a list's item, for CSV
 SHOWS = "shows"  # the column of all true classes, where they are known and images may show several defects
 SUMMARY = "_summary.json"  # in a folder of parts, once all are there
 ABOUT = b"tyre_lightning"  # under which a parquet file's metadata has what its rows are about
@@ -85,7 +87,17 @@ class _Csv(_Text):
 
 
 def _joined(value: Any) -> Any:
-    return ", ".join(value) if isinstance(value, list) else value
+    """A list as one text: its items with commas between them; what has one itself stands in marks, as CSV has it."""
+    return ", ".join(map(_marked, value)) if isinstance(value, list) else value
+
+
+def _marked(item: str) -> str:
+    return '"{}"'.format(item.replace('"', '""')) if _UNPLAIN.search(item) else item
+
+
+def _parted(text: str) -> list[str]:
+    """The inverse of :func:`_joined`."""
+    return next(csv.reader([text], skipinitialspace=True))
 
 
 class _Jsonl(_Text):
@@ -130,7 +142,8 @@ def open_writer(output: str, columns: Sequence[str], about: Mapping[str, str] | 
 
     What the rows are about as a whole stays with a parquet file; the other kinds have no place for it.
 
-    ``defects``, ``nearest`` and ``shows`` are lists of texts; in csv one text, with commas.
+    ``defects``, ``nearest`` and ``shows`` are lists of texts; in csv one text, with commas, and as a row of CSV itself
+    where a name has a comma.
 
     The file appears under its name only when it is complete, so that a broken run leaves none that looks whole.
 
@@ -270,7 +283,7 @@ def _csv_value(name: str, value: str | None) -> Any:
     if name.startswith("p_") or name == NOVELTY:
         return float(value)
     plain = plain_cell(value)
-    return plain.split(", ") if name in (DEFECTS, NEAREST) else plain
+    return _parted(str(plain)) if name in (DEFECTS, NEAREST) else plain
 
 
 def _json_rows(path: str) -> Iterator[dict[str, Any]]:
