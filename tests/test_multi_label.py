@@ -177,6 +177,15 @@ def test_copies_of_one_folder_come_along_only_with_another_folder(lake: Path, tm
     assert {other for one, other in found.copies() if one == key} >= {copy} and found.counts()["good"] == 9
 
 
+def test_two_empty_files_are_two_damaged_pictures(lake: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(lake, tmp_path / "v1")
+    for name in ("crack", "bulge"):
+        (root / "train" / name / "empty.jpg").touch()
+    alone, pictures = listed(str(root), tmp_path / "memory")
+    assert pictures.several() == 6 * PAIRS and len(alone) - len(pictures) == 6 * PAIRS
+    assert sum(key.endswith("/empty.jpg") for key in pictures.keys()) == 2
+
+
 def test_splits_and_sampling_count_a_picture_as_of_its_rarest_defect(lake: Path, tmp_path: Path) -> None:
     _, pictures = listed(str(lake), tmp_path)
     train, val = split_validation(pictures, 0.25, 0)

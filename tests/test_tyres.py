@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -25,7 +27,7 @@ from tyre_lightning.lake.texts import column
 from tyre_lightning.lake.tyres import count_tyres, find_tyre, tyre_names
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
-from tyre_lightning.model.inspector import Inspector, Sighting
+from tyre_lightning.model.inspector import Inspector, Sighting, nothing_seen
 from tyre_lightning.prediction import predict
 from tyre_lightning.summary import Summary
 from tyre_lightning.tracking.tables import METRICS_TABLE
@@ -197,6 +199,25 @@ def test_a_tyre_of_which_a_score_is_no_number_is_for_a_person_to_see(scores: lis
         for sighting in (served, *ledger.get(["T1"]), *(found for _, found in ledger.tyres())):
             assert inspector.verdict(sighting).decision == "review" and sighting.pictures == len(scores)
             assert math.isnan(sighting.score)
+
+
+def test_the_picture_that_decides_on_a_tyre_is_the_same_in_predict_and_inbox(tmp_path: Path) -> None:
+    """In whatever order scores, what is no score and damaged files come, and where no class is known to be good."""
+    kinds: list[float | None] = [0.1, 0.9, math.nan, math.nan, None]
+    for good in ("good", None):
+        inspector = Inspector.from_classifier(TyreClassifier("efficientnet_lite0", [*CLASSES], PREPROCESSING, good))
+        orders = [order for count in (1, 2, 3) for order in itertools.permutations(kinds, count)]
+        with Ledger(tmp_path / f"{good}.db", inspector) as ledger:
+            for name, order in enumerate(map(list, orders)):
+                seen = Sighting()
+                for place, score in enumerate(order):
+                    row: dict[str, Any] = {"tyre": str(name), "key": f"{place}.jpg", "novelty": None, "error": None}
+                    said = {"class": f"class {place}", "p_good": 0.0 if score is None else 1 - score}
+                    row |= nothing_seen("damaged") if score is None else said
+                    seen.add(inspector, row)
+                    ledger.add([row])
+                (kept,) = ledger.get([str(name)])
+                assert repr(kept) == repr(seen), order  # NaN is not NaN
 
 
 @pytest.mark.parametrize(

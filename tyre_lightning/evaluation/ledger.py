@@ -17,10 +17,11 @@ create table tyre (
     novelty real
 ) without rowid
 """
-_ADD = """
+_WORSE = "ifnull(excluded.score > score, excluded.score is null and score is not null)"  # null is NaN here
+_ADD = f"""
 insert into tyre values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (name) do update set
-    class_name = case when excluded.score > score then excluded.class_name else class_name end,
-    key = case when excluded.score > score then excluded.key else key end,
+    class_name = case when {_WORSE} then excluded.class_name else class_name end,
+    key = case when {_WORSE} then excluded.key else key end,
     pictures = pictures + excluded.pictures,
     unreadable = unreadable + excluded.unreadable,
     score = max(score, excluded.score),

@@ -17,7 +17,7 @@ def merged(catalog: Catalog, tagged: Catalog, good: str) -> Catalog:
     """A row for each picture: of the same content in several folders of defects, the row whose key comes first.
 
     Content is told by tag and size. What lies among the good tyres too is left as it is: its labels contradict each
-    other. So is what lies twice in one folder, unless it lies in another too.
+    other. So is what lies twice in one folder, unless it lies in another too, and what is empty.
 
     Args:
         catalog: a row for each stored object.
@@ -47,14 +47,18 @@ def count_several(catalog: Catalog, tagged: Catalog, good: str) -> int:
 
 
 def _in_several_folders(catalog: Catalog, tagged: Catalog, good: str) -> _Rows:
-    """The rows of each content that lies in several folders of defects and in none of good tyres, by tag and size."""
+    """The rows of each content that lies in several folders of defects and in none of good tyres, by tag and size.
+
+    Empty files have the same content too, and are each a damaged picture of its own.
+    """
     codes = catalog.codes({name: index for index, name in enumerate(catalog.classes)})
     tags = tagged.table["etag"]
     spread = pa.table({"tag": tags, "code": codes}).group_by("tag").aggregate([("code", "min"), ("code", "max")])
     spread = spread.filter(
         pc.and_(pc.not_equal(spread["code_min"], spread["code_max"]), pc.not_equal(spread["tag"], ""))
     )
-    rows = np.flatnonzero(pc.is_in(tags, value_set=spread["tag"]).to_numpy())
+    shared = pc.and_(pc.is_in(tags, value_set=spread["tag"]), pc.greater(tagged.table["size"], 0))
+    rows = np.flatnonzero(shared.to_numpy())
     found: _Rows = defaultdict(list)
     for row in rows.tolist():
         found[str(tags[row]), catalog.table["size"][row].as_py()].append(row)

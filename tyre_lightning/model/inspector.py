@@ -63,7 +63,7 @@ class Sighting:
     pictures: int = 0
     unreadable: int = 0
     score: float = -1.0  # the highest P(defective); NaN where one is no number
-    class_name: str | None = None  # of that picture
+    class_name: str | None = None  # of that picture, the first of several
     key: str | None = None  # of that picture
     defects: frozenset[str] = frozenset()  # of all pictures, where one may show several
     novelty: float | None = None  # the lowest of all pictures; None where the model tells none
@@ -77,7 +77,8 @@ class Sighting:
         self.defects |= frozenset(row.get(DEFECTS) or ())
         if (novelty := row[NOVELTY]) is not None:
             self.novelty = novelty if self.novelty is None else min(self.novelty, novelty)
-        if (score := inspector.defective(row)) > self.score or math.isnan(score):
+        score = inspector.defective(row)
+        if score > self.score or (math.isnan(score) and not math.isnan(self.score)):
             self.score, self.class_name, self.key = score, row["class"], row.get("key")
 
 
