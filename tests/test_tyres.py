@@ -212,7 +212,7 @@ def test_the_picture_that_decides_on_a_tyre_is_the_same_in_predict_and_inbox(tmp
                 seen = Sighting()
                 for place, score in enumerate(order):
                     row: dict[str, Any] = {"tyre": str(name), "key": f"{place}.jpg", "novelty": None, "error": None}
-                    said = {"class": f"class {place}", "p_good": 0.0 if score is None else 1 - score}
+                    said: dict[str, Any] = {"class": f"class {place}", "p_good": 0.0 if score is None else 1 - score}
                     row |= nothing_seen("damaged") if score is None else said
                     seen.add(inspector, row)
                     ledger.add([row])
