@@ -190,7 +190,7 @@ def test_a_picture_that_is_renamed_counts_once(there: str, tmp_path: Path, bucke
         work.until((folder / "T1_1.jpg.json").exists)
         work.steps(3)
         assert not (folder / "T1.tyre.json").exists()
-        second = "T1_latest.jpg" if there == "folder" else "T1_new.jpg"  # in a bucket, a name is for one picture
+        second = "T1_latest.jpg"
         (folder / second).write_bytes(encode(picture(1), "JPEG"))
         work.until((folder / "T1.tyre.json").exists)
         (folder / second).rename(folder / "T1_2.jpg")
@@ -633,6 +633,29 @@ def test_a_bucket_is_an_inbox_too(bucket: Path, held: Held) -> None:
         work.steps(5)
         assert work.work.judged == 0
     assert times(bucket) == before
+
+
+def test_a_bucket_s_name_that_is_used_again_is_a_new_picture(bucket: Path, held: Held) -> None:
+    """As cameras that always write the same name: of each content there is one verdict, and the last one counts."""
+    one, other = (encode(picture(seed), "JPEG") for seed in (0, 1))
+    latest, verdict, tyre = bucket / "T1_latest.jpg", bucket / "T1_latest.jpg.json", bucket / "T1.tyre.json"
+    latest.write_bytes(one)
+    with line(f"s3://{bucket.name}", held, wait=0.1) as work:
+        work.until(tyre.exists)
+        first = read(verdict)
+        (bucket / ".new").write_bytes(other)  # an object is there whole
+        (bucket / ".new").rename(latest)
+        work.until((bucket / "T1.tyre-2.json").exists)
+        assert read(verdict)["content"] != first["content"] and read(verdict)["p_good"] != first["p_good"]
+        assert read(bucket / "T1.tyre-2.json")["pictures"] == ["T1_latest.jpg"]
+        written = times(bucket)
+        arrivals = work.work._arrivals
+        assert isinstance(arrivals, BucketArrivals)
+        arrivals._known["T1_latest.jpg"] = "another way to encrypt the same"
+        arrivals._all()
+        assert "T1_latest.jpg" in arrivals._found
+        work.steps(5)
+        assert times(bucket) == written and work.work.judged == 2
 
 
 def test_a_bucket_s_new_end_is_found_by_one_request(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:

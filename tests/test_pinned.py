@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.errors import UserError
 from tyre_lightning.lake.fingerprint import fingerprint
 from tyre_lightning.lake.pinned import load, save
+from tyre_lightning.lake.provenance import Provenance
 from tyre_lightning.model.backbones import preset
 
 CLASSES = ("bulge", "good")
@@ -154,11 +156,39 @@ def test_other_classes_than_pinned(lake: Path, tmp_path: Path) -> None:
 def test_no_catalog(lake: Path, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(
-        UserError, match=r"data\.catalog=.*x\.parquet is not a catalog: give the catalog\.parquet of a run"
+        UserError, match=r"data\.catalog=.*x\.parquet is not a catalog, or is damaged: give the catalog"
     ):
         module(None, catalog=str(tmp_path / "x.parquet"))
     with pytest.raises(UserError, match=r"cannot read '.*y\.parquet': No such file or directory"):
         module(None, catalog=str(tmp_path / "y.parquet"))
+
+
+def damaged(whole: bytes) -> Iterator[bytes]:
+    """A file that was cut, or of which some bytes are others."""
+    draws = random.Random(0)
+    for _ in range(40):
+        place = draws.randrange(8, len(whole) - 8)
+        yield whole[:place]
+        yield whole[:place] + draws.randbytes(8) + whole[place + 8 :]
+
+
+def test_a_damaged_file_of_a_version_is_one_sentence(lake: Path, tmp_path: Path) -> None:
+    """Of a footer pyarrow says so in one way, of the pages in others."""
+    path, told = Path(pin(module(str(lake)), tmp_path)), set[str]()
+    for data in damaged(path.read_bytes()):
+        path.write_bytes(data)
+        try:
+            load(str(path), S3Config())
+        except UserError as error:
+            told.add(str(error))
+    assert told == {f"data.catalog={path} is not a catalog, or is damaged: give the catalog.parquet of a run"}
+    rows = [{"path": f"train/good/{number}.jpg", "why": "audit", "selected": True} for number in range(200)]
+    for data in damaged(Provenance(rows, "v1", "v2", []).to_bytes()):
+        try:
+            Provenance.from_bytes(data, "v2")
+        except UserError as error:
+            told.add(str(error).partition(":")[0])
+    assert "v2 is not what tyre accept wrote" in told
 
 
 def test_order_and_split_survive_the_file(lake: Path, tmp_path: Path) -> None:

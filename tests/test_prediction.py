@@ -182,6 +182,7 @@ def test_files_and_globs(tmp_path: Path) -> None:
     assert keys(str(tmp_path / "v1")) == ["v1/a/x.png", "v1/b/y.jpg"]
     assert keys(str(tmp_path / "v1" / "a" / "x.png")) == ["a/x.png"]
     assert keys(str(tmp_path / "v1" / "*" / "*.[jp][pn]g")) == ["v1/a/x.png", "v1/b/y.jpg"]
+    assert keys(str(tmp_path / "v1" / "*" / "*.png")) == ["v1/a/x.png"]  # one key, whatever else is there
     assert keys("s3://b/v1/a/x.JPG") == ["a/x.JPG"]
     with pytest.raises(UserError, match="is no file, folder, glob with a match"):
         open_source(str(tmp_path / "*.gif"), s3)

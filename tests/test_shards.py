@@ -641,6 +641,20 @@ def denied(plant: Path, match: str, there: str, monkeypatch: pytest.MonkeyPatch)
         yield
 
 
+def test_shards_of_a_glob_find_their_pictures_whatever_else_has_gone_and_wherever_they_start(
+    model: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    predict(model, "line/*/*.png", tmp_path / "out", "shards=2", "shard=0")
+    shutil.rmtree(line / "late")
+    monkeypatch.chdir(line)
+    with pytest.raises(UserError, match=r"output=.* was begun with input=.*, and this process has input="):
+        predict(model, "*/*.png", tmp_path / "out", "shards=2", "shard=1")
+    predict(model, "../line/*/*.png", tmp_path / "out", "shards=2", "shard=1")
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == IMAGES and rows[rows["key"].str.startswith("line/early/")]["error"].isna().all()
+
+
 @pytest.mark.parametrize("there", ["folder", "s3"])
 def test_a_picture_that_may_not_be_read_is_a_row(
     model: Path, line: Path, plant: Path, tmp_path: Path, there: str, monkeypatch: pytest.MonkeyPatch

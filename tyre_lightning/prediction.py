@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -84,7 +85,7 @@ def _begin(config: PredictConfig, source: Source, there: Destination) -> tuple[I
     terms = {
         "model": model,
         "promise": None if inspector.point is None else asdict(inspector.point.promised),
-        "input": source.store.root if source.only is None else hide_passwords(str(config.input)),
+        "input": source.store.root if source.only is None else hide_passwords(_absolute(str(config.input))),
         "shards": config.shards,
         "explain": config.explain,
         "weights": inspector.digest(),
@@ -97,6 +98,11 @@ def _begin(config: PredictConfig, source: Source, there: Destination) -> tuple[I
         return _begin(config, source, there)
     check_terms(manifest.terms, terms, config.output)
     return inspector, manifest
+
+
+def _absolute(address: str) -> str:
+    """A glob or file, from wherever it is asked for."""
+    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
 
 
 def _list(

@@ -85,7 +85,7 @@ def _load(path: Path) -> dict[tuple[str, str], str]:
             return {}
         table = read.to_pydict()
         return dict(zip(zip(table["key"], table["tag"], strict=True), table["md5"], strict=True))
-    except (OSError, pa.ArrowInvalid, KeyError):  # not there yet, or not whole: then it is made anew
+    except (OSError, ValueError, KeyError, pa.ArrowException):  # not there yet, or not whole: then it is made anew
         return {}
 
 

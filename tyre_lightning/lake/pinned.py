@@ -93,15 +93,16 @@ def load(address: str, s3: S3Config) -> Pinned:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         about = json.loads(file.schema_arrow.metadata[_ABOUT])
-        shown = _shown(file)
+        classes = tuple(about["classes"])  # as an older version may have spelt them
+        if (made := about.get("format", 1)) > FORMAT:
+            raise UserError(f"data.catalog={address} has format {made}, and this version knows up to {FORMAT}: update")
         usages = pc.unique(file.read(["usage"])["usage"]).to_pylist()
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"data.catalog={address} is not a catalog: give the catalog.parquet of a run") from error
-    if (made := about.get("format", 1)) > FORMAT:
-        raise UserError(f"data.catalog={address} has format {made}, and this version knows up to {FORMAT}: update")
-    classes = tuple(about["classes"])  # as an older version may have spelt them
-    catalogs = {usage: _catalog(file, usage, classes) for usage in usages}
-    return Pinned(about["root"], tuple(map(one_form, classes)), catalogs, shown)
+        catalogs = {usage: _catalog(file, usage, classes) for usage in usages}
+        return Pinned(about["root"], tuple(map(one_form, classes)), catalogs, _shown(file))
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"data.catalog={address} is not a catalog, or is damaged: give the catalog.parquet of a run"
+        ) from error
 
 
 def _shown(file: pq.ParquetFile) -> dict[str, Shown]:

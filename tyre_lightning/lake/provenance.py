@@ -114,7 +114,7 @@ class Provenance:
                 raise UserError(f"{place} has format {made}, and this version knows up to {FORMAT}: update")
             steps = [Step(**step) for step in about.pop("steps")]
             return cls(table.select(_COLUMNS.names).to_pylist(), steps=steps, **about)
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise UserError(f"{place} is not what tyre accept wrote: {first_line(error)}") from error
 
 

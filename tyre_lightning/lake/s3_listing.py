@@ -120,7 +120,7 @@ def _load(memory: Path) -> list[Block]:
             blocks.append(Block(table.slice(start, count), digest, after))
             start += count
         return blocks
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):  # none yet, or not whole: it is made anew
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):  # none yet, or not whole: it is made anew
         return none
 
 

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from tyre_lightning.config import S3Config
@@ -65,9 +66,15 @@ def open_source(address: str, s3: S3Config) -> Source:
     files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
     if not files:
         raise UserError(f"input={address} is no file, folder, glob with a match, or s3:// address")
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    store = FolderStore(root)
-    return Source(store, tuple(store.key(Path(os.path.abspath(f)).relative_to(root).as_posix()) for f in files))
+    root = Path(os.path.dirname(os.path.abspath(path))) if files == [path] else _above(path)
+    store = FolderStore(str(root))
+    return Source(store, tuple(store.key(Path(os.path.abspath(file)).relative_to(root).as_posix()) for file in files))
+
+
+def _above(pattern: str) -> Path:
+    """The folder that all files of a glob lie below: the same whichever of them are there."""
+    *folders, _ = Path(os.path.abspath(pattern)).parts
+    return Path(*takewhile(lambda name: not glob.has_magic(name), folders))
 
 
 def _s3_source(address: str, s3: S3Config) -> Source:

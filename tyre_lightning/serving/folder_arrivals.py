@@ -15,7 +15,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.listing import is_image
 from tyre_lightning.lake.store import FolderStore
 from tyre_lightning.lake.writing import Target
-from tyre_lightning.serving.arrivals import CONTENT, VERDICT, Arrivals
+from tyre_lightning.serving.arrivals import VERDICT, Arrivals
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,6 @@ class FolderArrivals(Arrivals):
         with self._lock:
             if (file := self._given.pop(path, None)) is not None:
                 self._files[path] = file
-
-    def knows(self, path: str, content: str) -> bool:
-        """See :meth:`Arrivals.knows`: its folder's disk was away, or it was."""
-        return (self.find(f"{path}{VERDICT}") or {}).get(CONTENT) == content
 
     def _see_root(self) -> None:
         """Go on with what is known where it is the folder that it was, and wait while a disk is not mounted there.
