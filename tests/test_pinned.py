@@ -156,7 +156,7 @@ def test_other_classes_than_pinned(lake: Path, tmp_path: Path) -> None:
 def test_no_catalog(lake: Path, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(
-        UserError, match=r"data\.catalog=.*x\.parquet is not a catalog, or is damaged: give the catalog"
+        UserError, match=r"data\.catalog=.*x\.parquet is not a catalog: give the catalog\.parquet of a run"
     ):
         module(None, catalog=str(tmp_path / "x.parquet"))
     with pytest.raises(UserError, match=r"cannot read '.*y\.parquet': No such file or directory"):
@@ -181,7 +181,7 @@ def test_a_damaged_file_of_a_version_is_one_sentence(lake: Path, tmp_path: Path)
             load(str(path), S3Config())
         except UserError as error:
             told.add(str(error))
-    assert told == {f"data.catalog={path} is not a catalog, or is damaged: give the catalog.parquet of a run"}
+    assert told == {f"data.catalog={path} is not a catalog: give the catalog.parquet of a run"}
     rows = [{"path": f"train/good/{number}.jpg", "why": "audit", "selected": True} for number in range(200)]
     for data in damaged(Provenance(rows, "v1", "v2", []).to_bytes()):
         try:

@@ -100,9 +100,7 @@ def load(address: str, s3: S3Config) -> Pinned:
         catalogs = {usage: _catalog(file, usage, classes) for usage in usages}
         return Pinned(about["root"], tuple(map(one_form, classes)), catalogs, _shown(file))
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"data.catalog={address} is not a catalog, or is damaged: give the catalog.parquet of a run"
-        ) from error
+        raise UserError(f"data.catalog={address} is not a catalog: give the catalog.parquet of a run") from error
 
 
 def _shown(file: pq.ParquetFile) -> dict[str, Shown]:
