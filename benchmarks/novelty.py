@@ -7,7 +7,8 @@ fold's tyres, and of the pictures in other folders (drawn tyres and pictures of 
 by the trained model's verdicts, as predict.py gives them, how many are accepted by ``max_novel_rate`` as it is and at
 5 %, and how many would be without novelty. Where training lacked no defect, some of the held-out pictures are made
 dark, bright, blurred and so on too, in five strengths: how many are still classified rightly, and how many reviewed.
-A line for each training is added to ``--results``; what is there already is not done again.
+A line for each training is added to ``--results``; what is there already is not done again. ``--reverse`` trains on
+drawn tyres, and LAKE's are among what it is shown.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tyre_lightning.lake.tyres import find_tyre
 NOBODY = "none"
 OTHER = 0.05
 _DRAWN = 40  # pictures of each class
+_LEARNT = 200  # likewise, where drawn tyres are what is learnt
 _SIDE = 320
 _SPOILT = 150  # tyres
 
@@ -101,6 +103,18 @@ def nothing() -> Iterator[Image.Image]:
 
 def _picture(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def draw_lake(folder: Path) -> Path:
+    """Drawn tyres, each a group of its own, and none that :func:`lay_far` draws; gives a folder with a manifest."""
+    write_lake(folder / "v1", {"train": _LEARNT}, size=_SIDE, seed=1)
+    paths = sorted((folder / "v1" / "train").rglob("*.jpg"))
+    rows = [
+        {"path": path.relative_to(folder), "label": path.parent.name, "group": place}
+        for place, path in enumerate(paths)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    return folder
 
 
 def lay_far(folder: Path, given: dict[str, str]) -> dict[str, Path]:
@@ -265,6 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lake", type=Path)
     parser.add_argument("--far", nargs="*", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--reverse", action="store_true", help="train on drawn tyres, show the lake's")
     parser.add_argument("--folds", type=int, nargs="+", default=range(shared.FOLDS))
     parser.add_argument("--without", nargs="+", default=[NOBODY, "bulge", "cracks", "flat_spots"])
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="another recipe")
@@ -275,6 +290,9 @@ def main() -> None:
     done = shared.read(path, Result)
     lake, given = options.lake.resolve(), dict(item.split("=", 1) for item in options.far)
     with tempfile.TemporaryDirectory() as scratch:
+        if options.reverse:
+            given |= {"real tyres": str(lake)}
+            lake = draw_lake(Path(scratch, "learnt"))
         far = lay_far(Path(scratch), given)
         for fold in options.folds:
             for without in options.without:
