@@ -1,10 +1,10 @@
-"""What it costs that the same validation images choose the epoch, fit the temperature and set the threshold.
+"""What it costs that the same validation images choose the epoch, fit offsets and temperature, and set the threshold.
 
 Trains on few drawn tyres by this project's own training, and keeps what the averaged weights of every epoch say of a
 large pool of others. Validation sets are then drawn from the pool 2,000 times, the whole choice is made on each, and
 the pool says how many tyres escape, and how many good ones are rejected, in truth. Prints how often each promise was
 possible and how often it is broken, which should be at most 1 - confidence: where the images choose everything, where
-the epoch is the last, and where the temperature is 1 too.
+the epoch is the last, and where offsets are 0 and the temperature is 1 too.
 """
 
 from __future__ import annotations

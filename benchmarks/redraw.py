@@ -24,7 +24,7 @@ from tyre_lightning.model.best_epoch import standard_error
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-WAYS = ("epoch, temperature, threshold", "temperature, threshold", "threshold")  # what validation images choose
+WAYS = ("epoch, offsets, temperature, threshold", "offsets, temperature, threshold", "threshold")  # images choose
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Population:
         names = column([f"{place:06}" for place in range(len(drawn))])
         return Scores(names, self.labels[drawn], self.logits[epoch, drawn], names, names)
 
-    def rates(self, epoch: int, temperature: float, threshold: float) -> tuple[float, float]:
+    def rates(
+        self, epoch: int, temperature: float, threshold: float, offsets: Sequence[float] = (0.0,)
+    ) -> tuple[float, float]:
         """Escape and overkill rate: the shares of defective tyres below a threshold and of good ones from it on."""
-        scores = self.sample(np.arange(len(self.labels)), epoch).defective(self.good, temperature)
+        whole = self.sample(np.arange(len(self.labels)), epoch).shifted(np.array(offsets))
+        scores = whole.defective(self.good, temperature)
         good = self.labels == self.good
         return float((scores[~good] < threshold).mean()), float((scores[good] >= threshold).mean())
 
@@ -78,7 +81,8 @@ def redraw(
 ) -> dict[str, Floats]:
     """The true escape and overkill rates [draws, promises, 2] of what each of ``WAYS`` chooses; NaN without a promise.
 
-    Where validation images do not choose the epoch it is the last, and where not the temperature, that is 1.
+    Where validation images do not choose the epoch it is the last, and where not offsets and temperature, they are 0
+    and 1.
     """
     draw, confusions = np.random.default_rng(seed), population.confusions()
     found: dict[str, list[list[tuple[float, float]]]] = {way: [] for way in WAYS}
@@ -89,7 +93,8 @@ def redraw(
         fixed = [*_rates(population, drawn, last, promises)]
         found[WAYS[0]].append(fixed if epoch == last else [*_rates(population, drawn, epoch, promises)])
         found[WAYS[1]].append(fixed)
-        with mock.patch.object(judgement, "fit_temperature", return_value=1.0):
+        nothing = mock.patch.object(judgement, "fit_offsets", return_value=np.zeros(population.logits.shape[2]))
+        with nothing, mock.patch.object(judgement, "fit_temperature", return_value=1.0):
             found[WAYS[2]].append([*_rates(population, drawn, last, promises)])
     return {way: np.array(rates) for way, rates in found.items()}
 
@@ -97,14 +102,15 @@ def redraw(
 def _rates(
     population: Population, drawn: Ints, epoch: int, promises: Sequence[OperatingPointConfig]
 ) -> Iterator[tuple[float, float]]:
-    calibration = judgement.fit_calibration(population.sample(drawn, epoch), population.good)
+    leaning = [0.0] * population.logits.shape[2]
+    calibration = judgement.fit_calibration(population.sample(drawn, epoch), population.good, leaning=leaning)
     for promise in promises:
         try:
             threshold = calibration.operating_point(promise).threshold
         except UserError:
             yield math.nan, math.nan
         else:
-            yield population.rates(epoch, calibration.temperature, threshold)
+            yield population.rates(epoch, calibration.temperature, threshold, calibration.offsets)
 
 
 @dataclass(frozen=True)

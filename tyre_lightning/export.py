@@ -1,8 +1,9 @@
 """A model as an ONNX file, for other runtimes: ``python -m tyre_lightning.export model=models:/tyre-defects/1``.
 
-In: ``image``, uint8 [N, 3, size, size], RGB, decoded and resized; out: ``logits``, float32 [N, classes]. Normalisation
-and mirrored views are inside. The metadata's ``inspector`` is JSON: classes in order, preprocessing, temperature and
-operating point; ``multi_label`` where logits are read as :class:`tyre_lightning.decision.outputs.Outputs` says.
+In: ``image``, uint8 [N, 3, size, size], RGB, decoded and resized; out: ``logits``, float32 [N, classes]. Normalisation,
+offsets and mirrored views are inside. The metadata's ``inspector`` is JSON: classes in order, preprocessing,
+temperature and operating point; ``multi_label`` where logits are read as
+:class:`tyre_lightning.decision.outputs.Outputs` says.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def export(cfg: DictConfig) -> Exported:
 
     inspector = load_inspector(str(config.model), config.tracking_uri)
     size = inspector.preprocessing.size
+    inspector.take_in_offsets()
     proto = onnx.load_from_string(to_onnx(inspector.network, size))
     proto.metadata_props.add(key="inspector", value=inspector.spec())
     content = proto.SerializeToString()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tyre_lightning.checks import limited
-from tyre_lightning.config import OperatingPointConfig, TrainConfig, TrainerConfig, Unreadable
+from tyre_lightning.config import TrainConfig, TrainerConfig, Unreadable
 from tyre_lightning.data.datamodule import TyreDataModule
 from tyre_lightning.errors import UnreadableImage, UserError
 from tyre_lightning.evaluation.answer import answer
@@ -21,6 +21,7 @@ from tyre_lightning.evaluation.likeness import UNKNOWN, Likeness, draw, learn_re
 from tyre_lightning.evaluation.sampling import sample_of
 from tyre_lightning.evaluation.scores import SCORES, Scores
 from tyre_lightning.model.glance import open_glance
+from tyre_lightning.model.imbalance import leaning
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.progress import progress_bar
 from tyre_lightning.recording import (
@@ -76,12 +77,14 @@ def settle(
     Raises:
         UserError: an image cannot be fetched, or not decoded where that is an error.
     """
+    inspector.calibration = inspector.point = None  # of before: what is scored here is the network alone
     inspector.reference, learnt, inspector.examples = learn_good_tyres(inspector, data, config.trainer)
     scores = score(inspector, data, config.trainer)
+    fit_decisions(inspector, config, fresh(readable(scores), seen).get("val"), learnt, data)
+    scores = {usage: found.shifted(inspector.offsets) for usage, found in scores.items()}
     record_scores(run, inspector, scores, run.journal.folder.parent / SCORES)
     metrics = record_class_metrics(run, inspector, scores, step)
     judged = fresh(readable(scores), seen)
-    fit_decisions(inspector, config.operating_point, judged.get("val"), learnt)
     if "val" in judged:
         inspector.validation = sample_of(inspector, judged["val"])
     metrics |= record_decision_metrics(run, inspector, judged, config.operating_point.confidence)
@@ -231,23 +234,31 @@ def fresh(scores: Mapping[str, Scores], seen: Mapping[str, Sequence[str]]) -> di
 
 
 def fit_decisions(
-    inspector: Inspector, wanted: OperatingPointConfig, scores: Scores | None, learnt: NDArray[np.float64]
+    inspector: Inspector,
+    config: TrainConfig,
+    scores: Scores | None,
+    learnt: NDArray[np.float64],
+    data: TyreDataModule,
 ) -> None:
-    """Give an inspector its temperature and operating point.
+    """Give an inspector its offsets, its temperature and its operating point.
 
     Args:
         inspector: the model.
-        wanted: what it is to promise.
+        config: what it is to promise.
         scores: of validation images of new tyres.
         learnt: how far good tyres of training are from each other, see :class:`Likeness`.
+        data: what it was trained with.
     """
     if scores is None:
         log.warning("no validation image of a tyre that training did not see could be read: nothing is calibrated")
         return
     good = inspector.good_class
-    inspector.calibration = fit_calibration(scores, None if good is None else inspector.classes.index(good), learnt)
+    counts = data.train.counts()
+    leans = leaning(config, [counts.get(name, 0) for name in inspector.classes])
+    index = None if good is None else inspector.classes.index(good)
+    inspector.calibration = fit_calibration(scores, index, learnt, leans)
     try:
         if good is not None:  # else the data module has said so
-            inspector.promise(wanted)
+            inspector.promise(config.operating_point)
     except UserError as error:
         log.warning("the model gets no operating point: %s", error)

@@ -80,7 +80,7 @@ def judge_anew(cfg: DictConfig, inspector: Inspector, version: ModelVersion, lea
     catalogs = data.tagged()
     setup = describe(cfg, data, catalogs, 0)
     name, tags = f"{version.name} {version.version} recalibrated", run_tags(config.trainer, setup["found"])
-    then, inspector.point, inspector.calibration = inspector.point, None, None
+    then = inspector.point
     with tracked_run(config.logger, run_folder(config), name, tags | {ORIGIN: uri}) as run:
         record_setup(run, cfg, setup)
         record_data(run, data, catalogs)

@@ -18,7 +18,6 @@ from tyre_lightning.checkpointing import BEST, model_alone, save_whole
 from tyre_lightning.checks import balanced_weights, check_means, check_monitors, check_readable
 from tyre_lightning.config import (
     ClassWeights,
-    Sampling,
     TrainConfig,
     to_train_config,
 )
@@ -30,10 +29,10 @@ from tyre_lightning.joined import joined, meet
 from tyre_lightning.judging import Trained, find_shared, hand_over, settle
 from tyre_lightning.memory import memory_errors
 from tyre_lightning.messages import quiet
-from tyre_lightning.model.classifier import FORMAT, MADE_AS, REFERENCE, TyreClassifier
+from tyre_lightning.model.classifier import MADE_AS, REFERENCE, TyreClassifier
 from tyre_lightning.model.engine import check_export
 from tyre_lightning.model.examples import EXAMPLES
-from tyre_lightning.model.imbalance import adjustment
+from tyre_lightning.model.imbalance import log_priors
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.model.weights import load_weights
 from tyre_lightning.opening import open_data
@@ -145,7 +144,7 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         channels_last=options.channels_last,
         optimizer=options.optimizer.rates(),
         multi_label=config.data.multi_label,
-        log_priors=priors(config, data),
+        log_priors=log_priors(config, [*data.train.counts().values()]),
         outliers=options.outliers,
     )
     model.use(options.loss, options.optimizer.own)
@@ -154,15 +153,6 @@ def build_model(config: TrainConfig, data: TyreDataModule, *, pretrained: bool) 
         load_weights(model.network, options.backbone, options.weights, config.s3)
     check_export(model.network, options.backbone, data.preprocessing.size)
     return model
-
-
-def priors(config: TrainConfig, data: TyreDataModule) -> list[float] | None:
-    """What cross-entropy adds to logits for rare classes; None where that is off, or balancing does as much."""
-    options = config.model
-    balanced = options.class_weights is ClassWeights.balanced or config.data.sampling is Sampling.balanced
-    if balanced or config.data.multi_label or not options.logit_adjustment:
-        return None
-    return adjustment([*data.train.counts().values()], options.logit_adjustment)
 
 
 def fit(trainer: L.Trainer, model: TyreClassifier, data: TyreDataModule, resume: Path | None) -> None:
@@ -191,7 +181,7 @@ def add_judgement(checkpoint: Path, inspector: Inspector) -> None:
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept = model_alone(content) if checkpoint.name == BEST else content
-    judged: dict[str, Any] = {JUDGEMENT: inspector.judgement()}
-    if inspector.reference is not None:  # older versions would leave it out, and accept what this one does not
-        judged |= {MADE_AS: FORMAT, REFERENCE: inspector.reference_tensors(), EXAMPLES: inspector.example_tensors()}
+    judged: dict[str, Any] = {JUDGEMENT: inspector.judgement(), MADE_AS: max(kept.get(MADE_AS, 1), inspector.format)}
+    if inspector.reference is not None:
+        judged |= {REFERENCE: inspector.reference_tensors(), EXAMPLES: inspector.example_tensors()}
     save_whole({**kept, **judged}, checkpoint)

@@ -97,6 +97,7 @@ class Calibration:
         measured: of how many good tyres a distance is known.
         tail: the farthest of these and of good tyres of training together, see :class:`Scale`; descending.
         learnt_total: how many of training were asked.
+        offsets: that are added to logits before they are divided, one a class; none: nothing is.
     """
 
     temperature: float
@@ -110,6 +111,7 @@ class Calibration:
     measured: int = 0
     tail: list[float] = field(default_factory=list)
     learnt_total: int = 0
+    offsets: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, tyres: Tyres, good: int, temperature: float, learnt: Floats = NOBODY) -> Calibration:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tyre_lightning.decision.bounds import Interval
 from tyre_lightning.decision.calibration import (
     brier_score,
     expected_calibration_error,
+    fit_offsets,
     fit_temperature,
     softmax,
 )
@@ -22,20 +24,30 @@ from tyre_lightning.evaluation.scores import Scores
 from tyre_lightning.lake.texts import numbered
 
 
-def fit_calibration(scores: Scores, good: int | None, learnt: NDArray[np.float64] = NOBODY) -> Calibration:
+def fit_calibration(
+    scores: Scores,
+    good: int | None,
+    learnt: NDArray[np.float64] = NOBODY,
+    leaning: Sequence[float] | None = None,
+) -> Calibration:
     """What validation images say.
 
     Args:
-        scores: of them.
+        scores: of them, without offsets.
         good: the index of the class without defects, if one is known.
         learnt: see :meth:`Calibration.of`.
+        leaning: see :func:`tyre_lightning.model.imbalance.leaning`; None: logits get no offsets.
     """
     place = numbered(scores.groups)[1]
     weights = 1 / np.bincount(place)[place]
+    offsets: list[float] = []
+    if leaning is not None:
+        offsets = fit_offsets(scores.logits, scores.labels, np.array(leaning)).tolist()
+        scores = scores.shifted(np.array(offsets))
     temperature = fit_temperature(*scores.outputs.outcomes(scores.logits, scores.labels), weights)
     if good is None:
-        return Calibration(temperature, [], 0, [], 0)
-    return Calibration.of(scores.counted(good, temperature), good, temperature, learnt)
+        return Calibration(temperature, [], 0, [], 0, offsets=offsets)
+    return replace(Calibration.of(scores.counted(good, temperature), good, temperature, learnt), offsets=offsets)
 
 
 def class_metrics(scores: Scores, classes: Sequence[str], good_class: str | None) -> dict[str, float]:

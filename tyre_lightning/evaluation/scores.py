@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tyre_lightning.data.traits import TRAITS
+from tyre_lightning.decision.calibration import Floats
 from tyre_lightning.decision.outputs import ONE_CLASS, Outputs
 from tyre_lightning.decision.tyres import Tyres
 from tyre_lightning.errors import UnreadableImage
@@ -243,6 +244,10 @@ class Scores:
             far=None if self.far is None else self.far[places],
             traits=None if self.traits is None else self.traits[places],
         )  # fmt: skip
+
+    def shifted(self, offsets: Floats | float) -> Scores:
+        """As scored by a model that adds offsets, shape (classes,), to the logits."""
+        return replace(self, logits=self.logits + offsets)
 
     def without(self, keys: Collection[str]) -> Scores:
         """The scores of all other images."""

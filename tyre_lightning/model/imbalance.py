@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tyre_lightning.config import ClassWeights, Sampling, TrainConfig
+
 _OVERLAP = 0.99  # of a class's images: with it some hundred are as good as any number
 
 
@@ -33,3 +35,38 @@ def adjustment(counts: Sequence[int], tau: float) -> list[float]:
     effective = (1 - _OVERLAP**numbers) / (1 - _OVERLAP)
     found: list[float] = (tau * np.log(effective / effective.sum())).tolist()
     return found
+
+
+def log_priors(config: TrainConfig, counts: Sequence[int]) -> list[float] | None:
+    """What training's cross-entropy adds to logits for rare classes; None where that is off, or balancing does as much.
+
+    Args:
+        config: of the training.
+        counts: its images of each class.
+    """
+    if _balanced(config) or config.data.multi_label or not config.model.logit_adjustment:
+        return None
+    return adjustment(counts, config.model.logit_adjustment)
+
+
+def leaning(config: TrainConfig, counts: Sequence[int]) -> list[float] | None:
+    """What, added to logits, makes them fit the images that training saw, whatever it has done for rare classes.
+
+    Args:
+        config: of the training.
+        counts: its images of each class.
+
+    Returns:
+        A number for each class; None where nobody knows, with a loss of one's own, or where every class is a yes or no.
+    """
+    if config.model.loss or config.data.multi_label:
+        return None
+    if not _balanced(config):
+        return log_priors(config, counts) or [0.0] * len(counts)
+    numbers = np.maximum(np.array(counts, np.float64), 1)
+    found: list[float] = np.log(numbers / numbers.sum()).tolist()
+    return found
+
+
+def _balanced(config: TrainConfig) -> bool:
+    return config.model.class_weights is ClassWeights.balanced or config.data.sampling is Sampling.balanced

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tyre_lightning.config import OperatingPointConfig
 from tyre_lightning.data.transforms import Preprocessing
@@ -45,9 +45,10 @@ if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
 DEFECTS = "defects"  # the column that lists them, of a model of several
-FORMAT = 6  # of what is saved; in format 1, which has no number, promises were made picture by picture
+FORMAT = 7  # of what is saved; in format 1, which has no number, promises were made picture by picture
 _GLANCE = "glance"  # what a file says of its weights, under that name
-_PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
+_UNMOVED = 6  # of a model whose logits get no offsets
+_PLAIN = 2  # of one whose pictures show one class each too, and that tells no novelty: older versions read it
 NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
 UNLIKE = "it is unlike the good tyres of training"
 
@@ -85,7 +86,7 @@ class Sighting:
 class Look(NamedTuple):
     """What a network sees in N images."""
 
-    logits: NDArray[np.float64]  # [N, classes], before calibration
+    logits: NDArray[np.float64]  # [N, classes], with the offsets, before they are divided by the temperature
     features: NDArray[np.float32]  # [N, D], see :meth:`Network.look`
 
 
@@ -224,7 +225,7 @@ class Inspector:
     def spec(self) -> str:
         """All but the weights, as JSON."""
         values = {
-            "format": self._format,
+            "format": self.format,
             "backbone": self.name,
             "classes": self.classes,
             "good_class": self.good_class,
@@ -237,7 +238,7 @@ class Inspector:
     def judgement(self) -> dict[str, Any]:
         """What decides, as plain values: calibration, operating point, and what names a tyre."""
         return {
-            "format": self._format,
+            "format": self.format,
             "group_pattern": self.group_pattern,
             **({} if self.reference is None or self.network.glance is None else {_GLANCE: glance_digest()}),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
@@ -265,8 +266,11 @@ class Inspector:
         return {} if self.examples is None else _tensors(self.examples.arrays())
 
     @property
-    def _format(self) -> int:
-        return _PLAIN if self.reference is None and not self.multi_label else FORMAT
+    def format(self) -> int:
+        """Of what is saved: older versions must not read what they would answer otherwise."""
+        if self.calibration is not None and self.calibration.offsets:
+            return FORMAT
+        return _PLAIN if self.reference is None and not self.multi_label else _UNMOVED
 
     def promise(self, wanted: OperatingPointConfig) -> None:
         """Decide at the operating point that keeps this promise.
@@ -305,7 +309,7 @@ class Inspector:
         return self.preprocessing.read(data, key)
 
     def logits(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
-        """What the network says of what :meth:`read` gave, float64 [N, classes], before calibration."""
+        """What the network says of what :meth:`read` gave, float64 [N, classes], see :class:`Look`."""
         return self.look(images).logits
 
     def distances(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -344,7 +348,7 @@ class Inspector:
             with whole_precision():
                 answer = self.network.look(batch)
             logits, features = (part.float().cpu().numpy() for part in answer)
-        return Look(logits.astype(np.float64), features)
+        return Look(logits.astype(np.float64) + self.offsets, features)
 
     def probabilities(self, images: Sequence[Tensor]) -> NDArray[np.float64]:
         """Class probabilities, float64 [N, classes], of what :meth:`read` gave."""
@@ -363,6 +367,20 @@ class Inspector:
     def temperature(self) -> float:
         """What logits are divided by."""
         return 1.0 if self.calibration is None else self.calibration.temperature
+
+    @property
+    def offsets(self) -> NDArray[np.float64] | float:
+        """What is added to the network's logits, shape (classes,); 0 where it is nothing."""
+        return np.array(self.calibration.offsets) if self.calibration is not None and self.calibration.offsets else 0.0
+
+    def take_in_offsets(self) -> None:
+        """Let the network itself add them, for a runtime that knows of none."""
+        if self.calibration is not None and self.calibration.offsets:
+            last = self.network.head[-1]
+            assert isinstance(last, nn.Linear)
+            with torch.no_grad():
+                last.bias.add_(torch.tensor(self.calibration.offsets))
+            self.calibration = replace(self.calibration, offsets=[])
 
     def columns(self) -> list[str]:
         """The names of an answer's probabilities, one a class."""
