@@ -80,6 +80,14 @@ def test_a_class_without_images_stays_where_it_is() -> None:
     assert found[2] == 0 and np.abs(found).max() > 0
 
 
+def test_an_image_whose_score_is_no_number_says_nothing() -> None:
+    logits, labels = some_of(honest(np.random.default_rng(9), 2, 1))
+    broken = np.concatenate([logits[:100], [[np.nan] * CLASSES, [np.inf, 0, 0, 0]]])
+    found = fit_offsets(broken, np.r_[labels[:100], 1, 2])
+    np.testing.assert_array_equal(found, fit_offsets(logits[:100], labels[:100]))
+    assert fit_offsets(broken[100:], np.array([1, 2])).tolist() == [0] * CLASSES
+
+
 @pytest.mark.parametrize("counts", [(400, 5, 300, 20)])
 @pytest.mark.parametrize("balanced", [None, "loss", "sampling"])
 def test_what_training_has_done_for_rare_classes_is_not_undone(counts: tuple[int, ...], balanced: str | None) -> None:

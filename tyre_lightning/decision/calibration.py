@@ -65,13 +65,15 @@ def fit_offsets(logits: Floats, labels: Labels, priors: Floats | None = None) ->
     a class of which there is none.
 
     Args:
-        logits: [N, classes].
+        logits: [N, classes]; an image with one that is no number says nothing.
         labels: class indices, shape (N,).
         priors: what makes logits fit the images that training saw, shape (classes,), see
             :func:`tyre_lightning.model.imbalance.leaning`; None: nothing.
     """
     from scipy.optimize import minimize
 
+    whole = np.isfinite(logits).all(axis=1)
+    logits, labels = logits[whole], labels[whole]
     classes, place = logits.shape[1], np.arange(len(labels))
     free = np.bincount(labels, minlength=classes) > 0
     leaning = logits if priors is None else logits + priors
