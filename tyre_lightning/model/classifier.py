@@ -32,8 +32,7 @@ REFERENCE = "novelty"  # a checkpoint's keys
 PROGRESS = "progress"
 OPTIMIZER = "optimizer"
 MADE_AS = "tyre_lightning_format"
-FORMAT = 7  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
-_SEVERAL = 6  # of one whose images may show several defects
+FORMAT = 6  # of a checkpoint; those of format 1 have no number, and what they lack is what it was then
 _SINGLE = 2  # of one whose images show one class each, which older versions read too
 
 log = logging.getLogger(__name__)
@@ -151,7 +150,7 @@ class TyreClassifier(L.LightningModule):
         if self._latest is not None:
             self._check(self._latest)
         loss, images = self._loss
-        checkpoint[MADE_AS] = _SEVERAL if self.hparams["multi_label"] else _SINGLE
+        checkpoint[MADE_AS] = FORMAT if self.hparams["multi_label"] else _SINGLE
         checkpoint[OPTIMIZER] = self.optimizer_name
         checkpoint[PROGRESS] = {"loss": float(loss), "images": images, "unreadable": self._unreadable["train"]}
 

@@ -45,10 +45,9 @@ if TYPE_CHECKING:  # it takes Lightning, which nothing else here needs
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "inspector.json"
 DEFECTS = "defects"  # the column that lists them, of a model of several
-FORMAT = 7  # of what is saved; in format 1, which has no number, promises were made picture by picture
+FORMAT = 6  # of what is saved; in format 1, which has no number, promises were made picture by picture
 _GLANCE = "glance"  # what a file says of its weights, under that name
-_UNMOVED = 6  # of a model whose logits get no offsets
-_PLAIN = 2  # of one whose pictures show one class each too, and that tells no novelty: older versions read it
+_PLAIN = 2  # of a model whose pictures show one class each and that tells no novelty: older versions read it too
 NOVELTY = "novelty"  # the column that says how unlike good tyres a picture is; what a file says of it begins with that
 UNLIKE = "it is unlike the good tyres of training"
 
@@ -268,9 +267,8 @@ class Inspector:
     @property
     def format(self) -> int:
         """Of what is saved: older versions must not read what they would answer otherwise."""
-        if self.calibration is not None and self.calibration.offsets:
-            return FORMAT
-        return _PLAIN if self.reference is None and not self.multi_label else _UNMOVED
+        offsets = self.calibration is not None and self.calibration.offsets
+        return FORMAT if self.reference is not None or self.multi_label or offsets else _PLAIN
 
     def promise(self, wanted: OperatingPointConfig) -> None:
         """Decide at the operating point that keeps this promise.
