@@ -106,11 +106,15 @@ def _picture(values: np.ndarray) -> Image.Image:
 
 
 def draw_lake(folder: Path) -> Path:
-    """Drawn tyres, each a group of its own, and none that :func:`lay_far` draws; gives a folder with a manifest."""
+    """Drawn tyres, each a group of its own, and none that :func:`lay_far` draws; gives a folder with a manifest.
+
+    Two classes are called there as the real tyres' are.
+    """
     write_lake(folder / "v1", {"train": _LEARNT}, size=_SIDE, seed=1)
     paths = sorted((folder / "v1" / "train").rglob("*.jpg"))
+    named = {"good": shared.GOOD, "crack": shared.CRACKS}
     rows = [
-        {"path": path.relative_to(folder), "label": path.parent.name, "group": place}
+        {"path": path.relative_to(folder), "label": named.get(path.parent.name, path.parent.name), "group": place}
         for place, path in enumerate(paths)
     ]
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
