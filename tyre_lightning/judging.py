@@ -80,11 +80,13 @@ def settle(
     inspector.calibration = inspector.point = None  # of before: what is scored here is the network alone
     inspector.reference, learnt, inspector.examples = learn_good_tyres(inspector, data, config.trainer)
     scores = score(inspector, data, config.trainer)
-    fit_decisions(inspector, config, fresh(readable(scores), seen).get("val"), learnt, data)
-    scores = {usage: found.shifted(inspector.offsets) for usage, found in scores.items()}
+    judged = fresh(readable(scores), seen)
+    fit_decisions(inspector, config, judged.get("val"), learnt, data)
+    scores, judged = (
+        {usage: one.shifted(inspector.offsets) for usage, one in found.items()} for found in (scores, judged)
+    )
     record_scores(run, inspector, scores, run.journal.folder.parent / SCORES)
     metrics = record_class_metrics(run, inspector, scores, step)
-    judged = fresh(readable(scores), seen)
     if "val" in judged:
         inspector.validation = sample_of(inspector, judged["val"])
     metrics |= record_decision_metrics(run, inspector, judged, config.operating_point.confidence)
