@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 
 import tyre_lightning as tl
-from tests.conftest import ONE_NETWORK, run_here, run_script, train_here
+from tests.conftest import ONE_NETWORK, run_here, run_script, train_here, write_images
 from tests.once import once
 from tyre_lightning.api import open_data
 from tyre_lightning.audit.audit import examine
-from tyre_lightning.config import DataConfig, S3Config, config_folder, register_schemas
+from tyre_lightning.config import DataConfig, OperatingPointConfig, S3Config, config_folder, register_schemas
 from tyre_lightning.data.dataset import balanced
 from tyre_lightning.decision.calibration import fit_temperature
 from tyre_lightning.decision.operating_point import measure_rates
@@ -397,6 +397,25 @@ def test_the_good_class_must_be_known(tmp_path: Path) -> None:
         train_here(tmp_path / "run", f"data.root={tmp_path}/v1", "data.multi_label=true")
 
 
+def test_what_validation_does_not_show_and_pictures_do_not_have_is_said(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    write_images(root := tmp_path / "v1", {"train": 4, "val": 3, "test": 2}, ("bulge", "crack", "good"))
+    shutil.rmtree(root / "val" / "bulge")
+    for name in ("bulge", "crack"):
+        shutil.rmtree(root / "test" / name)
+    options = ("data.multi_label=true", ONE_NETWORK, "model.weights=none", "logger.registered_model=null")
+    train_here(tmp_path / "run", f"data.root={root}", *options, "operating_point.max_escape_rate=0.5")
+    told, said = [record.getMessage() for record in caplog.records], capsys.readouterr().out
+    assert told.count("no validation image shows 'bulge': the promise says nothing of such tyres") == 1
+    assert not [one for one in recwarn if "samples" in str(one.message)]
+    assert "train    12 images of 12 tyres: bulge 4, crack 4, good 4; 0 with several defects\n" in said
+    assert "\n\n\n" not in said.partition("the model on")[2]  # no gap where there are no defects to list
+
+
 def test_a_loss_of_one_s_own_gets_all_labels(lake: Path, tmp_path: Path) -> None:
     options = ("data.multi_label=true", *LEARN, "trainer.max_epochs=1", "logger.registered_model=null")
     loss = "+model.loss={_target_: torch.nn.BCEWithLogitsLoss}"
@@ -413,9 +432,12 @@ def test_a_checkpoint_of_the_other_kind_is_refused(run: Run, lake: Path, tmp_pat
 
 
 def test_an_onnx_file_says_how_its_logits_are_read(run: Run, tmp_path: Path) -> None:
-    run.model().save(tmp_path / "model")
+    model = run.model()
+    model.promise(OperatingPointConfig(0.4, 0.6, max_novel_rate=0.5))
+    model.save(tmp_path / "model")
     output = tmp_path / "tyre.onnx"
     done = run_script("-m", "tyre_lightning.export", f"model={tmp_path}/model", f"output={output}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "novelty is not in it" in done.stdout
     (entry,) = onnx.load(output).metadata_props
     assert json.loads(entry.value)["multi_label"] is True

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Never
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import write_images
@@ -20,6 +22,7 @@ from tyre_lightning.errors import UserError
 from tyre_lightning.lake.catalog import Catalog
 from tyre_lightning.model.backbones import preset
 from tyre_lightning.model.classifier import TyreClassifier
+from tyre_lightning.model.from_timm import build
 from tyre_lightning.opening import open_data
 from tyre_lightning.recording import describe
 from tyre_lightning.telling import tell_work
@@ -108,15 +111,28 @@ def said_of(data: TyreDataModule, folder: Path, capsys: pytest.CaptureFixture[st
             [(640, 640)], {}, "400 x 400 pixels\n           of pictures of about 640 x 640: "
             "data.image_size=640 would show all\n           of them, at 2.6 times the time\n", id="large",
         ),
-        pytest.param([(640, 640), (300, 300), (40, 40)], {}, "300 x 300 pixels\n", id="their median"),
-        pytest.param([(900, 100)], {}, "300 x 300 pixels\n", id="by their pixels"),
+        pytest.param(
+            [(640, 640), (300, 300), (40, 40)], {}, "300 x 300 pixels\n           of 5 of 14 pictures of about "
+            "640 x 640: data.image_size=640 would show all\n           of them, at 4.6 times the time\n",
+            id="their median",
+        ),
+        pytest.param(
+            [(900, 100)], {}, "300 x 300 pixels\n           of pictures of about 900 x 100: "
+            "data.image_size=900 would show all\n           of them, at 9.0 times the time\n", id="by their pixels",
+        ),
+        pytest.param([(320, 300)], {}, "310 x 310 pixels\n", id="nearly square"),
         pytest.param([(40, 40)], {}, "256 x 256 pixels\n", id="tiny"),
         pytest.param(
             [(640, 640)], {"image_size": 64}, "64 x 64 pixels\n           of pictures of about 640 x 640: "
             "data.image_size=640 would show all\n           of them, at 100.0 times the time\n", id="asked for",
         ),
         pytest.param([(64, 64)], {"image_size": 64}, "64 x 64 pixels\n", id="asked for, and no more is there"),
-        pytest.param([(640, 640)], {"eval_crop": EvalCrop.center}, "224 x 224 pixels\n", id="center"),
+        pytest.param(
+            [(700, 640)], {"eval_crop": EvalCrop.center}, "224 x 224 pixels\n           of pictures of about "
+            "700 x 640: data.image_size=560 would show all\n           of their middle, at 6.2 times the time\n",
+            id="center",
+        ),
+        pytest.param([(900, 256)], {"eval_crop": EvalCrop.center}, "224 x 224 pixels\n", id="center, not high"),
     ],
 )  # fmt: skip
 def test_the_network_sees_as_much_as_the_pictures_have(
@@ -126,6 +142,20 @@ def test_the_network_sees_as_much_as_the_pictures_have(
     write_pictures(root := tmp_path / "v1", *sizes * 3)
     data = DataConfig(root=str(root), near_copies=False, **options)  # type: ignore[arg-type]
     assert said_of(open_data(TrainConfig(data=data)), tmp_path, capsys) == said
+
+
+@pytest.mark.parametrize(("crop", "size", "times"), [(EvalCrop.whole, 672, 9), (EvalCrop.center, 448, 4)])
+def test_a_network_of_one_size_can_be_built_for_the_size_that_is_named(
+    crop: EvalCrop, size: int, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(root := tmp_path / "v1", *[(640, 480)] * 3)
+    name, config = "timm/vit_tiny_patch16_224", DataConfig(root=str(root), near_copies=False, eval_crop=crop)
+    said = said_of(TyreDataModule(config, S3Config(), preset(name)), tmp_path, capsys)
+    assert f"of pictures of about 640 x 480: data.image_size={size} would show all\n" in said
+    assert said.endswith(f", at {times}.0 times the time or more\n")  # it compares every place with every other
+    again = TyreDataModule(replace(config, image_size=size), S3Config(), preset(name))
+    assert said_of(again, tmp_path, capsys) == f"{size} x {size} pixels\n"
+    assert build(name, size)(torch.zeros(1, 3, size, size)).shape == (1, 192)
 
 
 def test_pictures_that_cannot_be_read_say_nothing_of_their_size(

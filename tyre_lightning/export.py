@@ -26,16 +26,20 @@ class Exported:
         size: pixels of an image's side.
         classes: in the order of the logits.
         megabytes: of the file.
+        novelty: whether the model, unlike the file, reviews what is unlike good tyres.
     """
 
     output: str
     size: int
     classes: tuple[str, ...]
     megabytes: float
+    novelty: bool = False
 
     def __str__(self) -> str:
         image, logits = f"image uint8 [N, 3, {self.size}, {self.size}]", f"logits float32 [N, {len(self.classes)}]"
-        return f"{self.output} ({self.megabytes:.1f} MB): {image} to {logits}, of {', '.join(self.classes)}"
+        text = f"{self.output} ({self.megabytes:.1f} MB): {image} to {logits}, of {', '.join(self.classes)}"
+        lacks = "novelty is not in it: by the threshold alone, what shows no tyre may be accepted"
+        return f"{text}\n{lacks}" if self.novelty else text
 
 
 def export(cfg: DictConfig) -> Exported:
@@ -57,7 +61,8 @@ def export(cfg: DictConfig) -> Exported:
     proto.metadata_props.add(key="inspector", value=inspector.spec())
     content = proto.SerializeToString()
     write_whole(config.output, content)
-    return Exported(config.output, size, tuple(inspector.classes), len(content) / 1e6)
+    reviews = inspector.reference is not None and inspector.point is not None and inspector.point.novel_rate is not None
+    return Exported(config.output, size, tuple(inspector.classes), len(content) / 1e6, reviews)
 
 
 if __name__ == "__main__":

@@ -235,6 +235,18 @@ def fresh(scores: Mapping[str, Scores], seen: Mapping[str, Sequence[str]]) -> di
     return readable(found)
 
 
+def _unproven(scores: Scores, inspector: Inspector, counts: Mapping[str, int]) -> list[str]:
+    """The classes, in quotation marks, that training has images of and validation none.
+
+    Args:
+        scores: of validation images.
+        inspector: the model.
+        counts: of training images, by class.
+    """
+    shown = {*(scores.labels if scores.shows is None else np.nonzero(scores.shows)[1]).tolist()}
+    return [f"'{name}'" for place, name in enumerate(inspector.classes) if counts.get(name) and place not in shown]
+
+
 def fit_decisions(
     inspector: Inspector,
     config: TrainConfig,
@@ -259,6 +271,8 @@ def fit_decisions(
     leans = leaning(config, [counts.get(name, 0) for name in inspector.classes])
     index = None if good is None else inspector.classes.index(good)
     inspector.calibration = fit_calibration(scores, index, learnt, leans)
+    if good is not None and (missing := _unproven(scores, inspector, counts)):
+        log.warning("no validation image shows %s: the promise says nothing of such tyres", " or ".join(missing))
     try:
         if good is not None:  # else the data module has said so
             inspector.promise(config.operating_point)

@@ -31,6 +31,7 @@ _NO_NEWS = (
     ".*your dataloader is not resumable.*",  # the data module is
     ".*exists and is not empty.*",  # where a run goes on
     ".*`srun` command is available.*",  # a training is one task
+    "No (positive|negative) samples .*",  # what the images cannot tell is left out
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # validation metrics are those of all processes already
 )
 

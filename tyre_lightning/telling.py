@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyre_lightning.config import EvalCrop
 from tyre_lightning.errors import hide_passwords
 from tyre_lightning.progress import say
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # the first line is said before any of it is loaded
 
     from tyre_lightning.config import LoggerConfig, TrainConfig, TrainerConfig
     from tyre_lightning.data.datamodule import TyreDataModule
+    from tyre_lightning.data.detail import Detail
     from tyre_lightning.model.classifier import TyreClassifier
     from tyre_lightning.tracking.runs import Run
 
@@ -53,18 +55,17 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
     for usage, catalog in data.catalogs().items():
         tyres = data.grouping.count(catalog)
         ignored = f"; {data.ignored[usage]} other files are ignored" if usage in data.ignored else ""
-        several = f"; {found:,} with several defects" if (found := catalog.several()) else ""
+        several = f"; {catalog.several():,} with several defects" if data.config.multi_label else ""
         counts = _counts(catalog.counts())
         say(_line(usage, f"{len(catalog):,} images of {tyres:,} tyres: {counts}{several}{ignored}"))
     if data.provenance is not None:
         say(_line("labels", str(data.provenance)))
     every = sum(part.numel() for part in model.network.parameters())
     learning = sum(part.numel() for part in model.network.parameters() if part.requires_grad)
-    size, side = data.preprocessing.size, data.more
+    size = data.preprocessing.size
     say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size} x {size} pixels"))
-    if side is not None:
-        say(_line("", f"of pictures of about {side} x {side}: data.image_size={side} would show all"))
-        say(_line("", f"of them, at {(side / size) ** 2:.1f} times the time"))
+    if data.lost is not None:
+        _tell_detail(data.lost, whole=data.config.eval_crop is EvalCrop.whole)
     say(_line("epochs", f"{config.trainer.max_epochs} at most, by batches of {config.data.batch_size}"))
     say(_line("results", near(folder)))
     say(_line("", f"and experiment {config.logger.experiment} of {_server(config.logger)}"))
@@ -74,6 +75,15 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         heading = escape_heading(config.operating_point.max_escape_rate)
         say(f"  {heading}: the share of defective validation images that pass")
         say(f"  where at most {heading.partition('@')[2]} of the good ones are rejected")
+
+
+def _tell_detail(lost: Detail, *, whole: bool) -> None:
+    """Say that pictures are larger than the network sees them, and what it would cost to see all."""
+    which = "" if lost.larger == lost.looked else f"{lost.larger} of {lost.looked} "
+    pictures, size = f"{which}pictures of about {lost.width} x {lost.height}", lost.size
+    shown, more = "them" if whole else "their middle", " or more" if lost.more else ""
+    say(_line("", f"of {pictures}: data.image_size={size} would show all"))
+    say(_line("", f"of {shown}, at {lost.times:.1f} times the time{more}"))
 
 
 def tell_end(run: Run, said: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tyre_lightning.config import Cache, DataConfig, S3Config, Sampling, WorkerStart
 from tyre_lightning.cores import cores
 from tyre_lightning.data.dataset import BatchLoader, BatchSampler, EpochSampler, TyreDataset, balanced, collate
+from tyre_lightning.data.detail import Detail, lost_detail
 from tyre_lightning.data.images import Images, unchanged
 from tyre_lightning.data.stream import begin_worker, default_start
 from tyre_lightning.data.transforms import Augmentation, Preprocessing, Preset, takes_any_size
@@ -94,8 +95,8 @@ class TyreDataModule(L.LightningDataModule):
         self.good_class: str | None = None  # of tyres without a defect, if one is known
         self.train, self.val, self.test = self._read_pinned(pinned) if pinned else self._read_lake()
         self.classes = self.train.classes
-        self._any_size = takes_any_size(preset, config)
-        chosen = self._any_size and config.image_size is None
+        self._step = preset.crop if preset.fixed else 1  # multiples of its own size can be divided as that can
+        chosen = takes_any_size(preset, config) and config.image_size is None
         self.preprocessing = Preprocessing.of(preset, config, self.side if chosen else None)
         if config.cache is Cache.resized:
             self._show_cost()
@@ -290,15 +291,20 @@ class TyreDataModule(L.LightningDataModule):
         return Images(self.reader(), shrink, self._cache)
 
     @cached_property
+    def extents(self) -> list[tuple[int, int]]:
+        """Height and width, in pixels, of a few pictures that can be read."""
+        return [(height, width) for height, width in map(Tensor.tolist, self._few(_MEASURED, _extent))]
+
+    @property
     def side(self) -> int | None:
         """Of a square with as many pixels as the pictures have, their median; None where none of a few can be read."""
-        sides = [math.sqrt(height * width) for height, width in map(Tensor.tolist, self._few(_MEASURED, _extent))]
+        sides = [math.sqrt(height * width) for height, width in self.extents]
         return round(median(sides)) if sides else None
 
     @property
-    def more(self) -> int | None:
-        """:attr:`side`, where the network could see more of the pictures than it does."""
-        return self.side if self._any_size and (self.side or 0) > self.preprocessing.size else None
+    def lost(self) -> Detail | None:
+        """What the network does not see of the pictures; None where that is not worth a word."""
+        return lost_detail(self.extents, self.preprocessing, self._step)
 
     def _few(self, count: int, prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """What is made of a few training images, evenly spread and at most so many, that can be decoded."""

@@ -120,7 +120,7 @@ def _quality(inspector: Inspector, found: Scores, counted: Scores, wanted: Opera
 
 def _defects(found: Scores, classes: Sequence[str], good: str, promised: Offer) -> list[str]:
     """Of each defect: how well it is told, on how many of its images it is listed, and how many of its tyres pass."""
-    values, lines = class_metrics(found, classes, good), [""]
+    values, lines = class_metrics(found, classes, good), []
     escapes = {} if promised.rates is None else promised.rates.escape_by_class
     for name in (name for name in classes if f"average_precision/{name}" in values):
         total = int(found.shows[:, classes.index(name)].sum()) if found.shows is not None else 0
@@ -128,7 +128,7 @@ def _defects(found: Scores, classes: Sequence[str], good: str, promised: Offer) 
         caught = f", {1 - escapes[name].share:.1%} of tyres caught" if name in escapes else ""
         lines.append(f"  {name}: average precision {values[f'average_precision/{name}']:.3f}, "
                      f"listed on {hits} of {total} images{caught}")  # fmt: skip
-    return lines
+    return ["", *lines] if lines else []
 
 
 def _worst(found: Scores, classes: Sequence[str], values: Mapping[str, float]) -> str:
