@@ -91,7 +91,7 @@ def check_sweep(rank: Rank | None, *, sweep: bool) -> None:
     if rank is not None and sweep:
         raise UserError(
             f"{rank.by} has started {rank.world} processes, each of which would sweep: start a sweep alone, and each "
-            "of its runs as one task, which starts its own processes by trainer.devices"
+            "of its runs as one task (a training starts its own processes by trainer.devices)"
         )
 
 
