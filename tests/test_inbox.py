@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from tyre_lightning.serving.bucket_arrivals import BucketArrivals
 from tyre_lightning.serving.folder_arrivals import FolderArrivals
 from tyre_lightning.serving.inbox import Inbox, open_arrivals
 from tyre_lightning.serving.models import Held, Models
+from tyre_lightning.serving.tyres import Tyres, Waiting
 from tyre_lightning.tracking.asked import open_workers, warmed
 
 JPEG = encode(picture(0), "JPEG")
@@ -321,6 +323,27 @@ def test_what_a_killed_run_has_done_is_not_done_again(tmp_path: Path, held: Held
         assert work.work.judged == 0
     assert {path: time for path, time in times(tmp_path).items() if path in before} == before
     assert len(times(tmp_path)) == len(before) + 2
+
+
+def test_a_tyre_that_is_decided_on_while_its_past_is_read_keeps_that_verdict(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(tmp_path, held, wait=600) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+    verdict, real = tmp_path / "T1.tyre.json", Tyres.open
+
+    def slow(tyres: Tyres, name: str) -> Waiting:
+        found = real(tyres, name)
+        while threading.current_thread() is not threading.main_thread() and not verdict.exists():
+            time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(Tyres, "open", slow)
+    with line(tmp_path, held, wait=0.1) as work:
+        (tmp_path / "T1_b.jpg").write_bytes(encode(picture(1), "JPEG"))
+        work.until((second := tmp_path / "T1.tyre-2.json").exists)
+    assert read(verdict)["pictures"] == ["T1_b.jpg"] and read(second)["pictures"] == ["T1_a.jpg", "T1_b.jpg"]
 
 
 def test_a_tyre_s_verdict_is_of_one_version(tmp_path: Path, held: Held) -> None:
@@ -749,7 +772,7 @@ def test_a_picture_that_is_gone_before_it_is_looked_at_has_no_verdict(
 
 
 @pytest.mark.long
-def test_the_command_outlives_kills_and_ends_by_ctrl_c(
+def test_the_command_outlives_kills_and_ends_when_it_is_told_to(
     tmp_path: Path, plant: Plant  # noqa: F811
 ) -> None:  # fmt: skip
     """It is killed in the midst of many pictures, and started again; each has one verdict, which is whole."""
@@ -773,6 +796,11 @@ def test_the_command_outlives_kills_and_ends_by_ctrl_c(
             time.sleep(0.05)
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 0, err.read_text()
+    with warm.running(command, tmp_path, os.environ, out, err) as third:
+        while out.read_text().count("verdicts go to") < 3:
+            time.sleep(0.02)
+        third.send_signal(signal.SIGTERM)
+        assert third.wait(60) == 0 and out.read_text().endswith("0 pictures got their verdicts\n")
     after = times(box)
     assert {path: after[path] for path in before} == before
     rows = [read(path) for path in box.glob("*.jpg.json")]

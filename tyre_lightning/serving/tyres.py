@@ -89,10 +89,13 @@ class Tyres:
         Raises:
             UserError: their rows cannot be read now.
         """
-        if missing := [path for path in paths if path not in known.told]:
-            one = self._waiting.setdefault(name, known)
+        if {*paths} <= {*known.told}:
+            return
+        one = self._waiting.get(name) or self.open(name)  # more of its pictures may have had a verdict meanwhile
+        if missing := {*paths} - {*one.told, *one.rows}:
             one.rows |= {path: self._row(path, held) for path in missing}
             one.last = time.monotonic()
+            self._waiting[name] = one
 
     def open(self, name: str) -> Waiting:
         """A tyre with the last verdict that it has; where a file system takes T1 for t1, not that of the other.
