@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -26,11 +27,13 @@ from tests.images import encode, picture
 from tests.test_serve import Plant, inspector, plant  # noqa: F401 (a fixture)
 from tyre_lightning.config import InboxConfig, S3Config, config_folder, register_schemas
 from tyre_lightning.errors import MissingObject, StoreUnavailable, Unwritable, UserError
+from tyre_lightning.lake import store
 from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.writing import FolderTarget
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.serving import folder_arrivals
+from tyre_lightning.serving import inbox as inbox_module
 from tyre_lightning.serving import models as models_module
 from tyre_lightning.serving.bucket_arrivals import BucketArrivals
 from tyre_lightning.serving.folder_arrivals import FolderArrivals
@@ -228,6 +231,28 @@ def test_a_picture_that_is_renamed_again_before_its_tyre_is_looked_at_counts_onc
         work.until(lambda: time.monotonic() > end)
         assert work.work.judged == 2 + (last == "T1_c.jpg")
     assert not (tmp_path / "T1.tyre-2.json").exists()
+
+
+def test_a_name_from_before_the_verdict_counts_no_more(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a store that was away has held up: the picture was renamed meanwhile, and its tyre decided on."""
+    verdict, real, added = tmp_path / "T1.tyre.json", Tyres.add, list[str]()
+
+    def add(tyres: Tyres, path: str, *more: Any) -> None:
+        if path == "T1_a.jpg" and not verdict.exists():
+            raise StoreUnavailable("the store does not answer")
+        real(tyres, path, *more)
+        added.append(path)
+
+    monkeypatch.setattr(Tyres, "add", add)
+    with line(tmp_path, held, pictures=1) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+        (tmp_path / "T1_a.jpg").rename(tmp_path / "T1_b.jpg")
+        work.until(lambda: added == ["T1_b.jpg", "T1_a.jpg"])
+        work.steps(2)
+    assert read(verdict)["pictures"] == ["T1_b.jpg"] and not (tmp_path / "T1.tyre-2.json").exists()
 
 
 def test_two_pictures_of_one_content_are_two(tmp_path: Path, held: Held) -> None:
@@ -635,6 +660,31 @@ def test_a_store_that_is_away_makes_no_picture_unreadable(
         monkeypatch.setattr(place, "read", away)
         work.until((tmp_path / "T1.tyre.json").exists)
     assert (said := read(tmp_path / "T1.tyre.json"))["n_unreadable"] == 0 and said["n_pictures"] == 2 and left[0] < 0
+
+
+def test_a_machine_that_does_not_answer_makes_no_picture_unreadable(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network's disk: its files are listed still, and cannot be opened for longer than one is waited for."""
+    monkeypatch.setattr(folder_arrivals, "SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(inbox_module, "_RETRY_SECONDS", 0.1)
+    real, away = store._at_once, [True]
+
+    def opened(path: str, flags: int) -> int:
+        if away[0] and path.endswith(".jpg"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return real(path, flags)
+
+    monkeypatch.setattr(store, "_at_once", opened)
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    with line(tmp_path, held_alone) as work:
+        work.until(lambda: warned(caplog))
+        work.steps(5)
+        assert not (tmp_path / "1.jpg.json").exists()
+        away[0] = False
+        work.until((tmp_path / "1.jpg.json").exists)
+    assert read(tmp_path / "1.jpg.json")["error"] is None
+    assert warned(caplog) == [f"cannot read '{tmp_path}/1.jpg': Stale file handle; trying again"]
 
 
 def test_a_bucket_is_an_inbox_too(bucket: Path, held: Held) -> None:
