@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,16 +27,19 @@ from tests.images import encode, picture
 from tests.test_serve import Plant, inspector, plant  # noqa: F401 (a fixture)
 from tyre_lightning.config import InboxConfig, S3Config, config_folder, register_schemas
 from tyre_lightning.errors import MissingObject, StoreUnavailable, Unwritable, UserError
+from tyre_lightning.lake import store
 from tyre_lightning.lake.s3 import S3Store
 from tyre_lightning.lake.store import Entry
 from tyre_lightning.lake.writing import FolderTarget
 from tyre_lightning.model.inspector import Inspector
 from tyre_lightning.serving import folder_arrivals
+from tyre_lightning.serving import inbox as inbox_module
 from tyre_lightning.serving import models as models_module
 from tyre_lightning.serving.bucket_arrivals import BucketArrivals
 from tyre_lightning.serving.folder_arrivals import FolderArrivals
 from tyre_lightning.serving.inbox import Inbox, open_arrivals
 from tyre_lightning.serving.models import Held, Models
+from tyre_lightning.serving.tyres import Tyres, Waiting
 from tyre_lightning.tracking.asked import open_workers, warmed
 
 JPEG = encode(picture(0), "JPEG")
@@ -228,6 +233,28 @@ def test_a_picture_that_is_renamed_again_before_its_tyre_is_looked_at_counts_onc
     assert not (tmp_path / "T1.tyre-2.json").exists()
 
 
+def test_a_name_from_before_the_verdict_counts_no_more(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a store that was away has held up: the picture was renamed meanwhile, and its tyre decided on."""
+    verdict, real, added = tmp_path / "T1.tyre.json", Tyres.add, list[str]()
+
+    def add(tyres: Tyres, path: str, *more: Any) -> None:
+        if path == "T1_a.jpg" and not verdict.exists():
+            raise StoreUnavailable("the store does not answer")
+        real(tyres, path, *more)
+        added.append(path)
+
+    monkeypatch.setattr(Tyres, "add", add)
+    with line(tmp_path, held, pictures=1) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+        (tmp_path / "T1_a.jpg").rename(tmp_path / "T1_b.jpg")
+        work.until(lambda: added == ["T1_b.jpg", "T1_a.jpg"])
+        work.steps(2)
+    assert read(verdict)["pictures"] == ["T1_b.jpg"] and not (tmp_path / "T1.tyre-2.json").exists()
+
+
 def test_two_pictures_of_one_content_are_two(tmp_path: Path, held: Held) -> None:
     """As those of two cameras without light. Also if both are moved elsewhere before the tyre has its verdict."""
     with line(tmp_path, held, pictures=3, wait=0.5) as work:
@@ -321,6 +348,27 @@ def test_what_a_killed_run_has_done_is_not_done_again(tmp_path: Path, held: Held
         assert work.work.judged == 0
     assert {path: time for path, time in times(tmp_path).items() if path in before} == before
     assert len(times(tmp_path)) == len(before) + 2
+
+
+def test_a_tyre_that_is_decided_on_while_its_past_is_read_keeps_that_verdict(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(tmp_path, held, wait=600) as work:
+        (tmp_path / "T1_a.jpg").write_bytes(JPEG)
+        work.until((tmp_path / "T1_a.jpg.json").exists)
+    verdict, real = tmp_path / "T1.tyre.json", Tyres.open
+
+    def slow(tyres: Tyres, name: str) -> Waiting:
+        found = real(tyres, name)
+        while threading.current_thread() is not threading.main_thread() and not verdict.exists():
+            time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(Tyres, "open", slow)
+    with line(tmp_path, held, wait=0.1) as work:
+        (tmp_path / "T1_b.jpg").write_bytes(encode(picture(1), "JPEG"))
+        work.until((second := tmp_path / "T1.tyre-2.json").exists)
+    assert read(verdict)["pictures"] == ["T1_b.jpg"] and read(second)["pictures"] == ["T1_a.jpg", "T1_b.jpg"]
 
 
 def test_a_tyre_s_verdict_is_of_one_version(tmp_path: Path, held: Held) -> None:
@@ -614,6 +662,31 @@ def test_a_store_that_is_away_makes_no_picture_unreadable(
     assert (said := read(tmp_path / "T1.tyre.json"))["n_unreadable"] == 0 and said["n_pictures"] == 2 and left[0] < 0
 
 
+def test_a_machine_that_does_not_answer_makes_no_picture_unreadable(
+    tmp_path: Path, held_alone: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network's disk: its files are listed still, and cannot be opened for longer than one is waited for."""
+    monkeypatch.setattr(folder_arrivals, "SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(inbox_module, "_RETRY_SECONDS", 0.1)
+    real, away = store._at_once, [True]
+
+    def opened(path: str, flags: int) -> int:
+        if away[0] and path.endswith(".jpg"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return real(path, flags)
+
+    monkeypatch.setattr(store, "_at_once", opened)
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    with line(tmp_path, held_alone) as work:
+        work.until(lambda: warned(caplog))
+        work.steps(5)
+        assert not (tmp_path / "1.jpg.json").exists()
+        away[0] = False
+        work.until((tmp_path / "1.jpg.json").exists)
+    assert read(tmp_path / "1.jpg.json")["error"] is None
+    assert warned(caplog) == [f"cannot read '{tmp_path}/1.jpg': Stale file handle; trying again"]
+
+
 def test_a_bucket_is_an_inbox_too(bucket: Path, held: Held) -> None:
     for name in ("a/T0_a.jpg", "b/T0_b.jpg"):
         (bucket / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -749,7 +822,7 @@ def test_a_picture_that_is_gone_before_it_is_looked_at_has_no_verdict(
 
 
 @pytest.mark.long
-def test_the_command_outlives_kills_and_ends_by_ctrl_c(
+def test_the_command_outlives_kills_and_ends_when_it_is_told_to(
     tmp_path: Path, plant: Plant  # noqa: F811
 ) -> None:  # fmt: skip
     """It is killed in the midst of many pictures, and started again; each has one verdict, which is whole."""
@@ -773,6 +846,11 @@ def test_the_command_outlives_kills_and_ends_by_ctrl_c(
             time.sleep(0.05)
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 0, err.read_text()
+    with warm.running(command, tmp_path, os.environ, out, err) as third:
+        while out.read_text().count("verdicts go to") < 3:
+            time.sleep(0.02)
+        third.send_signal(signal.SIGTERM)
+        assert third.wait(60) == 0 and out.read_text().endswith("0 pictures got their verdicts\n")
     after = times(box)
     assert {path: after[path] for path in before} == before
     rows = [read(path) for path in box.glob("*.jpg.json")]

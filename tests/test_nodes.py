@@ -280,6 +280,8 @@ def test_processes_of_torchrun_and_of_srun_know_which_they_are() -> None:
          r"devices=2 on each makes 2: give trainer\.num_nodes=2 trainer\.devices=4$"),
         ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2"}, 2, 2,
          r"makes 4: start as many on each of the 2 nodes$"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 2, 2,
+         r"makes 4: give trainer\.num_nodes=1 trainer\.devices=2$"),
     ],
 )  # fmt: skip
 def test_a_number_of_processes_has_to_be_that_of_the_config(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import re
+import signal
 import socket
 import threading
 import time
@@ -22,6 +25,7 @@ import requests
 import torch
 from mlflow.pyfunc.scoring_server import invocations
 
+from tests import warm
 from tests.images import encode, picture
 from tests.mlflow_server import lay_database
 from tests.test_serving import FORMS, JSON
@@ -387,6 +391,51 @@ def test_many_connections_that_say_nothing_hold_nobody_up(plant: Plant, monkeypa
                 one.close()
 
 
+@contextmanager
+def command(folder: Path, uri: str) -> Iterator[tuple[warm.Process, str]]:
+    """The verb itself, and where it listens."""
+    out, given = folder / "out", ["model=models:/tyres/1", "port=0", f"tracking_uri={uri}"]
+    with warm.running(["-m", "tyre_lightning.serve", *given], folder, os.environ, out, folder / "err") as process:
+        while not (found := re.search(r"listening at (\S+)", out.read_text())):
+            assert process.poll() is None, (folder / "err").read_text()
+            time.sleep(0.02)
+        yield process, found[1]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_asked_is_answered_when_the_server_is_told_to_end(
+    ending: signal.Signals, plant: Plant, tmp_path: Path
+) -> None:
+    body = records([{"image": b64encode(plant.pictures[0]).decode()}] * 400)
+    with command(tmp_path, plant.uri) as (process, address), ThreadPoolExecutor(1) as pool:
+
+        def ask() -> requests.Response:
+            return requests.post(f"{address}/invocations", body, headers={"Content-Type": JSON}, timeout=60)
+
+        while requests.get(f"{address}/ready", timeout=30).status_code != 200:
+            time.sleep(0.05)
+        asked = pool.submit(ask)
+        while "tyre_waiting_pictures 0" in requests.get(f"{address}/metrics", timeout=30).text:
+            assert not asked.done()
+        process.send_signal(ending)
+        assert len(asked.result().json()["predictions"]) == 400
+        assert process.wait(30) == 0
+        with pytest.raises(requests.ConnectionError):
+            ask()
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_a_server_that_waits_for_the_registry_can_be_told_to_end(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with command(tmp_path, uri) as (process, address):
+            silent.accept()
+            assert requests.get(f"{address}/health", timeout=30).status_code == 200
+            assert requests.get(f"{address}/ready", timeout=30).status_code == 503
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+
+
 def test_nothing_but_http_is_spoken(served: Served) -> None:
     more = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: eA==", "Sec-WebSocket-Version: 13")
     assert head_of(served, "GET /health HTTP/1.1", *more).status == 200
@@ -415,6 +464,28 @@ def test_pictures_of_a_client_that_is_gone_are_not_looked_at(plant: Plant, monke
             time.sleep(0.01)
         assert len(seen) < 50
         assert found.metric('tyre_requests_total{status="499"}') == 1
+
+
+def test_a_request_that_fails_is_counted_and_its_other_pictures_are_not_looked_at(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving("models:/tyres/1", plant.uri) as found:
+        found.models.load()
+        seen = list[str]()
+
+        def failing(_: Inspector, asked: Mapping[str, Any], key: str) -> dict[str, Any]:
+            seen.append(key)
+            if key != "row 0":
+                time.sleep(0.02)
+                return nothing_seen("x")
+            raise RuntimeError("the engine is broken")
+
+        monkeypatch.setattr(app_module, "look", failing)
+        assert found.post("/invocations", records([{"image": "x"}] * 200), JSON).status_code == 500
+        assert found.metric('tyre_requests_total{status="500"}') == 1
+        while found.metric("tyre_waiting_pictures"):
+            time.sleep(0.01)
+        assert len(seen) < 200
 
 
 def test_health_and_readiness(plant: Plant) -> None:

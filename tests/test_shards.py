@@ -177,6 +177,8 @@ def test_tasks_of_srun_do_a_shard_each_and_never_all(model: Path, line: Path, tm
     each = [{**slurm, "SLURM_PROCID": str(number)} for number in range(2)]
     for done in warm.run_together(given, tmp_path, each, timeout=120):
         assert done.returncode == 1 and "srun has started 2 processes, each of which would do all of it" in done.stderr
+    for done in warm.run_together([*given, "-m", "shard=0,1"], tmp_path, each, timeout=120):
+        assert done.returncode == 1 and "srun has started 2 processes, each of which would sweep: " in done.stderr
     assert not (tmp_path / "found").exists()
     for done in warm.run_together([*given, "shard=${oc.env:SLURM_PROCID}"], tmp_path, each, timeout=120):
         assert done.returncode == 0, done.stderr
@@ -744,19 +746,23 @@ def test_a_sweep_s_shards_end_with_the_summary_of_all(
     code, said = run("-m", "shard=range(2)")
     assert code == 3 and said.count("40 images") == 1 and "a row for each tyre is in out-tyres" in said, said
     code, said = run("-m", "shard=range(2)", "operating_point.max_escape_rate=0.6")
-    assert code == 1 and "error: shard=0: output=out was begun with promise=" in said, said
+    assert code == 1 and "error: shard=0: output=out was begun with promise=" in said and "goes on" not in said, said
+    code, said = run("-m", "shard=0,2")
+    assert code == 1 and "error: shard=2 must be from 0 to 1, since there are shards=2\n" in said, said
+    code, said = run("-m", "shard=range(2)", "output=out,out/")
+    assert code == 0 and "not all" not in said, said
     code, said = run()
     assert code == 3 and "40 images" in said
 
 
 FAILS = """
 import runpy
-from tyre_lightning.errors import UserError
+from tyre_lightning.errors import Unwritable
 from tyre_lightning.shards import Work
 do = Work.do
 def fail(self, shard, *given):
     if shard == 0:
-        raise UserError("the disk of this machine is full")
+        raise Unwritable("the disk of this machine is full")
     do(self, shard, *given)
 Work.do = fail
 runpy.run_path({project!r} + "/predict.py", run_name="__main__")

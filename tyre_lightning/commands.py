@@ -87,7 +87,7 @@ def _start(name: str, rank: Rank | None) -> int:
 
     def begin() -> None:
         command.check_words(sys.argv[1:])
-        check_sweep(rank, sweep=bool({"-m", "--multirun"} & {*sys.argv[1:]}))  # before it has a folder
+        check_sweep(here(), sweep=bool({"-m", "--multirun"} & {*sys.argv[1:]}))  # before it has a folder
         main()
 
     return run(begin, command.failure)

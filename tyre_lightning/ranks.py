@@ -78,7 +78,7 @@ def check_ranks(nodes: int, devices: Any, *, sweep: bool, environment: Mapping[s
     elif (count := _count(devices)) is not None and nodes * count != rank.world:
         raise UserError(
             f"{rank.by} has started {rank.world} processes, but trainer.num_nodes={nodes} with trainer.devices="
-            f"{count} on each makes {nodes * count}: {_fitting(rank)}"
+            f"{count} on each makes {nodes * count}: {_fitting(rank, nodes)}"
         )
 
 
@@ -91,7 +91,7 @@ def check_sweep(rank: Rank | None, *, sweep: bool) -> None:
     if rank is not None and sweep:
         raise UserError(
             f"{rank.by} has started {rank.world} processes, each of which would sweep: start a sweep alone, and each "
-            "of its runs as one task, which starts its own processes by trainer.devices"
+            "of its runs as one task (a training starts its own processes by trainer.devices)"
         )
 
 
@@ -135,11 +135,11 @@ def _check_alone(nodes: int, devices: Any, environment: Mapping[str, str]) -> No
         )
 
 
-def _fitting(rank: Rank) -> str:
-    """What to give where there are so many processes."""
+def _fitting(rank: Rank, asked: int) -> str:
+    """What to give where there are so many processes, and so many nodes are asked for."""
     if rank.world % rank.nodes:
         return f"start as many on each of the {rank.nodes} nodes"
-    nodes = f"trainer.num_nodes={rank.nodes} " if rank.nodes > 1 else ""
+    nodes = f"trainer.num_nodes={rank.nodes} " if max(rank.nodes, asked) > 1 else ""
     return f"give {nodes}trainer.devices={rank.world // rank.nodes}"
 
 

@@ -1,4 +1,4 @@
-"""What a process may lack where it is started: a home folder, a terminal that shows every character."""
+"""What a process may lack where it is started: a home folder, a terminal that shows every character, a Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import atexit
 import io
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tyre_lightning.errors import UserError
@@ -100,6 +102,19 @@ def _over(stream: io.TextIOWrapper) -> io.TextIOWrapper:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM, by which systemd and Kubernetes end a service, is a Ctrl-C; only the main thread hears it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_plainly(main: Callable[[], int]) -> int:

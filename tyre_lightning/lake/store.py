@@ -8,6 +8,7 @@ root, as in ``list("train/cracks")``.
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from stat import S_ISREG
 from typing import NamedTuple
 
-from tyre_lightning.errors import ForbiddenObject, MissingObject, UnreadableImage, UserError
+from tyre_lightning.errors import ForbiddenObject, MissingObject, StoreUnavailable, UnreadableImage, UserError
 
 THREADS = 16
+# What is said of a file while the machine that it lies on does not answer, or this one has no room to open it.
+_PASSING = {
+    getattr(errno, name)
+    for name in (
+        *("ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ENOTCONN"),
+        *("ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EBUSY"),
+    )
+    if hasattr(errno, name)
+}
 
 
 class Entry(NamedTuple):
@@ -181,7 +191,7 @@ class FolderStore(Store):
                 return Content(file.read(), _tag(stat))
         except OSError as error:
             kinds = {FileNotFoundError: MissingObject, PermissionError: ForbiddenObject}
-            kind = kinds.get(type(error), UserError)
+            kind = StoreUnavailable if error.errno in _PASSING else kinds.get(type(error), UserError)
             raise kind(f"cannot read '{path}': {error.strerror}") from error
 
     def entry(self, key: str) -> Entry:

@@ -6,11 +6,13 @@ import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
 
 from tyre_lightning.errors import UserError
+from tyre_lightning.surroundings import terminated_as_interrupted
 
 # As ASGI has them.
 Message = MutableMapping[str, Any]
@@ -21,7 +23,7 @@ _SHORTEST = 16  # characters of a token
 
 
 class Server(uvicorn.Server):
-    """Tells something once requests are answered, and Ctrl-C is heeded.
+    """Tells something once requests are answered, and Ctrl-C and SIGTERM are heeded.
 
     Args:
         app: as ASGI has it.
@@ -41,6 +43,14 @@ class Server(uvicorn.Server):
         ends = {"server_header": False, "timeout_graceful_shutdown": grace}
         super().__init__(uvicorn.Config(app, **fixed | ends | options))
         self._tell = tell
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer until Ctrl-C or SIGTERM, and then what was asked before.
+
+        uvicorn raises a signal again once it has ended in good order, by which SIGTERM would kill the process.
+        """
+        with terminated_as_interrupted(), suppress(KeyboardInterrupt):
+            super().run(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""

@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from urllib.parse import quote
 
 from omegaconf import DictConfig
@@ -56,8 +55,7 @@ def _serve(config: ReviewConfig, queue: Queue) -> None:
             # Not by say, whose log files would keep the token.
             print(terminal_text(f"open {_address(config, port, door)}  (Ctrl-C ends it)"), flush=True)
 
-        with suppress(KeyboardInterrupt):  # by which uvicorn, once it has ended in good order, says why
-            Server(app, tell, _GRACE).run(sockets=[listening])
+        Server(app, tell, _GRACE).run(sockets=[listening])
     found = desk.progress()
     left = found.total - found.done
     say(f"\n{left} of {found.total} tyres are left" + ("; to go on, give the same command again" if left else ""))

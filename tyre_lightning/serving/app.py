@@ -101,6 +101,9 @@ class App:
             if scope["path"] in ("/invocations", "/predict"):
                 self.metrics.ended(refusal.status)
             await _refuse(refusal, receive, send, linger=b"expect" not in headers)
+        except Exception:  # which the server answers, and tells of
+            self.metrics.ended(500)
+            raise
 
     def _check_client(self, path: str, headers: Mapping[bytes, str]) -> None:
         """Refuse browsers that another page leads here, and clients without the token.
@@ -187,6 +190,9 @@ class App:
         leaving = asyncio.create_task(_leave(receive, gone))
         try:
             rows = await self._look(held.inspector, asked.rows, gone)
+        except BaseException:
+            gone.set()  # the other pictures have no answer either
+            raise
         finally:
             leaving.cancel()
         return None if gone.is_set() else finished(held.inspector, rows, asked.rows, named=asked.named)

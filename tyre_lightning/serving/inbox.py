@@ -31,6 +31,7 @@ from tyre_lightning.serving.bucket_arrivals import BucketArrivals
 from tyre_lightning.serving.folder_arrivals import FolderArrivals
 from tyre_lightning.serving.models import Held, Models
 from tyre_lightning.serving.tyres import Tyres, Waiting
+from tyre_lightning.surroundings import terminated_as_interrupted
 from tyre_lightning.tracking.asked import Row, look, open_workers, shown
 
 _RETRY_SECONDS = 1.0  # after which what a disk or a store did not take is tried again
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @memory_errors("number of pictures at a time, by OMP_NUM_THREADS")
 def inbox(cfg: DictConfig) -> None:
-    """Give each picture of a place its verdict, once, until Ctrl-C.
+    """Give each picture of a place its verdict, once, until Ctrl-C or SIGTERM.
 
     Raises:
         UserError: the model or the place cannot be used.
@@ -52,11 +53,11 @@ def inbox(cfg: DictConfig) -> None:
     held = models.load()
     models.follow()
     there, here = arrivals.store.root, arrivals.target.root
-    say(f"{held.name} looks at what comes to {there}; verdicts go to {here}  (Ctrl-C ends it)")
     with open_workers() as workers:
         work = Inbox(config, arrivals, models, workers)
         try:
-            with suppress(KeyboardInterrupt):
+            with terminated_as_interrupted(), suppress(KeyboardInterrupt):
+                say(f"{held.name} looks at what comes to {there}; verdicts go to {here}  (Ctrl-C ends it)")
                 while True:
                     work.step()
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -27,11 +26,12 @@ QUEUE = 512  # pictures that may wait, a core
 _CONNECTIONS = 1000  # at one time
 _SILENT_SECONDS = 30  # after which a connection that asks nothing is closed
 _GRACE = 30  # seconds for what is being answered when the server ends
+_LOADING = 3.0  # seconds for a model that is being loaded then; a registry that does not answer takes minutes
 
 
 @memory_errors("queue")
 def serve(cfg: DictConfig) -> None:
-    """Serve a model until Ctrl-C.
+    """Serve a model until Ctrl-C or SIGTERM.
 
     Raises:
         UserError: the model, the address or the token cannot be used.
@@ -46,11 +46,10 @@ def serve(cfg: DictConfig) -> None:
         loading = Loading(models, server)
         loading.start()
         try:
-            with suppress(KeyboardInterrupt):  # by which uvicorn, once it has ended in good order, says why
-                server.run(sockets=[listening])
+            server.run(sockets=[listening])
         finally:
             models.end()
-    loading.join()
+    loading.join(_LOADING)
     if loading.error is not None:
         raise loading.error
 

@@ -89,10 +89,13 @@ class Tyres:
         Raises:
             UserError: their rows cannot be read now.
         """
-        if missing := [path for path in paths if path not in known.told]:
-            one = self._waiting.setdefault(name, known)
+        if {*paths} <= {*known.told}:
+            return
+        one = self._waiting.get(name) or self.open(name)  # more of its pictures may have had a verdict meanwhile
+        if missing := {*paths} - {*one.told, *one.rows}:
             one.rows |= {path: self._row(path, held) for path in missing}
             one.last = time.monotonic()
+            self._waiting[name] = one
 
     def open(self, name: str) -> Waiting:
         """A tyre with the last verdict that it has; where a file system takes T1 for t1, not that of the other.
@@ -136,7 +139,7 @@ class Tyres:
         return complete or time.monotonic() - one.last >= self._wait
 
     def _find_renamed(self, one: Waiting) -> None:
-        """Find the names that new pictures had before: files of the same content, which are gone.
+        """Find other names that new pictures had, or have by now: files of the same content, of which one is there.
 
         New ones that are all gone count each, as cameras without light make them, but not beside one that the verdict
         on the tyre knows.
@@ -144,11 +147,15 @@ class Tyres:
         contents = {path: content for path in one.paths if (content := self._content(path, one)) is not None}
         often = Counter(contents.values())
         gone = {path for path, content in contents.items() if often[content] > 1 and self._arrivals.is_gone(path)}
-        new = [path for path in one.rows if path in contents]
-        for path in sorted(new, key=gone.__contains__):  # what is there has the last name
+        last = [path for path in contents if path in one.rows or path not in gone]
+        for path in sorted(last, key=gone.__contains__):  # what is there has the last name
             former = {other for other in gone - {path, *one.renamed} if contents[other] == contents[path]}
+            if path in gone:
+                former &= {*one.told}
+            elif path not in one.rows:  # what the verdict counts twice stays so
+                former -= {*one.told}
             if path not in one.renamed:
-                one.renamed |= dict.fromkeys(former & {*one.told} if path in gone else former, path)
+                one.renamed |= dict.fromkeys(former, path)
 
     def _content(self, path: str, one: Waiting) -> str | None:
         row = one.rows.get(path) or self._arrivals.find(f"{path}{VERDICT}") or {}
