@@ -236,10 +236,11 @@ def mirrored(inspector: Inspector, scores: Scores, root: Path, views: int) -> Sc
     """What the same weights say with ``data.eval_views``."""
     preprocessing = inspector.preprocessing
     network = Network(inspector.name, len(inspector.classes), preprocessing.mean, preprocessing.std, views=views)
+    network.glance = inspector.network.glance  # it is among the weights
     network.load_state_dict(inspector.network.state_dict())
     images = [inspector.read((root.parent / key).read_bytes(), key) for key in scores.keys.to_pylist()]
     logits = [network.eval()(torch.stack(part)).double().numpy() for part in batched(images, 32)]
-    return dataclasses.replace(scores, logits=np.concatenate(logits))
+    return dataclasses.replace(scores, logits=np.concatenate(logits) + inspector.offsets)
 
 
 def batched(images: Sequence[Tensor], size: int) -> list[list[Tensor]]:

@@ -85,8 +85,8 @@ def thin(catalog: Catalog, regime: str, seed: int) -> Catalog:
 def regime_in_use(regime: str) -> Iterator[None]:
     """Thin training images before validation images are taken from them; the held-out fold stays whole."""
 
-    def split(catalog: Catalog, folds: int, fold: int, seed: int, groups: Sequence[str]) -> tuple[Catalog, Catalog]:
-        kept, held_out = split_fold(catalog, folds, fold, seed, groups)
+    def split(catalog: Catalog, folds: int, fold: int, seed: int, *groups: Any) -> tuple[Catalog, Catalog]:
+        kept, held_out = split_fold(catalog, folds, fold, seed, *groups)
         return thin(kept, regime, seed), held_out
 
     with mock.patch.object(datamodule, "split_fold", split):
