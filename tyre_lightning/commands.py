@@ -20,7 +20,7 @@ from tyre_lightning.command_line import USER_ERROR, end, guard, run
 from tyre_lightning.config import config_folder, register_schemas, to_train_config
 from tyre_lightning.errors import UserError
 from tyre_lightning.loading import loading
-from tyre_lightning.ranks import Rank, check_apart, check_ranks, check_sweep, here, leave_signals_to_first
+from tyre_lightning.ranks import check_apart, check_ranks, check_sweep, here, leave_signals_to_first
 from tyre_lightning.telling import tell_start
 from tyre_lightning.tracking.sweeps import in_sweep
 from tyre_lightning.usage import Usage
@@ -63,18 +63,18 @@ def start(name: str) -> int:
     """Run a verb of :data:`COMMANDS` on the command line's overrides; gives the exit code."""
     rank = here() if name == "train" else None
     if rank is None:
-        return _start(name, None)
+        return _start(name)
     if not rank.first:
         return _take_part()
     code = USER_ERROR
     try:
-        code = _start(name, rank)
+        code = _start(name)
     finally:
         _part(code)
     return code
 
 
-def _start(name: str, rank: Rank | None) -> int:
+def _start(name: str) -> int:
     command, task = COMMANDS[name], _task(name)
     sys.argv[1:] = [*map(command.spelt, sys.argv[1:])]
     register_schemas()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyre_lightning.config import EvalCrop
 from tyre_lightning.errors import hide_passwords
 from tyre_lightning.progress import say
 
@@ -64,8 +63,8 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
     learning = sum(part.numel() for part in model.network.parameters() if part.requires_grad)
     size = data.preprocessing.size
     say(_line("model", f"{every:,} parameters, of which {learning:,} learn; sees {size} x {size} pixels"))
-    if data.lost is not None:
-        _tell_detail(data.lost, whole=data.config.eval_crop is EvalCrop.whole)
+    if (lost := data.lost) is not None:
+        _tell_detail(lost)
     say(_line("epochs", f"{config.trainer.max_epochs} at most, by batches of {config.data.batch_size}"))
     say(_line("results", near(folder)))
     say(_line("", f"and experiment {config.logger.experiment} of {_server(config.logger)}"))
@@ -77,11 +76,11 @@ def tell_work(config: TrainConfig, data: TyreDataModule, model: TyreClassifier, 
         say(f"  where at most {heading.partition('@')[2]} of the good ones are rejected")
 
 
-def _tell_detail(lost: Detail, *, whole: bool) -> None:
+def _tell_detail(lost: Detail) -> None:
     """Say that pictures are larger than the network sees them, and what it would cost to see all."""
     which = "" if lost.larger == lost.looked else f"{lost.larger} of {lost.looked} "
     pictures, size = f"{which}pictures of about {lost.width} x {lost.height}", lost.size
-    shown, more = "them" if whole else "their middle", " or more" if lost.more else ""
+    shown, more = "them" if lost.whole else "their middle", " or more" if lost.more else ""
     say(_line("", f"of {pictures}: data.image_size={size} would show all"))
     say(_line("", f"of {shown}, at {lost.times:.1f} times the time{more}"))
 

@@ -22,6 +22,7 @@ class Detail(NamedTuple):
     size: int  # the ``data.image_size`` that would make it no smaller
     times: float  # as many pixels, and about as much time
     more: bool  # time, where the network compares every place with every other
+    whole: bool  # pictures are seen, or their middle
 
 
 def lost_detail(extents: Sequence[tuple[int, int]], preprocessing: Preprocessing, step: int = 1) -> Detail | None:
@@ -41,4 +42,4 @@ def lost_detail(extents: Sequence[tuple[int, int]], preprocessing: Preprocessing
         return None
     pixels, (height, width) = larger[len(larger) // 2]
     size = math.ceil(pixels * preprocessing.size / sees / step) * step
-    return Detail(len(larger), len(extents), height, width, size, (size / preprocessing.size) ** 2, step > 1)
+    return Detail(len(larger), len(extents), height, width, size, (size / preprocessing.size) ** 2, step > 1, whole)
